@@ -1,0 +1,56 @@
+# Whence. `make help` lists what there is; `make demo` and `make test` need nothing but Python 3.11.
+PYTHON ?= python3
+BIN := .venv/bin
+# Worker processes of the unit tests; each holds its own torch, so more than the cores does not help.
+JOBS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types unit integration e2e ui compiled component-docs pictures clean
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+setup: .venv/.installed ## Create .venv with everything in it (once, and again when pyproject.toml changes)
+
+.venv/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps kronfluence==1.0.1  # declares torchvision, which it never imports
+	touch $@
+
+demo: setup ## Run the whole pipeline on the built-in demo: train, fit factors, score, compare
+	$(BIN)/whence run --profile demo
+
+ui: setup ## Open MLflow's UI on the runs made here (http://127.0.0.1:5000)
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+test: setup lint types unit integration e2e ## Everything CI runs
+
+lint: setup ## Style and common mistakes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## Static types
+	$(BIN)/mypy
+
+unit: setup ## Fast tests of each module (a process per core, so one thread each)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n $(JOBS) -q
+
+integration: setup ## Tests against real servers, real data and a real small model
+	$(BIN)/pytest tests/integration -q
+
+e2e: setup ## The real pipeline, end to end
+	$(BIN)/pytest tests/e2e -q
+
+compiled: setup ## Compile the checked-in pipelines again
+	$(BIN)/whence compile --profile demo -o pipelines/compiled/demo.yaml
+	$(BIN)/whence compile --profile patents-tinyllama -o pipelines/compiled/patents-tinyllama.yaml
+
+component-docs: setup ## Write the input/output tables of the components' READMEs again
+	$(BIN)/python -m components.docs
+
+pictures: setup ## Take the README's pictures from the last run (needs Chromium)
+	$(BIN)/python docs/pictures.py
+
+clean: ## Remove what runs have made here (not .venv)
+	rm -rf whence-output .whence mlruns mlflow.db
