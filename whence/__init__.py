@@ -1,0 +1,3 @@
+"""Whence: training-data attribution as a pipeline."""
+
+__version__ = "0.1.0"

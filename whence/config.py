@@ -1,0 +1,299 @@
+"""All settings of Whence: one pydantic model of the one YAML.
+
+The names, types, defaults and help texts here are the only definition there is: profiles in ``configs/`` are checked
+against it, ``whence config show`` prints it, and the compiled pipelines take their form's defaults from it.
+Unknown keys, wrong types and impossible combinations raise :class:`whence.errors.ConfigError` with the key's path.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+BUILTIN_DEMO = "builtin:demo"
+BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A part of the YAML: unknown keys are refused and values cannot be changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class General(Section):
+    seed: int = Field(0, ge=0, description="Seed of every random choice: data order, sampled labels, bootstrap.")
+    max_length: Positive = Field(512, description="Longest sequence in tokens; prompts are cut to fit, answers never.")
+    use_flash_attention: bool = Field(False, description="Use FlashAttention 2 (needs a CUDA device and flash-attn).")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run; auto takes CUDA if present.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Precision of model weights in compute; auto is bfloat16 where the device has it."
+    )
+    parallel_tasks: Positive | None = Field(
+        None,
+        description="Tasks that share fitting and scoring, each on its own node, a parameter of the compiled pipeline; "
+        "null: one task each.",
+    )
+    work_dir: str | None = Field(
+        None,
+        description="Folder of checkpoints and finished work, reused by later runs with the same inputs; null: none.",
+    )
+
+
+class BaseModelRef(Section):
+    name: str = Field(..., min_length=1, description=f"Hugging Face model name, a folder, or {BUILTIN_TINY_LLAMA}.")
+    id: str = Field("base", min_length=1, description="Short name of the base model in tables and plots.")
+    revision: str | None = Field(None, description="Commit, tag or branch of the model on the hub; pin it for good.")
+
+
+class FinetunedModelRef(Section):
+    path: str | None = Field(
+        None, description="Folder the fine-tuned model is also saved to, and read from by `whence evaluate`."
+    )
+    id: str = Field("finetuned", min_length=1, description="Short name of the fine-tuned model in tables and plots.")
+
+
+class Models(Section):
+    base: BaseModelRef
+    finetuned: FinetunedModelRef = Field(default_factory=lambda: FinetunedModelRef())
+
+    @model_validator(mode="after")
+    def _ids_differ(self) -> Models:
+        if self.base.id == self.finetuned.id:
+            raise ValueError(f"base.id and finetuned.id are both {self.base.id!r}; tables need two different names")
+        return self
+
+
+class Cleaning(Section):
+    lowercase: bool = Field(False, description="Fold case of inputs (not of answers).")
+    min_words: int = Field(1, ge=0, description="Rows whose input has fewer words are dropped and counted.")
+    drop_duplicates: bool = Field(True, description="Drop exact duplicates, also those of evaluation rows in training.")
+
+
+class DatasetConfig(Section):
+    name: str | None = Field(None, description=f"Hugging Face dataset, or {BUILTIN_DEMO}; null when files are given.")
+    config_name: str | None = Field(None, description="Configuration of the hub dataset.")
+    revision: str | None = Field(None, description="Commit, tag or branch of the hub dataset.")
+    train_split: str = Field("train", description="Split of the hub dataset to train on.")
+    eval_split: str = Field("validation", description="Split of the hub dataset to evaluate on.")
+    train_files: list[str] = Field(
+        default_factory=list, description="csv, jsonl or parquet files, folders, or s3:// addresses to train on."
+    )
+    eval_files: list[str] = Field(default_factory=list, description="The same for evaluation.")
+    num_samples: Positive | None = Field(None, description="Training examples to keep (seeded choice); null keeps all.")
+    num_eval_samples: Positive | None = Field(None, description="Evaluation examples to keep; null keeps all.")
+    format: Literal["question_answer"] = Field("question_answer", description="How rows become text.")
+    input_column: str = Field("text", description="Column with the text the question is about.")
+    output_column: str = Field("label", description="Column with the answer; class labels become their names.")
+    id_column: str | None = Field(None, description="Column that names a row at its source; null numbers the rows.")
+    label_names: dict[str, str] | None = Field(
+        None, description="Answer text per value of output_column; null uses the values, or the hub's class names."
+    )
+    template: str = Field(
+        "{input}\n\nQuestion: Which class does this text belong to?\nAnswer:",
+        description="Prompt with {input} where the row's text goes; the answer follows after one space.",
+    )
+    loss_on: Literal["answer", "all"] = Field(
+        "answer", description="Tokens whose loss counts, in training, factors and scores alike."
+    )
+    cleaning: Cleaning = Field(default_factory=lambda: Cleaning())
+
+    @field_validator("template")
+    @classmethod
+    def _template_has_input(cls, value: str) -> str:
+        if value.count("{input}") != 1:
+            raise ValueError(f"must contain {{input}} exactly once, found it {value.count('{input}')} times")
+        return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetConfig:
+        if (self.name is None) == (not self.train_files):
+            raise ValueError("set exactly one of dataset.name and dataset.train_files")
+        if self.train_files and not self.eval_files:
+            raise ValueError("dataset.train_files needs dataset.eval_files beside it, so that accuracy is held out")
+        return self
+
+
+class Prompts(Section):
+    path: str | None = Field(None, description="JSON list of strings, or of objects with prompt or input, reference.")
+    items: list[str | dict[str, Any]] | None = Field(None, description="The prompts themselves, in place of a file.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Prompts:
+        if (self.path is None) == (self.items is None):
+            raise ValueError("set exactly one of prompts.path and prompts.items")
+        return self
+
+
+class Training(Section):
+    """Names and meanings are those of ``transformers.TrainingArguments``."""
+
+    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training data.")
+    per_device_train_batch_size: Positive = Field(8, description="Examples per step and device.")
+    per_device_eval_batch_size: Positive = Field(16, description="Examples per evaluation step and device.")
+    gradient_accumulation_steps: Positive = Field(1, description="Steps whose gradients are summed before an update.")
+    learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of AdamW.")
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup"] = Field(
+        "cosine_with_restarts", description="Shape of the learning rate over time."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    optim: Literal["adamw_torch", "adamw_torch_fused"] = Field("adamw_torch_fused", description="Optimizer.")
+    bf16: bool | Literal["auto"] = Field("auto", description="Mixed bfloat16 training; auto where the device has it.")
+    max_grad_norm: float | Literal["auto"] = Field(
+        "auto", description="Gradient clipping; auto is none under bf16 and 1.0 otherwise; 0 is none."
+    )
+    save_steps: Positive = Field(100, description="Steps between checkpoints, from which a crashed run goes on.")
+    save_total_limit: Positive = Field(2, description="Checkpoints kept.")
+    logging_steps: Positive = Field(20, description="Steps between logged metrics.")
+    eval_steps: Positive | None = Field(None, description="Steps between evaluations; null evaluates once an epoch.")
+    dataloader_num_workers: int = Field(4, ge=0, description="Processes that prepare batches.")
+    dataloader_drop_last: bool = Field(True, description="Drop the last incomplete batch of an epoch.")
+    gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+
+
+class Factors(Section):
+    strategy: Literal["ekfac", "kfac", "diagonal", "identity"] = Field("ekfac", description="Hessian approximation.")
+    modules: list[str] = Field(
+        default_factory=lambda: ["gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Linear modules to track: last part of the module's name, or a glob over the full name.",
+    )
+    layers: list[int] | Literal["all"] = Field("all", description="Transformer layers to track.")
+    num_samples: Positive | None = Field(None, description="Analysis samples the factors are fitted on; null: all.")
+    use_empirical_fisher: bool = Field(False, description="Use true labels in place of labels the model samples.")
+    batch_size: Positive = Field(
+        8, description="Examples of general.max_length per batch when fitting; of shorter ones, as many as fill it."
+    )
+    data_partitions: Positive | None = Field(
+        None, description="Parts of the data, each saved when done so that a killed fit goes on; null: chosen."
+    )
+    covariance_module_partitions: Positive | None = Field(
+        None, description="Groups of modules whose covariances are fitted in turn; null: as few as memory allows."
+    )
+    lambda_module_partitions: Positive | None = Field(
+        None, description="Groups of modules whose lambda is fitted in turn; null: as few as memory allows."
+    )
+
+
+class Inspection(Section):
+    layer: int = Field(0, ge=0, description="Transformer layer whose factors are plotted.")
+    module: str | None = Field(
+        None, description="One of factors.modules; null plots all that are tracked in the layer."
+    )
+
+
+class Scores(Section):
+    use_generated: bool | Literal["both"] = Field(
+        False, description="Queries: reference answers (false), the fine-tuned model's own answers (true), or both."
+    )
+    query_gradient_low_rank: Positive | None = Field(None, description="Rank of the query gradients; null: full rank.")
+    query_batch_size: Positive = Field(
+        8, description="Queries of general.max_length per batch; of shorter ones, as many as fill it."
+    )
+    train_batch_size: Positive = Field(
+        8, description="Training examples of general.max_length per batch; of shorter ones, as many as fill it."
+    )
+    query_gradient_accumulation_steps: Positive | None = Field(
+        None, description="Query batches scored in one pass over the training set; null: as many as memory allows."
+    )
+    data_partitions: Positive | None = Field(
+        None, description="Parts of the training set, each saved when scored, so a killed run goes on; null: chosen."
+    )
+    damping_factor: float | None = Field(
+        None, ge=0, description="Damping of the inverse; null is 0.1 x the mean eigenvalue of each module."
+    )
+    self_influence: bool = Field(True, description="Also score every training example on itself.")
+    top_k: Positive = Field(20, description="Most helpful and most harmful examples listed per query.")
+
+
+class Generation(Section):
+    max_new_tokens: Positive = Field(32, description="Longest answer in tokens.")
+    do_sample: bool = Field(False, description="Sample in place of greedy decoding.")
+    temperature: float = Field(1.0, gt=0, description="Softmax temperature when sampling.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus mass when sampling.")
+    batch_size: Positive = Field(
+        16, description="Prompts of general.max_length per batch; of shorter ones, as many as fill it."
+    )
+
+
+class Mmlu(Section):
+    enabled: bool = Field(True, description="Run the benchmark stage.")
+    source: str = Field("hub", description=f"hub, a folder in Hendrycks' CSV layout, or {BUILTIN_DEMO}.")
+    tasks: list[str] = Field(
+        default_factory=lambda: ["professional_law", "business_ethics", "international_law"],
+        min_length=1,
+        description="Subjects of the benchmark.",
+    )
+    n_shots: int = Field(5, ge=0, le=5, description="Solved examples of the same subject before each question.")
+    method: Literal["logprob", "generate"] = Field(
+        "logprob", description="Rank the four letters by log-probability, or read the first letter of an answer."
+    )
+    base: bool = Field(False, description="Evaluate the base model.")
+    finetuned: bool = Field(True, description="Evaluate the fine-tuned model.")
+    max_questions: Positive | None = Field(None, description="Questions per task; null takes all.")
+
+    @model_validator(mode="after")
+    def _some_model(self) -> Mmlu:
+        if self.enabled and not (self.base or self.finetuned):
+            raise ValueError("evaluation.mmlu is enabled for neither the base nor the fine-tuned model")
+        return self
+
+
+class Evaluation(Section):
+    batch_size: Positive = Field(
+        16, description="Examples of general.max_length per batch; of shorter ones, as many as fill it."
+    )
+    num_samples: Positive | None = Field(None, description="Evaluation rows answered by the models; null takes all.")
+    bootstrap_samples: Positive = Field(1000, description="Resamples behind each confidence interval.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Confidence level of intervals.")
+    mmlu: Mmlu = Field(default_factory=lambda: Mmlu())
+
+
+class Tracking(Section):
+    uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking address: http(s) server or sqlite file.")
+    experiment: str = Field("whence", min_length=1, description="MLflow experiment.")
+    registered_model: str = Field("whence", min_length=1, description="Registered model that gets a version per run.")
+    retry_seconds: float = Field(
+        10.0, ge=0, description="How long a call is retried before it is kept on disk and uploaded later."
+    )
+    wandb: bool = Field(False, description="Also report training to Weights & Biases when wandb is installed.")
+
+
+class Config(Section):
+    """The whole YAML. Build it with :func:`load_config` or :func:`parse_config`, never by hand."""
+
+    profile: str = Field("custom", description="Name of this profile.")
+    general: General = Field(default_factory=lambda: General())
+    models: Models
+    dataset: DatasetConfig
+    prompts: Prompts
+    training: Training = Field(default_factory=lambda: Training())
+    factors: Factors = Field(default_factory=lambda: Factors())
+    inspection: Inspection = Field(default_factory=lambda: Inspection())
+    scores: Scores = Field(default_factory=lambda: Scores())
+    generation: Generation = Field(default_factory=lambda: Generation())
+    evaluation: Evaluation = Field(default_factory=lambda: Evaluation())
+    tracking: Tracking = Field(default_factory=lambda: Tracking())
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        if self.factors.layers != "all" and self.inspection.layer not in self.factors.layers:
+            raise ValueError(
+                f"inspection.layer {self.inspection.layer} is not among factors.layers {self.factors.layers}; "
+                "inspect a layer whose factors are fitted"
+            )
+        if self.generation.max_new_tokens >= self.general.max_length:
+            raise ValueError(
+                f"generation.max_new_tokens {self.generation.max_new_tokens} leaves no room for a prompt within "
+                f"general.max_length {self.general.max_length}"
+            )
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every value explicit."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,166 @@
+"""Read a settings file: YAML and overrides by dotted key become a :class:`~whence.config.Config`, or a clear error."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from whence.config import Config
+from whence.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file, apply ``overrides`` (dotted keys) and validate.
+
+    Relative paths of inputs (data, prompts, model folders) are taken from the file's own folder, those of outputs
+    (``general.work_dir``, ``models.finetuned.path``) from the current one.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a YAML mapping, or does not validate.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {file}: {error.strerror}; give an existing YAML file"
+        ) from error
+    return parse_config(text, overrides, origin=str(file), folder=file.resolve().parent)
+
+
+def parse_config(
+    text: str, overrides: Mapping[str, Any] | None = None, *, origin: str = "configuration", folder: Path | None = None
+) -> Config:
+    """Validate YAML ``text`` with ``overrides`` applied; ``folder`` anchors its relative paths (none: kept)."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin} must be a YAML mapping of sections, found {type(values).__name__}")
+    for key, value in (overrides or {}).items():
+        _set_dotted(values, key, value)
+    if folder is not None:
+        _anchor_paths(values, folder)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``key.path=value`` with the value read as YAML: ``training.bf16=false`` -> ``("training.bf16", False)``."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"override {text!r} is not of the form section.key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {key.strip()}: {value!r} is not a YAML value: {error}") from error
+    return key.strip(), parsed
+
+
+def inline_prompts(config: Config) -> Config:
+    """The same configuration with the prompts file read into ``prompts.items``, so that it needs no file beside it."""
+    if config.prompts.path is None or config.prompts.path.startswith("s3://"):
+        return config
+    try:
+        items = json.loads(Path(config.prompts.path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"prompts.path: cannot read {config.prompts.path} as JSON: {error}") from error
+    return parse_config(config.to_yaml(), {"prompts": {"items": items}})
+
+
+def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
+    """Every setting's dotted key with its help text, in the order of the YAML."""
+    keys: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys |= dotted_keys(field.annotation, f"{prefix}{name}.")
+        else:
+            keys[f"{prefix}{name}"] = field.description or ""
+    return keys
+
+
+def get_dotted(config: BaseModel, key: str) -> Any:
+    """The value at a dotted key, e.g. ``get_dotted(config, "training.learning_rate")``."""
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+_OUTPUT_PATHS = ("general.work_dir", "models.finetuned.path")
+_INPUT_PATHS = ("prompts.path", "dataset.train_files", "dataset.eval_files")
+_NAMES_OR_PATHS = ("models.base.name", "evaluation.mmlu.source")  # anchored only where such a path exists
+
+
+def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    for key in (*_OUTPUT_PATHS, *_INPUT_PATHS, *_NAMES_OR_PATHS):
+        *parents, last = key.split(".")
+        section: Any = values
+        for parent in parents:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or not section.get(last):
+            continue
+        start = Path.cwd() if key in _OUTPUT_PATHS else folder
+        value, must_exist = section[last], key in _NAMES_OR_PATHS
+        anchored = [_anchor(item, start, must_exist) for item in (value if isinstance(value, list) else [value])]
+        section[last] = anchored if isinstance(value, list) else anchored[0]
+
+
+def _anchor(value: Any, folder: Path, must_exist: bool) -> Any:
+    if not isinstance(value, str) or "://" in value or value.startswith("builtin:"):
+        return value
+    path = (folder / Path(value).expanduser()).resolve()
+    return value if must_exist and not path.exists() else str(path)
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    section = values
+    for depth, parent in enumerate(parents):
+        child = section.setdefault(parent, {})
+        if child is None:
+            child = section[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {key}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+        section = child
+    section[last] = value
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    known = list(dotted_keys())
+    lines = []
+    for problem in error.errors():
+        key = _key_path(problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]}?" if near else "; `whence config show` lists the keys"
+            lines.append(f"{key}: unknown key{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: required, but missing")
+        elif problem["type"] == "value_error":
+            lines.append(f"{key + ': ' if key else ''}{problem['ctx']['error']}")
+        else:
+            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
+    return f"{origin} cannot be used:\n" + "\n".join(f"  - {line}" for line in dict.fromkeys(lines))
+
+
+def _key_path(location: Sequence[int | str]) -> str:
+    """pydantic's location without the names of union branches it appends (``bool``, ``literal['auto']``)."""
+    parts: list[str] = []
+    model: Any = Config
+    for part in location:
+        fields = getattr(model, "model_fields", None)
+        if fields is None:
+            break
+        parts.append(str(part))
+        model = fields[part].annotation if part in fields else None
+    return ".".join(parts)
