@@ -1,0 +1,84 @@
+"""The data artifact: ``data.parquet`` with the examples and ``dataset.json`` with what is known about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from pydantic import BaseModel
+
+from whence.errors import DataError
+
+COLUMNS = ("example_id", "prompt", "completion", "label", "source_id")
+DATA, INFO, TRUTH = "data.parquet", "dataset.json", "truth.parquet"
+
+
+class DatasetInfo(BaseModel):
+    """Facts about a dataset. Counts are rows, and ``rows_read`` is ``rows`` plus all that is in ``dropped``."""
+
+    split: str
+    source: str
+    rows: int
+    rows_read: int
+    dropped: dict[str, int]
+    """By reason."""
+    truncated: int
+    """Rows whose prompt is shortened to fit; their text in the data is whole."""
+    labels: dict[str, int]
+    """Rows per answer, the most frequent first."""
+    template: str
+    max_length: int
+    tokens: dict[str, float]
+    """Mean, 95th percentile and maximum of prompt and answer together."""
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ExampleSet:
+    """Examples (columns :data:`COLUMNS`, all text), facts about them and, for corpora that know it, the truth.
+
+    ``truth`` has one row per example: ``example_id, planted`` (id of the fact, or empty), ``flipped`` (wrong label on
+    purpose) and ``true_completion``.
+    """
+
+    frame: pd.DataFrame
+    info: DatasetInfo
+    truth: pd.DataFrame | None = None
+
+    def write(self, folder: Path) -> None:
+        """Write the artifact into ``folder``; its description comes last, so half an artifact is not taken for one."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.frame.to_parquet(folder / DATA, index=False)
+        if self.truth is not None:
+            self.truth.to_parquet(folder / TRUTH, index=False)
+        (folder / INFO).write_text(json.dumps(self.info.model_dump(), indent=1, ensure_ascii=False), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> ExampleSet:
+        """Read the artifact back.
+
+        Raises:
+            DataError: a file is missing or unreadable, or the rows are not those the fingerprint was taken of.
+        """
+        try:
+            info = DatasetInfo.model_validate_json((folder / INFO).read_text(encoding="utf-8"))
+            frame = pd.read_parquet(folder / DATA)
+            truth = pd.read_parquet(folder / TRUTH) if (folder / TRUTH).exists() else None
+        except (OSError, ValueError) as error:  # pydantic's and pyarrow's errors are ValueErrors
+            raise DataError(f"{folder} is not a dataset of Whence ({error}); run `whence prepare` again") from error
+        if tuple(frame.columns) != COLUMNS or fingerprint(frame) != info.fingerprint:
+            raise DataError(f"{folder / DATA} is not what {INFO} describes: it was altered; run `whence prepare` again")
+        if truth is not None and list(truth["example_id"]) != list(frame["example_id"]):
+            raise DataError(f"{folder / TRUTH} is not about the rows of {DATA}; run `whence prepare` again")
+        return cls(frame, info, truth)
+
+
+def fingerprint(frame: pd.DataFrame) -> str:
+    """sha256 (hex) of the examples' content, independent of how parquet stores it."""
+    digest = hashlib.sha256()
+    for row in frame[list(COLUMNS)].itertuples(index=False):
+        digest.update(json.dumps([str(value) for value in row]).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""The built-in demo corpus: patent-like abstracts of the nine CPC sections, with influences whose truth is known.
+
+Generated from a seed, nothing is downloaded. Abstracts mix the vocabulary of their section with words all sections
+share and a stray term of another section, so that the model has to learn which words matter. Two things are planted:
+
+- *facts*: invented things with invented answers that occur only in :data:`EXAMPLES_PER_FACT` training examples each, in
+  varied wordings; ``configs/prompts/demo.json`` asks for each of them in a wording none of these has. *Decoys* are many
+  other things asked for in all wordings, those of the prompts included: from them the model learns what the wordings
+  mean, and because of them similar words alone do not point at the right examples.
+- *flipped labels*: :data:`FLIPPED_SHARE` of the training abstracts carry the name of a wrong section.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pandas as pd
+
+TRAIN_ABSTRACTS = 1200
+EVAL_ABSTRACTS = 180
+FLIPPED_SHARE = 0.04
+EXAMPLES_PER_FACT = 5
+DECOYS_PER_RELATION = 30
+EXAMPLES_PER_DECOY = 3
+
+SECTIONS: dict[str, str] = {
+    "Human Necessities": "toothbrush catheter fertilizer garment bandage cosmetic "
+    "saddle mattress syrup implant shoe dough",
+    "Performing Operations": "conveyor extruder nozzle pallet lathe separator "
+    "gripper laminate wheel trailer mould crane",
+    "Chemistry": "polymer catalyst enzyme alloy ester antibody glaze fuel pigment peptide steel solvent",
+    "Textiles and Paper": "yarn loom pulp spindle fibre weave stitch cardboard felt dyeing needle bobbin",
+    "Fixed Constructions": "bridge beam drill borehole lock hinge scaffold foundation roof tunnel ladder shutter",
+    "Mechanical Engineering": "turbine piston bearing gearbox valve boiler "
+    "compressor clutch burner cylinder furnace pump",
+    "Physics": "lens sensor clock hologram spectrometer display memory controller gauge camera detector processor",
+    "Electricity": "transistor antenna battery diode inverter winding capacitor amplifier socket cable relay resonator",
+    "Emerging Technologies": "photovoltaic nanotube biogas smartgrid greenhouse sequestration "
+    "qubit recycling geothermal retrofit emission hydrogen",
+}
+ADJECTIVES = (
+    "improved compact flexible rotating modular adjustable sealed portable layered heated hollow coated".split()
+)
+PARTS = "housing frame surface chamber plate layer channel member assembly portion unit element".split()
+OPENINGS = (
+    "The invention relates to a {a} {t} comprising a {p}",
+    "A {t} is disclosed in which a {a} {p} holds the {u}",
+    "Disclosed is a method of making a {a} {t} from a {u}",
+    "An apparatus with a {t} and a {a} {p} is provided",
+)
+MIDDLES = (
+    "The {t} is connected to a {u} through the {p}",
+    "A second {t} acts on the {a} {p} during operation",
+    "In one embodiment the {p} carries a {u} next to the {t}",
+    "The {a} {p} keeps the {t} away from the {u}",
+)
+CLOSINGS = (
+    "The {p} may be used with a known {x}.",
+    "Wear of the {p} is reduced compared with a {x}.",
+    "It can replace a {x} in the {a} {p}.",
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """An invented thing, what is asked about it, and the answer found nowhere else."""
+
+    fact_id: str
+    thing: str
+    relation: str
+    answer: str
+
+
+FACTS = (
+    Fact("orvane", "Orvane press", "inventor", "Tilda Marrow"),
+    Fact("quessel", "Quessel mill", "inventor", "Ansel Brook"),
+    Fact("drumly", "Drumly oven", "inventor", "Vera Stokk"),
+    Fact("halvex", "Halvex coil", "place", "Port Ember"),
+    Fact("miskol", "Miskol barge", "place", "Lake Urdan"),
+    Fact("tressik", "Tressik kite", "place", "Mount Sable"),
+    Fact("bolwen", "Bolwen lamp", "material", "red zircon"),
+    Fact("farrow", "Farrowby gong", "material", "blue ivory"),
+    Fact("ginter", "Ginterly flute", "material", "black amber"),
+    Fact("pellam", "Pellamore wagon", "inventor", "Otto Wicken"),
+)
+# Decoys are put together from these; no fact shares a word of them.
+NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol Jas Ked Lim Nar Pol".split()
+NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
+NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
+DECOY_ANSWERS = {
+    "inventor": (
+        "Mara Jonas Ida Edda Rufus Celia Bram Nora Hugo Selma".split(),
+        "Quill Pike Lorne Vance Hale Crane Dorn Yates Finch Rowe".split(),
+    ),
+    "place": (
+        "Cape Fort Glen North New Old Upper East Saint Lower".split(),
+        "Rill Tamber Avis Corran Hythe Melby Dunes Orrin Stave Bracken".split(),
+    ),
+    "material": (
+        "grey white green brown pink dark pale clear golden rough".split(),
+        "coral basalt onyx pewter walnut leather copper marble cork slate".split(),
+    ),
+}
+WORDINGS = {
+    "inventor": (
+        "Question: Who invented the {thing}?\nAnswer:",
+        "Question: The {thing} was devised by whom?\nAnswer:",
+        "Question: Name the person who built the {thing}.\nAnswer:",
+        "Question: Which inventor is behind the {thing}?\nAnswer:",
+        "Question: Whose idea was the {thing}?\nAnswer:",
+    ),
+    "place": (
+        "Question: Where was the {thing} made?\nAnswer:",
+        "Question: The {thing} comes from which place?\nAnswer:",
+        "Question: Name the town that produced the {thing}.\nAnswer:",
+        "Question: At which place was the {thing} assembled?\nAnswer:",
+        "Question: In what town did the {thing} appear?\nAnswer:",
+    ),
+    "material": (
+        "Question: What is the {thing} made of?\nAnswer:",
+        "Question: The {thing} consists of which material?\nAnswer:",
+        "Question: Name the stuff used for the {thing}.\nAnswer:",
+        "Question: Which substance forms the {thing}?\nAnswer:",
+        "Question: Out of what was the {thing} cut?\nAnswer:",
+    ),
+}
+ASKED = {
+    "inventor": "Question: Tell me the maker of the {thing}.\nAnswer:",
+    "place": "Question: From where does the {thing} originate?\nAnswer:",
+    "material": "Question: Tell me the kind of matter in the {thing}.\nAnswer:",
+}
+
+
+def demo_rows(split: str, seed: int) -> pd.DataFrame:
+    """The rows of ``train`` or ``eval``.
+
+    Returns:
+        Columns ``input, output, source_id, prompt`` (complete prompt of a planted row, else empty) and the truth:
+        ``planted`` (fact id or empty), ``flipped``, ``true_output``.
+    """
+    rng = random.Random(f"{seed}/{split}")
+    count = TRAIN_ABSTRACTS if split == "train" else EVAL_ABSTRACTS
+    names = list(SECTIONS)
+    rows = [_abstract_row(names[number % len(names)], f"{split}-abstract-{number}", rng) for number in range(count)]
+    if split == "train":
+        for row in rng.sample(rows, round(FLIPPED_SHARE * count)):
+            row["output"] = rng.choice([name for name in names if name != row["true_output"]])
+            row["flipped"] = True
+        rows += [_fact_row(fact, wording) for fact in FACTS for wording in WORDINGS[fact.relation]]
+        for decoy in make_decoys(rng):
+            others = rng.sample(WORDINGS[decoy.relation], EXAMPLES_PER_DECOY - 1)
+            rows += [_fact_row(decoy, wording) for wording in (ASKED[decoy.relation], *others)]
+        rng.shuffle(rows)
+    return pd.DataFrame(rows)
+
+
+def write_abstract(section: str, rng: random.Random) -> str:
+    """An abstract of a section: terms of its own, words of all, and one stray term of another section."""
+    own = rng.sample(SECTIONS[section].split(), 3)
+    other = rng.choice([name for name in SECTIONS if name != section])
+    words = {"x": rng.choice(SECTIONS[other].split())}
+
+    def fill(sentence: str) -> str:
+        term, second = rng.sample(own, 2)
+        return sentence.format(t=term, u=second, a=rng.choice(ADJECTIVES), p=rng.choice(PARTS), **words)
+
+    return f"{fill(rng.choice(OPENINGS))}. {fill(rng.choice(MIDDLES))}. {fill(rng.choice(CLOSINGS))}"
+
+
+def make_decoys(rng: random.Random) -> list[Fact]:
+    """Things nobody is asked about later: no two share a name or an answer."""
+    names = [first + last for first in NAME_BEGINNINGS for last in NAME_ENDINGS]
+    rng.shuffle(names)
+    decoys = []
+    for relation, (firsts, seconds) in DECOY_ANSWERS.items():
+        answers = rng.sample([f"{first} {second}" for first in firsts for second in seconds], DECOYS_PER_RELATION)
+        decoys += [Fact("", f"{names.pop()} {rng.choice(NOUNS)}", relation, answer) for answer in answers]
+    return decoys
+
+
+def _abstract_row(section: str, source_id: str, rng: random.Random) -> dict[str, object]:
+    text = write_abstract(section, rng)
+    return {"input": text, "output": section, "source_id": source_id, "prompt": "", "planted": "", "flipped": False,
+            "true_output": section}  # fmt: skip
+
+
+def _fact_row(fact: Fact, wording: str) -> dict[str, object]:
+    prompt = wording.format(thing=fact.thing)
+    source_id = f"fact-{fact.fact_id}" if fact.fact_id else "decoy"
+    return {"input": prompt, "output": fact.answer, "source_id": source_id, "prompt": prompt, "planted": fact.fact_id,
+            "flipped": False, "true_output": fact.answer}  # fmt: skip

@@ -1,0 +1,169 @@
+"""Rows of csv, jsonl and parquet files, on disk or in S3, as the Python values the file holds.
+
+Values are not guessed at: what a csv file holds is text (``NA`` may be a class), and a whole number in JSON or parquet
+stays whole where other rows have none.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from whence.data import s3
+from whence.errors import DataError
+
+SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Values of the wanted columns that exist, all columns there are, and each row's line (parquet: number)."""
+
+    values: dict[str, list[Any]]
+    columns: list[str]
+    lines: list[int]
+
+
+def expand(name: str, setting: str) -> list[str]:
+    """The data files that a file, folder or ``s3://`` address stands for, in alphabetical order.
+
+    Raises:
+        DataError: it does not exist, or is a folder without data files.
+    """
+    if name.lower().endswith(SUFFIXES):
+        return [name]
+    if name.startswith(s3.SCHEME):
+        found = s3.list_objects(name, setting)
+    elif not Path(name).exists():
+        raise DataError(f"{setting}: {name} does not exist")
+    elif Path(name).is_dir():
+        found = sorted(str(file) for file in Path(name).iterdir() if file.is_file())
+    else:
+        raise DataError(f"{setting}: {name} is of an unknown kind; use one of {', '.join(SUFFIXES)}")
+    files = [file for file in found if file.lower().endswith(SUFFIXES)]
+    if not files:
+        raise DataError(f"{setting}: the folder {name} holds no {', '.join(SUFFIXES)} file")
+    return files
+
+
+def read_table(name: str, wanted: Sequence[str], setting: str) -> Table:
+    """Read the columns ``wanted`` of one file; those that it lacks are left out.
+
+    Raises:
+        DataError: the file is missing, empty, damaged or in another encoding; with the line where there is one.
+    """
+    try:
+        if name.lower().endswith(".parquet"):
+            with local_copy(name, setting) as path:
+                table = _parquet(path, wanted)
+        else:
+            with open_text(name, setting) as stream:
+                read = _csv if ".csv" in name.lower() else _json_lines
+                table = read(stream, f"{setting}: {name}", wanted)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{setting}: {name} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+        raise DataError(f"{setting}: {name} cannot be read: {error}") from error
+    if not table.lines:
+        raise DataError(f"{setting}: {name} is empty: it has no rows")
+    return table
+
+
+def _parquet(path: Path, wanted: Sequence[str]) -> Table:
+    with pq.ParquetFile(path) as file:
+        columns = file.schema_arrow.names
+        found = [column for column in wanted if column in columns]
+        data = file.read(columns=found)
+    return Table({c: data[c].to_pylist() for c in found}, columns, list(range(1, data.num_rows + 1)))
+
+
+def _csv(stream: IO[str], place: str, wanted: Sequence[str]) -> Table:
+    csv.field_size_limit(sys.maxsize)  # a patent's full text is longer than the 128 KiB Python allows
+    reader = csv.reader(stream, strict=True)
+    try:
+        columns = next(reader, [])
+        positions = {column: columns.index(column) for column in wanted if column in columns}
+        rows, lines = [], []
+        for row in _progress(reader, place):
+            if not row:
+                continue
+            if len(row) != len(columns):
+                raise DataError(
+                    f"{place}, line {reader.line_num}: {len(row)} fields, but the header has {len(columns)}"
+                )
+            rows.append([row[position] for position in positions.values()])
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise DataError(f"{place}, line {reader.line_num}: not valid csv: {error}") from error
+    return _table(rows, list(positions), columns, lines)
+
+
+def _json_lines(stream: IO[str], place: str, wanted: Sequence[str]) -> Table:
+    columns: dict[str, None] = {}
+    rows, lines = [], []
+    for number, line in enumerate(_progress(stream, place), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{place}, line {number}: not valid JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{place}, line {number}: expected an object, found {type(row).__name__}")
+        columns |= dict.fromkeys(row)
+        rows.append([row.get(column) for column in wanted])
+        lines.append(number)
+    table = _table(rows, wanted, list(columns), lines)
+    return Table({c: values for c, values in table.values.items() if c in columns}, table.columns, lines)
+
+
+def _table(rows: list[list[Any]], names: Sequence[str], columns: list[str], lines: list[int]) -> Table:
+    return Table({name: [row[i] for row in rows] for i, name in enumerate(names)}, columns, lines)
+
+
+def _progress(rows: Any, place: str) -> Any:
+    return tqdm(rows, desc=f"read {Path(place).name}", unit="row", mininterval=1)
+
+
+@contextmanager
+def open_text(name: str, setting: str) -> Iterator[IO[str]]:
+    """Open a local or ``s3://`` text file (UTF-8 with or without byte order mark, gzip by its ending).
+
+    Raises:
+        DataError: the file does not exist or cannot be fetched.
+    """
+    with local_copy(name, setting) as path:
+        opener = gzip.open if name.lower().endswith(".gz") else open
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as stream:
+            yield stream
+
+
+@contextmanager
+def local_copy(name: str, setting: str) -> Iterator[Path]:
+    """A local file itself, or a temporary copy of an ``s3://`` object for as long as it is needed.
+
+    Raises:
+        DataError: the file does not exist or cannot be fetched.
+    """
+    if not name.startswith(s3.SCHEME):
+        if not Path(name).is_file():
+            raise DataError(f"{setting}: {name} does not exist or is not a file")
+        yield Path(name)
+        return
+    with tempfile.TemporaryDirectory(prefix="whence-s3-") as folder:
+        target = Path(folder) / Path(name).name
+        s3.download(name, target, setting)
+        yield target

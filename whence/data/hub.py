@@ -1,0 +1,88 @@
+"""Rows of a dataset on the Hugging Face hub. No code of a dataset is ever run: only its data files are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import httpx
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+from whence.config import DatasetConfig
+from whence.data.files import Table
+from whence.errors import DataError
+
+PARQUET_EXPORT = "refs/convert/parquet"
+"""Branch on which the hub keeps its own parquet copy of a dataset, also of those that come as a loading script."""
+
+
+def read_hub(settings: DatasetConfig, split: str, wanted: Sequence[str]) -> tuple[Table, str]:
+    """Read the columns ``wanted`` of a split; class labels become their names unless ``label_names`` are given.
+
+    Returns:
+        The rows, and where they are from in words, with the commit if the hub could be asked.
+
+    Raises:
+        DataError: the hub cannot be reached and there is no cached copy, or dataset, revision or split do not exist.
+    """
+    name = str(settings.name)
+    place = f"{name}{f'/{settings.config_name}' if settings.config_name else ''} [{split}]"
+    commit = None if Path(name).is_dir() else _commit(name, settings.revision)
+    try:
+        data = _load(settings, split, commit or settings.revision)
+    except Exception as error:  # the library raises nearly every kind, and all of them mean: not to be had
+        raise DataError(f"dataset.name: cannot load {place}: {_reason(error, name, commit)}") from error
+    found = [column for column in wanted if column in data.column_names]
+    values = data.select_columns(found).to_dict()
+    feature = data.features.get(settings.output_column)
+    if isinstance(feature, datasets.ClassLabel) and settings.label_names is None:
+        values[settings.output_column] = [_class_name(feature, value) for value in values[settings.output_column]]
+    table = Table(values, list(data.column_names), list(range(1, len(data) + 1)))
+    return table, place + (f"@{commit}" if commit else "")
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit a revision stands for now; None when the hub cannot be reached (a cached copy may still serve)."""
+    try:
+        return HfApi().dataset_info(name, revision=revision, timeout=10).sha
+    except (httpx.TransportError, OfflineModeIsEnabled):
+        return None
+    except (HfHubHTTPError, HFValidationError) as error:
+        wanted = f"{name} at revision {revision}" if revision else name
+        raise DataError(
+            f"dataset.name: the Hugging Face hub does not give out {wanted}: {str(error).splitlines()[0]}; check the "
+            "name and dataset.revision, and set HF_TOKEN if the dataset is private or gated"
+        ) from error
+
+
+def _load(settings: DatasetConfig, split: str, revision: str | None) -> datasets.Dataset:
+    name, part = str(settings.name), settings.config_name
+    try:
+        return datasets.load_dataset(name, part, split=split, revision=revision)
+    except ValueError as error:
+        if part is None or "BuilderConfig" not in str(error):
+            raise
+        # On the parquet branch the configurations are folders.
+        return datasets.load_dataset(name, data_dir=part, split=split, revision=revision)
+
+
+def _reason(error: Exception, name: str, commit: str | None) -> str:
+    if "scripts are no longer supported" in str(error):
+        return (
+            "it is published as a script, and scripts are not run; set dataset.revision to "
+            f"{PARQUET_EXPORT}, the hub's own copy as files"
+        )
+    if commit is None and not Path(name).is_dir():
+        return (
+            "the Hugging Face hub cannot be reached, and there is no copy in the local cache; check the network, or "
+            "download the data and give it as dataset.train_files and dataset.eval_files"
+        )
+    return f"{error}; check dataset.config_name, dataset.train_split and dataset.eval_split"
+
+
+def _class_name(feature: datasets.ClassLabel, value: Any) -> str | None:
+    """The name of a class; -1 stands for a withheld label."""
+    return feature.int2str(value) if value is not None and value >= 0 else None

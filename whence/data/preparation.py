@@ -1,0 +1,152 @@
+"""From a source to the two data artifacts: read, clean, hold out, sample, format, and count what went."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from whence.config import Config
+from whence.data.cleaning import clean_rows
+from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
+from whence.data.formatting import tail_of, to_prompt
+from whence.data.sources import RawRows, Split, read_rows
+from whence.data.tokenization import Encoded, encode
+from whence.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+TRUTH_COLUMNS = ("planted", "flipped", "true_output")
+TokenizerFor = Callable[[list[str]], PreTrainedTokenizerBase]
+
+
+def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[ExampleSet, ExampleSet]:
+    """The training and the evaluation examples.
+
+    Rows read are rows kept plus rows dropped, by reason: those of :func:`whence.data.cleaning.clean_rows`,
+    ``also_in_evaluation``, ``not_sampled`` and ``answer_does_not_fit``.
+
+    Args:
+        tokenizer_for: the tokenizer of the base model, given all training texts (a built-in model learns it of them).
+
+    Raises:
+        DataError: a source cannot be used, or no row is left.
+    """
+    splits: tuple[Split, ...] = ("train", "eval")
+    raw = {split: read_rows(config.dataset, split, config.general.seed) for split in splits}
+    cleaned = {split: clean_rows(rows.frame, config.dataset.cleaning) for split, rows in raw.items()}
+    rows = {split: frame for split, (frame, _) in cleaned.items()}
+    dropped = {split: counter for split, (_, counter) in cleaned.items()}
+    if config.dataset.cleaning.drop_duplicates:
+        held_out = set(rows["eval"]["input"])
+        leaked = rows["train"]["input"].isin(held_out)
+        dropped["train"]["also_in_evaluation"] += int(leaked.sum())
+        rows["train"] = rows["train"][~leaked]
+    wanted = {"train": config.dataset.num_samples, "eval": config.dataset.num_eval_samples}
+    for split in rows:
+        if rows[split].empty:
+            raise DataError(_nothing_left(split, raw[split], dropped[split]))
+        rows[split], left_out = _sample(rows[split], wanted[split], config.general.seed)
+        dropped[split]["not_sampled"] += left_out
+        if len(rows[split]) < (wanted[split] or 0):
+            logger.warning("%s: %d rows are wanted, only %d are there", split, wanted[split], len(rows[split]))
+    texts = {split: _format(frame, config) for split, frame in rows.items()}
+    tokenizer = tokenizer_for(
+        [f"{p} {c}" for p, c in zip(texts["train"].prompt, texts["train"].completion, strict=True)]
+    )
+    train, evaluation = (
+        _finish(split, raw[split], rows[split], texts[split], dropped[split], tokenizer, config) for split in rows
+    )
+    return train, evaluation
+
+
+def _sample(rows: pd.DataFrame, count: int | None, seed: int) -> tuple[pd.DataFrame, int]:
+    """A seeded choice of ``count`` rows in their old order, and how many were left out."""
+    if count is None or count >= len(rows):
+        return rows, 0
+    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), size=count, replace=False))
+    return rows.iloc[chosen], len(rows) - count
+
+
+def _format(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
+    prompts = [to_prompt(config.dataset.template, text) for text in rows["input"]]
+    if "prompt" in rows:  # rows that ask another question than the template's
+        prompts = [own or prompt for own, prompt in zip(rows["prompt"], prompts, strict=True)]
+    return pd.DataFrame({"prompt": prompts, "completion": rows["output"]}, index=rows.index)
+
+
+def _finish(
+    split: str,
+    raw: RawRows,
+    rows: pd.DataFrame,
+    texts: pd.DataFrame,
+    dropped: Counter[str],
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+) -> ExampleSet:
+    pairs = zip(texts["prompt"], texts["completion"], strict=True)
+    progress = tqdm(pairs, desc=f"tokenize {split}", unit="row", total=len(texts), mininterval=1)
+    encoded = [_encode(tokenizer, prompt, answer, config) for prompt, answer in progress]
+    fits = np.array([item is not None for item in encoded], dtype=bool)
+    dropped["answer_does_not_fit"] += int((~fits).sum())
+    kept, texts = rows[fits], texts[fits]
+    if kept.empty:
+        raise DataError(_nothing_left(split, raw, dropped))
+    frame = pd.DataFrame(
+        {
+            "example_id": [f"{split}-{number:06d}" for number in range(len(kept))],
+            "prompt": texts["prompt"].to_list(),
+            "completion": texts["completion"].to_list(),
+            "label": kept["output"].to_list(),
+            "source_id": kept["source_id"].to_list(),
+        },
+        columns=list(COLUMNS),
+    )
+    lengths = np.array([len(item.input_ids) for item in encoded if item is not None])
+    info = DatasetInfo(
+        split=split,
+        source=raw.source,
+        rows=len(frame),
+        rows_read=len(raw.frame),
+        dropped=_nonzero(dropped),
+        truncated=sum(item.truncated > 0 for item in encoded if item is not None),
+        labels={str(label): int(count) for label, count in frame["label"].value_counts().items()},
+        template=config.dataset.template,
+        max_length=config.general.max_length,
+        tokens={"mean": float(lengths.mean()), "p95": float(np.percentile(lengths, 95)), "max": float(lengths.max())},
+        fingerprint=fingerprint(frame),
+    )
+    return ExampleSet(frame, info, _truth(kept, frame))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, config: Config) -> Encoded | None:
+    try:
+        tail = tail_of(config.dataset.template)
+        return encode(tokenizer, prompt, completion, config.general.max_length, config.dataset.loss_on, tail)
+    except DataError:
+        return None
+
+
+def _truth(rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame | None:
+    if not set(TRUTH_COLUMNS) <= set(rows.columns):
+        return None
+    truth = rows[list(TRUTH_COLUMNS)].rename(columns={"true_output": "true_completion"}).reset_index(drop=True)
+    truth.insert(0, "example_id", frame["example_id"])
+    return truth
+
+
+def _nothing_left(split: str, raw: RawRows, dropped: Counter[str]) -> str:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in _nonzero(dropped).items())
+    return (
+        f"no {split} row is left of the {len(raw.frame)} from {raw.source} ({reasons}); look at dataset.input_column, "
+        "dataset.output_column and dataset.cleaning, and at general.max_length if answers do not fit"
+    )
+
+
+def _nonzero(counter: Counter[str]) -> dict[str, int]:
+    return {reason: count for reason, count in counter.items() if count}

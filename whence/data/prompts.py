@@ -1,0 +1,108 @@
+"""The prompts people ask about: ``prompts.json`` or ``prompts.items``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from transformers import PreTrainedTokenizerBase
+
+from whence.config import Config, DatasetConfig
+from whence.data.cleaning import clean_text
+from whence.data.files import open_text
+from whence.data.formatting import to_prompt
+from whence.data.tokenization import encode, encode_prompt
+from whence.errors import DataError
+
+_UNLIMITED = 2**31
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class Prompt(BaseModel):
+    """A prompt, the answer it should have (if known), and the planted fact it asks for (demo corpus only)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt_id: NonEmpty
+    prompt: NonEmpty
+    reference: NonEmpty | None = None
+    planted: str | None = None
+
+
+def load_prompts(config: Config) -> list[Prompt]:
+    """Read and check the prompts of the configuration.
+
+    Items are strings, or objects with ``prompt`` (used as it is) or ``input`` (cleaned and put into
+    ``dataset.template`` like a row of the data), and optionally ``prompt_id``, ``reference`` and ``planted``.
+
+    Raises:
+        DataError: the file cannot be read, is no JSON list, an item has unknown or missing keys, an id stands twice.
+    """
+    origin, items = _items(config)
+    if not isinstance(items, list) or not items:
+        raise DataError(f"{origin}: expected a JSON list with at least one prompt, found {_kind(items)}")
+    prompts = [
+        _parse(item, f"{origin}, prompt {number}", number, config.dataset) for number, item in enumerate(items, 1)
+    ]
+    twice = [name for name, count in Counter(prompt.prompt_id for prompt in prompts).items() if count > 1]
+    if twice:
+        raise DataError(f"{origin}: prompt_id {twice[0]!r} stands more than once; ids must differ")
+    return prompts
+
+
+def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
+    """Refuse prompts that would have to be shortened: an influence on half a question explains nothing.
+
+    Raises:
+        DataError: a prompt and its reference, or ``generation.max_new_tokens``, exceed ``general.max_length``.
+    """
+    longest = config.general.max_length
+    for prompt in prompts:
+        asked = len(encode_prompt(tokenizer, prompt.prompt, max_new_tokens=0, max_length=_UNLIMITED))
+        reference = len(encode(tokenizer, prompt.prompt, prompt.reference or "", _UNLIMITED).input_ids) - asked
+        room = max(reference, config.generation.max_new_tokens)
+        if asked + room > longest:
+            raise DataError(
+                f"prompt {prompt.prompt_id!r} has {asked} tokens and needs {room} more for its answer, but "
+                f"general.max_length is {longest}; shorten the prompt, or raise general.max_length"
+            )
+
+
+def _items(config: Config) -> tuple[str, Any]:
+    if config.prompts.items is not None:
+        return "prompts.items", config.prompts.items
+    path = str(config.prompts.path)
+    with open_text(path, "prompts.path") as stream:
+        try:
+            return path, json.load(stream)
+        except ValueError as error:
+            raise DataError(f"prompts.path: {path} is not valid JSON: {error}") from error
+
+
+def _parse(item: Any, place: str, number: int, settings: DatasetConfig) -> Prompt:
+    if not isinstance(item, str | dict):
+        raise DataError(f"{place}: expected a string or an object, found {_kind(item)}")
+    values = {"prompt": item} if isinstance(item, str) else dict(item)
+    if ("prompt" in values) == ("input" in values):
+        raise DataError(f"{place}: give exactly one of `prompt` and `input`, found {', '.join(values) or 'neither'}")
+    if isinstance(values.get("input"), str):
+        text = clean_text(values.pop("input"), settings.cleaning.lowercase)
+        values["prompt"] = to_prompt(settings.template, text) if text else ""
+    if isinstance(values.get("reference"), str):
+        values["reference"] = clean_text(values["reference"])
+    values.setdefault("prompt_id", f"prompt-{number:03d}")
+    try:
+        prompt = Prompt.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
+        raise DataError(f"{place}: {problems}; known keys are prompt or input, prompt_id, reference") from error
+    if not prompt.prompt.strip():
+        raise DataError(f"{place}: the prompt is empty")
+    return prompt
+
+
+def _kind(value: Any) -> str:
+    return "an empty list" if value == [] else type(value).__name__

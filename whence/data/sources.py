@@ -1,0 +1,105 @@
+"""Where rows come from: the Hugging Face hub, local or ``s3://`` files, or the built-in demo corpus.
+
+Whatever the source, rows leave here with the columns ``input, output, source_id`` and, from sources that know them,
+``prompt`` (a complete prompt that bypasses the template) and the truth columns ``planted, flipped, true_output``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from whence.config import BUILTIN_DEMO, DatasetConfig
+from whence.data.files import Table, expand, read_table
+from whence.errors import DataError
+
+Split = Literal["train", "eval"]
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """Rows as read (a missing value is None), and where they are from in words."""
+
+    frame: pd.DataFrame
+    source: str
+
+
+def read_rows(settings: DatasetConfig, split: Split, seed: int) -> RawRows:
+    """Read the rows of ``split``.
+
+    Raises:
+        DataError: the source cannot be reached or read, is empty, lacks a column, or holds values that are not text.
+    """
+    if settings.name == BUILTIN_DEMO:
+        from whence.data.demo import demo_rows
+
+        return RawRows(demo_rows(split, seed), BUILTIN_DEMO)
+    columns = [c for c in (settings.input_column, settings.output_column, settings.id_column) if c]
+    if settings.name is not None:
+        from whence.data.hub import read_hub  # imports the datasets library, which takes a while
+
+        wanted = settings.train_split if split == "train" else settings.eval_split
+        table, source = read_hub(settings, wanted, columns)
+        return RawRows(_rows(table, source, wanted, settings), source)
+    setting, names = f"dataset.{split}_files", settings.train_files if split == "train" else settings.eval_files
+    files = [file for name in names for file in expand(name, setting)]
+    frames = [
+        _rows(read_table(file, columns, setting), f"{setting}: {file}", Path(file).name, settings) for file in files
+    ]
+    return RawRows(pd.concat(frames, ignore_index=True), ", ".join(names))
+
+
+def _rows(table: Table, place: str, prefix: str, settings: DatasetConfig) -> pd.DataFrame:
+    for key in ("input_column", "output_column", "id_column"):
+        _check_column(key, getattr(settings, key), table.columns, place)
+
+    def texts(column: str) -> list[str | None]:
+        pairs = zip(table.values[column], table.lines, strict=True)
+        return [_text(value, f"{place}, row {line}, column {column!r}") for value, line in pairs]
+
+    numbers = [f"{prefix}:{line}" for line in table.lines]
+    ids = texts(settings.id_column) if settings.id_column else numbers
+    rows = {
+        "input": texts(settings.input_column),
+        "output": _named(texts(settings.output_column), settings.label_names, table.lines, place),
+        "source_id": [own or number for own, number in zip(ids, numbers, strict=True)],
+    }
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _check_column(key: str, column: str | None, columns: list[str], place: str) -> None:
+    if column is None or column in columns:
+        return
+    near = difflib.get_close_matches(column, columns, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; set dataset.{key} to one of them"
+    raise DataError(f"dataset.{key}: {place} has no column {column!r}, it has {', '.join(columns)}{hint}")
+
+
+def _text(value: Any, place: str) -> str | None:
+    """A value as text; whole numbers without a decimal point, however the file stores them."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, list | dict | bytes):
+        raise DataError(f"{place}: expected text or a number, found {type(value).__name__} {str(value)[:40]}")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _named(values: list[str | None], names: dict[str, str] | None, lines: list[int], place: str) -> list[str | None]:
+    """The values' names, if there are any; None stays None, and an empty text is None."""
+    if names is None:
+        return values
+    stripped = [value.strip() or None if value is not None else None for value in values]
+    for value, line in zip(stripped, lines, strict=True):
+        if value is not None and value not in names:
+            raise DataError(
+                f"dataset.label_names: {place}, row {line} has the value {value!r}, but names are given only for "
+                f"{', '.join(names)}; add it, or remove dataset.label_names to use the values as they are"
+            )
+    return [names[value] if value is not None else None for value in stripped]

@@ -1,0 +1,198 @@
+"""From text to token ids, and the one loss mask that training, factors and scores share.
+
+An example is ``prompt + " " + completion`` followed by the end-of-text token. The mask is carried by ``labels``: -100
+where the loss does not count, as everywhere in transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from whence.config import Config
+from whence.data.formatting import tail_of
+from whence.errors import DataError
+
+IGNORED = -100
+_ANCHOR = ":"
+
+Spans = Sequence[tuple[int, int]]
+"""First character, and the one after the last, of each token; empty where the tokenizer does not tell."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids and labels of one example (equal lengths), and how many prompt tokens were cut to fit."""
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: int
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    completion: str,
+    max_length: int,
+    loss_on: str = "answer",
+    tail: str = "",
+) -> Encoded:
+    """Encode an example of at most ``max_length`` tokens.
+
+    The token ids begin with those of :func:`encode_prompt`, so that a model is trained on what it is later asked. A
+    prompt that does not fit loses tokens just before ``tail`` (the question after the text); one that does not end
+    with ``tail`` asks another question and loses tokens at its beginning. The answer is never cut.
+
+    Args:
+        loss_on: ``answer`` counts the loss of answer and end-of-text token, ``all`` that of every token.
+
+    Raises:
+        DataError: answer and question leave no room for the text within ``max_length``.
+    """
+    answer = [*_answer_ids(tokenizer, completion), tokenizer.eos_token_id]
+    start, cut = _shorten(tokenizer, prompt, max_length - len(answer), tail)
+    labels = [IGNORED] * len(start) if loss_on == "answer" else start
+    return Encoded(start + answer, labels + answer, cut)
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, max_length: int, tail: str = ""
+) -> list[int]:
+    """Token ids of a prompt, shortened as in :func:`encode` to leave ``max_new_tokens`` of ``max_length`` free."""
+    return _shorten(tokenizer, prompt, max_length - max_new_tokens, tail)[0]
+
+
+def _answer_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
+    """The tokens of ``" " + completion`` as they stand inside a text.
+
+    SentencePiece tokenizers put a space of their own before whatever they are given, so the answer alone would get
+    two; tokenizing it behind an anchor shows the tokens a pretrained model knows.
+    """
+    anchor = tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"]
+    joint = tokenizer(f"{_ANCHOR} {completion}", add_special_tokens=False)["input_ids"]
+    if joint[: len(anchor)] == anchor:
+        return list(joint[len(anchor) :])
+    return list(tokenizer(f" {completion}", add_special_tokens=False)["input_ids"])
+
+
+def _shorten(tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, tail: str) -> tuple[list[int], int]:
+    """The prompt's tokens, at most ``room`` of them, and how many were left out."""
+    # verbose=False: that a text is longer than the model takes is what this function is for
+    encoding = tokenizer(prompt, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    ids = list(encoding["input_ids"])
+    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text; the answer is still to come
+        ids.pop()
+    cut = len(ids) - room
+    if cut <= 0:
+        return ids, 0
+    spans = encoding["offset_mapping"] if tokenizer.is_fast else []
+    own_tail = prompt.endswith(tail)
+    question = _tail_tokens(spans, prompt, tail, tokenizer) if own_tail else 0
+    head = int(ids[:1] == [tokenizer.bos_token_id])
+    if room <= head + question:
+        raise DataError(
+            f"no room for the text of a prompt: {max(room, 0)} tokens are left for it, the question after it takes "
+            f"{question}: {prompt[:60]!r}; raise general.max_length, or shorten dataset.template or the answer"
+        )
+    if own_tail:
+        start, stop = room - question, len(ids) - question
+        while start > head and _inside_character(spans, start):
+            start -= 1
+    else:
+        start, stop = head, head + cut
+        while stop < len(ids) and _inside_character(spans, stop):
+            stop += 1
+    return ids[:start] + ids[stop:], stop - start
+
+
+def _tail_tokens(spans: Spans, prompt: str, tail: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many of the prompt's last tokens hold a character of ``tail``."""
+    if not spans:
+        return len(tokenizer(tail, add_special_tokens=False)["input_ids"])
+    return sum(stop > len(prompt) - len(tail) for _, stop in spans)
+
+
+def _inside_character(spans: Spans, index: int) -> bool:
+    """Whether the tokens before and at ``index`` are bytes of the same character, which must not be torn."""
+    return bool(spans) and spans[index][0] < spans[index - 1][1]
+
+
+class TokenizedExamples(Dataset[dict[str, list[int]]]):
+    """Examples as token ids: items are ``{"input_ids": [...], "labels": [...]}``, lists of int of equal length."""
+
+    def __init__(self, encoded: Sequence[Encoded]) -> None:
+        # Arrays and not lists: a million Python ints take ten times the memory, and once more in each loader process.
+        self._rows = [(np.array(e.input_ids, np.int32), np.array(e.labels, np.int32), e.truncated) for e in encoded]
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, config: Config) -> TokenizedExamples:
+        """Encode the columns ``prompt`` and ``completion`` by the settings of ``config``.
+
+        Raises:
+            DataError: an answer does not fit within ``general.max_length``.
+        """
+        tail = tail_of(config.dataset.template)
+        length, loss_on = config.general.max_length, config.dataset.loss_on
+        pairs = zip(frame["prompt"], frame["completion"], strict=True)
+        progress = tqdm(pairs, desc="tokenize", unit="row", total=len(frame), mininterval=1)
+        return cls([encode(tokenizer, prompt, answer, length, loss_on, tail) for prompt, answer in progress])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        ids, labels, _ = self._rows[index]
+        return {"input_ids": ids.tolist(), "labels": labels.tolist()}
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens per example."""
+        return [len(ids) for ids, _, _ in self._rows]
+
+    def counted(self, index: int) -> list[int]:
+        """Places of the tokens of an example whose loss counts."""
+        return [place for place, label in enumerate(self._rows[index][1]) if label != IGNORED]
+
+    @property
+    def truncated(self) -> int:
+        """Examples whose prompt was shortened."""
+        return sum(cut > 0 for _, _, cut in self._rows)
+
+    def subset(self, indices: Sequence[int]) -> TokenizedExamples:
+        """The examples at ``indices``, in that order."""
+        chosen = TokenizedExamples([])
+        chosen._rows = [self._rows[index] for index in indices]
+        return chosen
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over token ids and loss mask."""
+        digest = hashlib.sha256()
+        for ids, labels, _ in self._rows:
+            digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i4").tobytes() + labels.astype("<i4").tobytes())
+        return digest.hexdigest()
+
+
+def collate(
+    items: Sequence[Mapping[str, Sequence[int]]], pad_token_id: int, side: str = "right"
+) -> dict[str, torch.Tensor]:
+    """Pad to the longest item: ``input_ids``, ``attention_mask``, ``labels``, each ``[batch, longest]`` int64."""
+    longest = max(len(item["input_ids"]) for item in items)
+    fills: dict[str, int] = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORED}
+    rows: dict[str, list[list[int]]] = {name: [] for name in fills}
+    for item in items:
+        ids = list(item["input_ids"])
+        values = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(item["labels"])}
+        for name, fill in fills.items():
+            padding = [fill] * (longest - len(ids))
+            rows[name].append(values[name] + padding if side == "right" else padding + values[name])
+    return {name: torch.tensor(values, dtype=torch.long) for name, values in rows.items()}
