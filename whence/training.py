@@ -1,0 +1,304 @@
+"""Fine-tuning on ``transformers.Trainer``; a run that was killed goes on from its last complete checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.integrations import is_wandb_available
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from whence.config import Config
+from whence.data.tokenization import TokenizedExamples, collate
+from whence.errors import DataError, ModelError
+
+logger = logging.getLogger(__name__)
+
+TRAINING_JSON = "training.json"
+COMPLETE = "complete"
+LOGGED = ("loss", "grad_norm", "learning_rate", "epoch", "eval_loss",
+          "samples_per_second", "tokens_per_second", "memory_bytes")  # fmt: skip
+OnLog = Callable[[int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Final metrics, everything logged on the way (each with its ``step``), and the step training went on from."""
+
+    metrics: dict[str, float]
+    history: list[dict[str, float]]
+    resumed_from: int | None
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: TokenizedExamples,
+    held_out: TokenizedExamples,
+    config: Config,
+    *,
+    output: Path,
+    checkpoints: Path,
+    on_log: OnLog,
+) -> TrainingResult:
+    """Fine-tune ``model`` and write it with its tokenizer and ``training.json`` to ``output``.
+
+    A run that goes on from a checkpoint ends with the same weights as one that was never interrupted: the order of the
+    examples hangs on seed and epoch alone, and the checkpoint holds everything else. (Bit for bit on a CPU with the
+    same number of threads.) Weights are kept in float32; under ``training.bf16`` the forward pass casts them.
+
+    Args:
+        held_out: examples whose loss is watched, never learned from.
+        checkpoints: folder of checkpoints; one left by a killed run is gone on from if it is complete.
+        on_log: called with step and metrics whenever something is logged: ``loss``, ``learning_rate``, ``grad_norm``,
+            ``samples_per_second``, ``tokens_per_second`` (without padding), ``memory_bytes``, and ``eval_loss``.
+
+    Raises:
+        DataError: there are fewer examples than one batch.
+        ModelError: the loss became NaN or infinite.
+    """
+    size = config.training.per_device_train_batch_size
+    if config.training.dataloader_drop_last and len(examples) < size:
+        raise DataError(
+            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}; "
+            "lower it, or set training.dataloader_drop_last to false"
+        )
+    set_seed(config.general.seed)
+    bf16 = _bf16(config, model.device)
+    trainer = _Trainer(
+        model=model.to(torch.float32),
+        args=_arguments(config, checkpoints, model.device, bf16),
+        train_dataset=examples,
+        eval_dataset=held_out,
+        data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+        callbacks=[_Report(on_log), _MarkComplete()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    last = _last_complete(checkpoints)
+    resumed_from = _step_of(last) if last else None
+    if last:
+        logger.warning("training goes on from step %d (%s)", resumed_from, last)
+    started = time.monotonic()
+    outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
+    seconds = time.monotonic() - started
+    step = trainer.state.global_step
+    if not any(entry["step"] == step and "eval_loss" in entry for entry in trainer.state.log_history):
+        trainer.evaluate()
+    history = _history(trainer.state)
+    metrics = {
+        "train_loss": _last_value(history, "loss", outcome.training_loss),
+        "final_eval_loss": _last_value(history, "eval_loss", math.nan),
+        "steps": float(step),
+        "train_seconds": seconds,
+    }
+    trainer.model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
+    (output / TRAINING_JSON).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return TrainingResult(metrics, history, resumed_from)
+
+
+def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bool) -> TrainingArguments:
+    settings = config.training
+    clip = settings.max_grad_norm
+    if clip == "auto":
+        clip = 0.0 if bf16 else 1.0
+    same = settings.model_dump(exclude={"bf16", "max_grad_norm", "eval_steps"})
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        **same,
+        bf16=bf16,
+        max_grad_norm=clip,
+        eval_strategy="steps" if settings.eval_steps else "epoch",
+        eval_steps=settings.eval_steps,
+        save_strategy="steps",
+        seed=config.general.seed,
+        use_cpu=device.type == "cpu",
+        remove_unused_columns=False,
+        logging_nan_inf_filter=False,  # it would replace a NaN by the mean of earlier losses
+        include_num_input_tokens_seen="non_padding",
+        report_to=_reporters(config),
+        disable_tqdm=True,  # _Report draws the one bar
+    )
+
+
+def _reporters(config: Config) -> list[str]:
+    """Weights & Biases when asked for and there; MLflow is fed by the stage, which knows the nested run."""
+    if not config.tracking.wandb:
+        return []
+    if not is_wandb_available():
+        logger.warning(
+            "tracking.wandb is on, but wandb is not installed (pip install 'whence[wandb]'); going on without"
+        )
+        return []
+    return ["wandb"]
+
+
+def _bf16(config: Config, device: torch.device) -> bool:
+    if config.training.bf16 == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.training.bf16
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Batches of like length in a random order that hangs on seed and epoch alone: a resumed run finds it again.
+
+    (transformers' own draws from the global random state, which differs after a restart, and runs from long to short.)
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration has; the Trainer calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        indices = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        whole = len(indices) // self.batch_size
+        for batch in torch.randperm(whole, generator=generator).tolist():
+            yield from indices[batch * self.batch_size : (batch + 1) * self.batch_size]
+        yield from indices[whole * self.batch_size :]
+
+
+class _Trainer(Trainer):
+    def _get_train_sampler(self, train_dataset: TokenizedExamples | None = None) -> LengthGroupedSampler:
+        lengths = (train_dataset or self.train_dataset).lengths
+        return LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
+
+    def get_eval_dataloader(self, eval_dataset: TokenizedExamples | None = None) -> DataLoader[Any]:
+        """All held-out examples: the Trainer's own would drop the last batch too when training drops it."""
+        loader = DataLoader(
+            eval_dataset or self.eval_dataset, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator
+        )
+        return self.accelerator.prepare(loader)
+
+
+class _MarkComplete(TrainerCallback):
+    """``on_save`` is called when everything of a checkpoint is on disk; only marked ones are gone on from."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for file in folder.iterdir():
+            with open(file, "rb") as stream:
+                os.fsync(stream.fileno())
+        (folder / COMPLETE).touch()
+
+
+def _last_complete(checkpoints: Path) -> Path | None:
+    """The newest checkpoint with the mark of completeness; half-written ones (killed while saving) are removed."""
+    found = []
+    for folder in checkpoints.glob("checkpoint-*"):
+        if (folder / COMPLETE).exists():
+            found.append(folder)
+        else:
+            logger.warning("removing the checkpoint %s: it was not completely written", folder)
+            shutil.rmtree(folder)
+    return max(found, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+class _Report(TrainerCallback):
+    """Draw progress; add throughput and memory to each log entry and hand it on; stop at a loss that is no number."""
+
+    def __init__(self, handler: OnLog) -> None:
+        self.handler = handler
+        self.since: tuple[float, ...] = (0.0, 0, 0)  # time, steps, tokens at the last entry
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.since = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", mininterval=1)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float],
+        **_: Any,
+    ) -> None:
+        started, *counts = self.since
+        self.since = (started + metrics["eval_runtime"], *counts)  # evaluation is not training time
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        entry = state.log_history[-1]
+        if "loss" in entry:
+            if not math.isfinite(entry["loss"]):
+                raise ModelError(
+                    f"the training loss became {entry['loss']} by step {state.global_step}; lower "
+                    f"training.learning_rate ({args.learning_rate:g}), add training.warmup_steps, or set "
+                    "training.max_grad_norm to 1.0"
+                )
+            entry.update(self._throughput(args, state))
+        metrics = {key: float(entry[key]) for key in LOGGED if key in entry}
+        if metrics.keys() & {"loss", "eval_loss"}:
+            self.handler(state.global_step, metrics)
+
+    def _throughput(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
+        now = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
+        seconds, steps, tokens = (new - old for new, old in zip(now, self.since, strict=True))
+        self.since = now
+        batch = args.train_batch_size * args.gradient_accumulation_steps
+        return {
+            "samples_per_second": steps * batch / seconds,
+            "tokens_per_second": tokens / seconds,
+            "memory_bytes": float(_memory()),
+        }
+
+
+def _memory() -> int:
+    """Bytes held on the accelerator at most so far, or by this process where there is none."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+
+
+def _history(state: TrainerState) -> list[dict[str, float]]:
+    """The log with what a reviewer reads; the Trainer's own summary is left out (it is wrong after a resume)."""
+    kept = [entry for entry in state.log_history if entry.keys() & {"loss", "eval_loss"}]
+    return [{key: entry[key] for key in ("step", *LOGGED) if key in entry} for entry in kept]
+
+
+def _last_value(history: list[dict[str, float]], key: str, default: float) -> float:
+    return next((entry[key] for entry in reversed(history) if key in entry), default)
