@@ -1,0 +1,242 @@
+"""Fitting influence factors: covariances, eigenvectors and lambda, in kronfluence's terms and on its engine.
+
+EKFAC (George et al. 2018, arXiv:1806.03884; Grosse et al. 2023, arXiv:2308.03296) approximates the Fisher of each
+tracked module in the eigenbasis of its activations' and output gradients' covariances:
+``F ~ (Q_A x Q_S) diag(lambda) (Q_A x Q_S)^T``, lambda being the mean squared per-example gradient in that basis.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from kronfluence.arguments import FactorArguments
+from kronfluence.factor.config import FactorConfig
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import PreTrainedModel
+
+from whence.config import Config
+from whence.data.tokenization import TokenizedExamples
+from whence.errors import DataError, FactorError
+from whence.influence import store
+from whence.influence.fingerprints import fingerprint, model_fingerprint, require_same
+from whence.influence.fit import Fit
+from whence.influence.modules import select_modules
+from whence.influence.partitions import Partitions
+from whence.influence.plan import plan_fit
+from whence.influence.tracked import Shape, module_shapes
+
+logger = logging.getLogger(__name__)
+
+WORK = "work"  # below the output while the fit is unfinished
+
+
+class FitIdentity(BaseModel):
+    """Everything that decides the values of factors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    strategy: str
+    modules: list[str]
+    shapes: dict[str, Shape]  # outputs x inputs of each module's gradient, the bias counted as an input
+    num_examples: int
+    num_tokens: int
+    model: str  # fingerprint of the weights
+    tokenizer: str | None  # fingerprint of the tokenizer, where the caller knows it
+    data: str  # fingerprint of token ids and loss mask
+    loss_on: str
+    arguments: dict[str, Any]  # kronfluence's own
+    seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the identity alone, also where more is known."""
+        return fingerprint(self.model_dump(include=set(FitIdentity.model_fields)))
+
+
+class FactorsInfo(FitIdentity):
+    """What ``factors.json`` says of the factors beside it."""
+
+    size_bytes: int
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+
+def fit_factors(
+    model: PreTrainedModel,
+    examples: TokenizedExamples,
+    config: Config,
+    output: Path,
+    pad_token_id: int,
+    *,
+    tokenizer_fingerprint: str | None = None,
+) -> FactorsInfo:
+    """Fit the factors of ``config.factors`` on the first ``factors.num_samples`` examples.
+
+    ``output`` receives ``factors.json`` and kronfluence's own folder ``factors_<strategy>``, which plain kronfluence
+    reads with ``Analyzer(output.name, model, task, output_dir=output.parent).load_all_factors("<strategy>")``.
+    Covariances are deleted once they are decomposed. ``factors.json`` is written last: without it the folder is
+    unfinished, and the same call goes on from the parts it finds there.
+
+    Args:
+        model: a causal language model on the device to work on; unchanged afterwards.
+        examples: tokenized training examples with their loss mask.
+        config: ``factors``, ``general.seed`` and ``general.max_length`` are read.
+        output: folder to write to, made when missing.
+        pad_token_id: fills short examples.
+        tokenizer_fingerprint: kept in ``factors.json`` and compared when scoring.
+
+    Raises:
+        ConfigError: modules or layers match nothing, or cannot be tracked.
+        DataError: there are no examples, or none has a token whose loss counts.
+        ResourceError: too little memory or disk, before anything is fitted.
+        FactorError: NaN or Inf in a factor, naming module and batch.
+    """
+    started = time.monotonic()
+    (output / store.INFO).unlink(missing_ok=True)
+    fit, identity = open_fit(
+        model, examples, config, output / WORK, pad_token_id, tokenizer_fingerprint=tokenizer_fingerprint
+    )
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "covariance"):
+        fit.covariances()
+    with _timed(seconds, "eigendecomposition"):
+        fit.eigenvectors()
+    with _timed(seconds, "lambda"):
+        fit.lambdas()
+    info = write_factors(fit, identity, output, seconds | {"total": time.monotonic() - started})
+    fit.parts.clear()
+    return info
+
+
+def open_fit(
+    model: PreTrainedModel,
+    examples: TokenizedExamples,
+    config: Config,
+    work: Path,
+    pad_token_id: int,
+    *,
+    tokenizer_fingerprint: str | None = None,
+    sources: Sequence[Path] = (),
+) -> tuple[Fit, FitIdentity]:
+    """A fit ready to take its steps one by one, as :func:`fit_factors` takes all; arguments and errors are the same.
+
+    Args:
+        work: folder for the parts that its steps make.
+        sources: such folders of other tasks of the same fit, whose parts are used.
+    """
+    modules = select_modules(model, config.factors)
+    examples = examples.subset(range(min(len(examples), config.factors.num_samples or len(examples))))
+    if not len(examples):
+        raise DataError("there are no examples to fit factors on; check the training data")
+    arguments = factor_arguments(config)
+    shapes = module_shapes(model, modules)
+    identity = FitIdentity(
+        strategy=arguments.strategy,
+        modules=modules,
+        shapes=shapes,
+        num_examples=len(examples),
+        num_tokens=sum(examples.lengths),
+        model=model_fingerprint(model),
+        tokenizer=tokenizer_fingerprint,
+        data=examples.fingerprint,
+        loss_on=config.dataset.loss_on,
+        arguments=arguments.to_dict(),
+        seed=config.general.seed,
+    )
+    plan = plan_fit(model, shapes, examples, config, model.device, work)
+    decided_by = {"fit": identity.fingerprint, "batches": plan.batches, "data_partitions": plan.data_partitions}
+    parts = Partitions(work, fingerprint(decided_by), sources)
+    return Fit(model, examples, arguments, modules, plan, parts, pad_token_id, config.general.seed), identity
+
+
+def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[str, float]) -> FactorsInfo:
+    """Put the finished parts of a fit together in ``output``; ``factors.json`` comes last.
+
+    Raises:
+        FactorError: a part is missing or damaged.
+    """
+    folder = store.factors_folder(output, identity.strategy)
+    store.write_json(folder / store.ARGUMENTS, identity.arguments)
+    fit.assemble(folder)
+    info = FactorsInfo(
+        **identity.model_dump(),
+        size_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        seconds=seconds,
+        versions={package: version(package) for package in ("whence", "kronfluence", "torch", "transformers")},
+    )
+    store.write_json(output / store.INFO, info.model_dump(mode="json"))
+    return info
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    seconds[phase] = time.monotonic() - started
+    logger.info("%s took %.1f s", phase, seconds[phase])
+
+
+def factor_arguments(config: Config) -> FactorArguments:
+    """kronfluence's arguments for these settings: all examples given are used, factors are fp32."""
+    return FactorArguments(
+        strategy=config.factors.strategy,
+        use_empirical_fisher=config.factors.use_empirical_fisher,
+        covariance_max_examples=None,
+        lambda_max_examples=None,
+    )
+
+
+def load_factors_info(folder: Path) -> FactorsInfo:
+    """Read ``factors.json``.
+
+    Raises:
+        FactorError: it is missing (the fit was not finished) or cannot be read.
+    """
+    path = folder / store.INFO
+    try:
+        return FactorsInfo.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its content is not what this version writes"
+        raise FactorError(f"cannot read {path}: {reason}; fit the factors again") from error
+
+
+def load_factors(folder: Path) -> store.Factors:
+    """What scoring needs of the factors in ``folder``: by factor name, then by module.
+
+    Raises:
+        FactorError: a file is missing or damaged.
+    """
+    info = load_factors_info(folder)
+    needs = FactorConfig.CONFIGS[info.strategy]
+    names: tuple[str, ...] = ()
+    if needs.requires_eigendecomposition_for_precondition:
+        names += store.EIGEN
+    if needs.requires_lambda_matrices_for_precondition:
+        names += store.LAMBDAS
+    return store.load_factors(store.factors_folder(folder, info.strategy), names)
+
+
+def require_matching_model(
+    info: FactorsInfo, model: PreTrainedModel, config: Config, tokenizer_fingerprint: str | None = None
+) -> None:
+    """Refuse factors that were fitted on another model, tokenizer, loss mask or choice of modules.
+
+    Raises:
+        FactorError: naming what differs.
+    """
+    found = {
+        "model": model_fingerprint(model),
+        "modules": select_modules(model, config.factors),
+        "loss_on": config.dataset.loss_on,
+        "strategy": config.factors.strategy,
+    }
+    expected = {"model": info.model, "modules": info.modules, "loss_on": info.loss_on, "strategy": info.strategy}
+    if tokenizer_fingerprint and info.tokenizer:
+        found["tokenizer"], expected["tokenizer"] = tokenizer_fingerprint, info.tokenizer
+    require_same(found, expected, "factors", "Fit the factors again for this model and these settings.")

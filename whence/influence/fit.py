@@ -1,0 +1,187 @@
+"""One fit in steps: sums of covariances, eigendecompositions, sums of lambda, and what is put together of them.
+
+Every step leaves a finished part for each module and part of the data, and skips those it finds, so a fit that was
+killed goes on where it was, with the memory of the day, and the parts of a phase can be made by several tasks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+import torch
+from kronfluence.arguments import FactorArguments
+from kronfluence.factor import fit_covariance_matrices_with_loader
+from kronfluence.factor.config import FactorConfig
+from kronfluence.factor.eigen import fit_lambda_matrices_with_loader
+from kronfluence.module.utils import make_modules_partition
+from kronfluence.utils.constants import (
+    ACTIVATION_COVARIANCE_MATRIX_NAME,
+    ACTIVATION_EIGENVECTORS_NAME,
+    GRADIENT_COVARIANCE_MATRIX_NAME,
+    GRADIENT_EIGENVECTORS_NAME,
+    LAMBDA_MATRIX_NAME,
+)
+from torch import nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from whence.data.tokenization import TokenizedExamples
+from whence.influence import store
+from whence.influence.eigen import SIDES, symmetric_eigen
+from whence.influence.loader import Loader
+from whence.influence.partitions import Partitions
+from whence.influence.plan import FitPlan
+from whence.influence.task import LanguageModelingTask
+from whence.influence.tracked import engine_state, tracked_model, tracked_modules
+from whence.influence.watch import finite_check
+
+logger = logging.getLogger(__name__)
+
+COVARIANCE_STREAM, LAMBDA_STREAM = 1, 2  # labels are sampled anew for lambda, as in kronfluence
+
+
+class Fit:
+    """The steps of one fit, to be taken in order: covariances, eigenvectors, lambdas, assemble."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        examples: TokenizedExamples,
+        arguments: FactorArguments,
+        modules: list[str],
+        plan: FitPlan,
+        parts: Partitions,
+        pad_token_id: int,
+        seed: int,
+    ) -> None:
+        self.model, self.examples, self.arguments, self.modules = model, examples, arguments, modules
+        self.plan, self.parts, self.pad_token_id, self.seed = plan, parts, pad_token_id, seed
+        self.needs = FactorConfig.CONFIGS[arguments.strategy]
+        self.task = LanguageModelingTask(model, modules)
+        self.state = engine_state(model.device)
+
+    def covariances(self, data_parts: Iterable[int] | None = None) -> None:
+        """Sum the covariances over every part of the data (or ``data_parts``), where they are not decomposed yet."""
+        if not self.needs.requires_covariance_matrices:
+            return
+        needed = [module for module in self.modules if not self.parts.has(_eigen_part(module))]
+        watched = (ACTIVATION_COVARIANCE_MATRIX_NAME, GRADIENT_COVARIANCE_MATRIX_NAME)
+        for part, names in self._missing("covariance", data_parts, needed, self.plan.covariance_module_partitions):
+            with tracked_model(self.model, self.task) as network:
+                _, factors = fit_covariance_matrices_with_loader(
+                    model=network,
+                    state=self.state,
+                    task=self.task,
+                    loader=self._loader("covariance", part, COVARIANCE_STREAM, network, names, watched),
+                    factor_args=self.arguments,
+                    tracked_module_names=names,
+                    disable_tqdm=True,
+                )
+            self._keep("covariance", part, names, factors)
+
+    def eigenvectors(self) -> None:
+        """Decompose the summed covariances module by module, and delete them."""
+        if not self.needs.requires_eigendecomposition:
+            return
+        for module in tqdm(self.modules, desc="eigendecomposition", unit="module", mininterval=1):
+            if not self.parts.has(_eigen_part(module)):
+                self.parts.put(_eigen_part(module), self._decompose(module))
+        for part, module in product(range(self.plan.data_partitions), self.modules):
+            self.parts.drop(_part("covariance", part, module))
+
+    def lambdas(self, data_parts: Iterable[int] | None = None) -> None:
+        """Sum lambda over every part of the data (or ``data_parts``)."""
+        if not self.needs.requires_lambda_matrices:
+            return
+        for part, names in self._missing("lambda", data_parts, self.modules, self.plan.lambda_module_partitions):
+            with tracked_model(self.model, self.task) as network:
+                if self.needs.requires_eigendecomposition_for_lambda:
+                    self._install_eigenvectors(network, names)
+                _, factors = fit_lambda_matrices_with_loader(
+                    model=network,
+                    state=self.state,
+                    task=self.task,
+                    loader=self._loader("lambda", part, LAMBDA_STREAM, network, names, (LAMBDA_MATRIX_NAME,)),
+                    factor_args=self.arguments,
+                    tracked_module_names=names,
+                    disable_tqdm=True,
+                )
+            self._keep("lambda", part, names, factors)
+
+    def assemble(self, folder: Path) -> None:
+        """Write the factors in kronfluence's layout to ``folder``, one file at a time."""
+        if self.needs.requires_eigendecomposition:
+            for factor in store.EIGEN:
+                tensors = {module: self.parts.tensor(_eigen_part(module), factor) for module in self.modules}
+                store.save_factors(folder, {factor: tensors})
+        if self.needs.requires_lambda_matrices:
+            for factor in store.LAMBDAS:
+                tensors = {module: self._summed("lambda", factor, module) for module in self.modules}
+                store.save_factors(folder, {factor: tensors})
+
+    def _missing(
+        self, phase: str, data_parts: Iterable[int] | None, modules: list[str], groups: int
+    ) -> Iterator[tuple[int, list[str]]]:
+        """Parts of the data, each with those modules of a group for which it is not done.
+
+        A module's sums are the same whatever modules are summed beside it.
+        """
+        parts = range(self.plan.data_partitions) if data_parts is None else data_parts
+        divided = make_modules_partition(modules, min(groups, len(modules))) if modules else []
+        for part, names in product(parts, divided):
+            missing = [name for name in names if not self.parts.has(_part(phase, part, name))]
+            if missing:
+                yield part, missing
+
+    def _keep(self, phase: str, part: int, names: Sequence[str], factors: store.Factors) -> None:
+        for name in names:
+            self.parts.put(_part(phase, part, name), {factor: tensors[name] for factor, tensors in factors.items()})
+
+    def _decompose(self, module: str) -> store.Tensors:
+        results: store.Tensors = {}
+        for covariance_name, count_name, vectors_name, values_name in SIDES:
+            count = self._summed("covariance", count_name, module)
+            covariance = self._summed("covariance", covariance_name, module)
+            covariance = covariance.to(device=self.model.device, dtype=torch.float64) / int(count)
+            values, vectors = symmetric_eigen(covariance, f"{covariance_name} of {module}")
+            results[vectors_name] = vectors.to(device="cpu", dtype=torch.float32)
+            results[values_name] = values.to(device="cpu", dtype=torch.float32)
+        return results
+
+    def _install_eigenvectors(self, network: nn.Module, names: Sequence[str]) -> None:
+        """Straight into the modules: kronfluence's own way holds every factor twice."""
+        tracked = tracked_modules(network)
+        for module, factor in product(names, (ACTIVATION_EIGENVECTORS_NAME, GRADIENT_EIGENVECTORS_NAME)):
+            tracked[module].storage[factor] = self.parts.tensor(_eigen_part(module), factor)
+
+    def _summed(self, phase: str, factor: str, module: str) -> torch.Tensor:
+        """A factor of a module over all parts of the data, summed in their order."""
+        names = [_part(phase, part, module) for part in range(self.plan.data_partitions)]
+        total = self.parts.tensor(names[0], factor)
+        for name in names[1:]:
+            total += self.parts.tensor(name, factor)
+        return total
+
+    def _loader(
+        self, phase: str, part: int, stream: int, network: nn.Module, names: Sequence[str], watched: Sequence[str]
+    ) -> Loader:
+        modules = tracked_modules(network)
+        return Loader(
+            self.examples,
+            self.plan.batches[part :: self.plan.data_partitions],  # every part gets long and short ones
+            self.pad_token_id,
+            key=None if self.arguments.use_empirical_fisher else (self.seed, stream),
+            check=finite_check([modules[name] for name in names], watched),
+            description=phase,
+        )
+
+
+def _part(phase: str, part: int, module: str) -> str:
+    return f"{phase}_data_partition{part}_{module}"
+
+
+def _eigen_part(module: str) -> str:
+    return f"eigen_{module}"

@@ -1,0 +1,95 @@
+"""The tracked modules that kronfluence's registry is given: linear layers with Whence's trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from kronfluence.factor.config import FactorConfig
+from kronfluence.module.linear import TrackedLinear
+from kronfluence.module.tracked_module import ModuleMode
+from kronfluence.utils.constants import (
+    ACTIVATION_COVARIANCE_MATRIX_NAME,
+    EIGENDECOMPOSITION_FACTOR_NAMES,
+    GRADIENT_COVARIANCE_MATRIX_NAME,
+    LAMBDA_FACTOR_NAMES,
+)
+
+from whence.influence.products import symmetric
+from whence.influence.trackers import (
+    PairTracker,
+    QueryTracker,
+    RotatedLambdaTracker,
+    ScoreTracker,
+    SelfTracker,
+    SummedCovarianceTracker,
+)
+
+TRACKERS = {
+    ModuleMode.COVARIANCE: SummedCovarianceTracker,
+    ModuleMode.LAMBDA: RotatedLambdaTracker,
+    ModuleMode.PRECONDITION_GRADIENT: QueryTracker,
+    ModuleMode.PAIRWISE_SCORE: ScoreTracker,
+    ModuleMode.SELF_SCORE: SelfTracker,
+}
+HALVES = (ACTIVATION_COVARIANCE_MATRIX_NAME, GRADIENT_COVARIANCE_MATRIX_NAME)
+
+FactorSource = Callable[[str, str], torch.Tensor]  # factor name, module name -> tensor on the CPU
+
+
+class FastLinear(TrackedLinear):
+    """kronfluence's tracked linear layer with Whence's trackers; for ``nn.Linear`` and transformers' ``Conv1D``.
+
+    A ``Conv1D`` is a linear layer that stores its weight transposed, and nothing here looks at the weight.
+
+    Attributes:
+        source: where factors are read from when gradients are preconditioned, a module at a time.
+        expected_queries: how many query gradients will be held together; 0 where that is not known.
+        longest: tokens of the longest training example, to which per-token scores are padded.
+    """
+
+    source: FactorSource | None = None
+    expected_queries: int = 0
+    longest: int = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._trackers |= {mode: tracker(self) for mode, tracker in TRACKERS.items()}
+        self._prepared: dict[str, Any] | None = None
+
+    def get_factor(self, factor_name: str) -> torch.Tensor | None:
+        factor = super().get_factor(factor_name)
+        return symmetric(factor) if factor is not None and factor_name in HALVES else factor
+
+    def prepare_storage(self, device: torch.device) -> None:
+        """Nothing to prepare here: factors are read and prepared one module at a time, when they are needed."""
+
+    def prepared_factors(self, device: torch.device, keep: bool = False) -> dict[str, Any]:
+        """Eigenvectors and the inverse of the damped lambda, as kronfluence's strategy prepares them, on ``device``.
+
+        Args:
+            keep: hold them for the next call, where they are needed for every batch; otherwise they are read again.
+        """
+        if self._prepared is not None:
+            return self._prepared
+        strategy = FactorConfig.CONFIGS[self.factor_args.strategy]
+        names: list[str] = []
+        if strategy.requires_eigendecomposition_for_precondition:
+            names += EIGENDECOMPOSITION_FACTOR_NAMES
+        if strategy.requires_lambda_matrices_for_precondition:
+            names += LAMBDA_FACTOR_NAMES
+        storage: dict[str, Any] = {name: self.source(name, self.name) for name in names} if self.source else {}
+        strategy.prepare(storage=storage, score_args=self.score_args, device=device)
+        prepared = {name: factor.to(device) for name, factor in storage.items() if factor is not None}
+        if keep:
+            self._prepared = prepared
+        return prepared
+
+    def set_mode(self, mode: ModuleMode, release_memory: bool = False) -> None:
+        """Begin a pass over data: forget what was found out in the last one."""
+        self._prepared = None
+        for tracker in self._trackers.values():
+            if isinstance(tracker, PairTracker):
+                tracker.narrows = None
+        super().set_mode(mode, release_memory)

@@ -1,0 +1,108 @@
+"""Which modules of a model are tracked: the settings' patterns against what the model has."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from whence.config import Factors
+from whence.errors import ConfigError
+
+SUPPORTED = (nn.Linear, Conv1D)
+
+
+def select_modules(model: nn.Module, factors: Factors) -> list[str]:
+    """Names of the modules that ``factors.modules`` and ``factors.layers`` choose, in the model's order.
+
+    A pattern is the last part of a module's name (``up_proj``) or a glob over the whole name (``*.mlp.*``). Adapters
+    are chosen by their side: ``lora_A`` also is peft's ``up_proj.lora_A.default``. Works on models without weights
+    (the meta device) too.
+
+    Raises:
+        ConfigError: a pattern or layer matches nothing, matches a type of module that cannot be tracked, or a module
+            that shares its weight with another one.
+    """
+    leaves = {
+        name: module
+        for name, module in model.named_modules()
+        if not any(module.children()) and any(True for _ in module.parameters())
+    }
+    layers = None if factors.layers == "all" else _existing_layers(leaves, factors.layers)
+    called = {name: _last_parts(model, name) for name in leaves}
+    chosen: set[str] = set()
+    for pattern in factors.modules:
+        matched = {name for name in leaves if pattern in called[name] or fnmatchcase(name, pattern)}
+        if not matched:
+            raise ConfigError(
+                f"factors.modules: {pattern!r} matches none of the model's modules; {_what_exists(leaves, called)}"
+            )
+        kept = {name for name in matched if layers is None or layer_of(name) in layers}
+        if not kept:
+            raise ConfigError(
+                f"factors.modules: {pattern!r} matches {_some(matched)}, but none of them is in "
+                f"factors.layers {factors.layers}; add their layers, or set factors.layers to all"
+            )
+        chosen |= kept
+    _refuse_unsupported(leaves, called, chosen)
+    _refuse_shared(model, chosen)
+    return [name for name in leaves if name in chosen]
+
+
+def layer_of(name: str) -> int | None:
+    """The transformer layer a module belongs to: ``model.layers.3.mlp.up_proj`` -> 3; None for ``lm_head``."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def _last_parts(model: nn.Module, name: str) -> list[str]:
+    """What patterns may call a module: the last part of its name, before it that of the ``ModuleDict`` it is in."""
+    parent, _, last = name.rpartition(".")
+    keyed = isinstance(model.get_submodule(parent), nn.ModuleDict)
+    return [parent.rsplit(".", 1)[-1], last] if keyed else [last]
+
+
+def _existing_layers(leaves: dict[str, nn.Module], wanted: list[int]) -> set[int]:
+    existing = {layer for name in leaves if (layer := layer_of(name)) is not None}
+    missing = sorted(set(wanted) - existing)
+    if missing:
+        there = f"layers {min(existing)} to {max(existing)}" if existing else "no numbered layers"
+        raise ConfigError(f"factors.layers: {missing} are not in the model, which has {there}")
+    return set(wanted)
+
+
+def _refuse_unsupported(leaves: dict[str, nn.Module], called: dict[str, list[str]], chosen: set[str]) -> None:
+    wrong = {name for name in chosen if not isinstance(leaves[name], SUPPORTED)}
+    if wrong:
+        kinds = sorted({type(leaves[name]).__name__ for name in wrong})
+        raise ConfigError(
+            f"factors.modules: {_some(wrong)} cannot be tracked, being of type {', '.join(kinds)}; only "
+            f"{', '.join(kind.__name__ for kind in SUPPORTED)} can. {_what_exists(leaves, called)}"
+        )
+
+
+def _refuse_shared(model: nn.Module, chosen: set[str]) -> None:
+    """A tied weight has gradients from both of its uses, of which a tracked linear layer sees only one."""
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for names in owners.values():
+        users = sorted({name.rpartition(".")[0] for name in names})
+        tracked = [user for user in users if user in chosen]
+        if len(users) > 1 and tracked:
+            others = [user for user in users if user != tracked[0]]
+            raise ConfigError(
+                f"factors.modules: {tracked[0]} shares its weight with {_some(set(others))}, so its gradient is "
+                "only a part of the weight's; leave it out, or use a model with untied weights"
+            )
+
+
+def _what_exists(leaves: dict[str, nn.Module], called: dict[str, list[str]]) -> str:
+    """The distinct short names of what can be tracked: what a user would write in the setting."""
+    names = sorted({called[name][0] for name, module in leaves.items() if isinstance(module, SUPPORTED)})
+    return f"the model has {', '.join(names) or 'nothing that can be tracked'}"
+
+
+def _some(names: set[str], at_most: int = 3) -> str:
+    shown = sorted(names)[:at_most]
+    return ", ".join(shown) + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

@@ -1,0 +1,79 @@
+"""Scores of a batch of training examples on all queries at once, by the cheapest way there is."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from whence.influence.products import Basis, gradient_chunks
+
+QueryGradients = torch.Tensor | list[torch.Tensor]  # [queries, outputs, inputs], or its factors by rank
+Way = Literal["tokens", "examples"]
+
+PLAIN = Basis(None, None)
+PIECE_BYTES = 1 << 28  # of intermediate results held at once
+
+
+def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """``scores[q, b] = <P_q, G_b>`` with ``G_b = S_b^T A_b``, ``[queries, batch]``.
+
+    Args:
+        queries: preconditioned query gradients ``P`` ``[queries, outputs, inputs]``, or its two factors
+            ``[queries, outputs, rank]`` and ``[queries, rank, inputs]``.
+        activations: ``A`` ``[batch, tokens, inputs]``.
+        gradients: ``S`` ``[batch, tokens, outputs]``.
+    """
+    if isinstance(queries, torch.Tensor):
+        return _by_examples(queries, activations, gradients)
+    left, right = queries
+    batch, tokens, inputs = activations.shape
+    if cheapest_way(len(left), left.shape[2], batch, tokens, left.shape[1], inputs) == "tokens":
+        return _by_tokens(left, right, activations, gradients).sum(dim=2)
+    size = max(1, PIECE_BYTES // (4 * left.shape[1] * inputs))
+    ((_, examples),) = gradient_chunks(activations, gradients, PLAIN, chunk=batch)
+    flat = examples.flatten(1)
+    pieces = [(left[i : i + size] @ right[i : i + size]).flatten(1) @ flat.T for i in range(0, len(left), size)]
+    return torch.cat(pieces)
+
+
+def token_scores(queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """The same, divided among the tokens of the training examples: ``[queries, batch, tokens]``."""
+    if isinstance(queries, list):
+        left, right = queries
+        return _by_tokens(left, right, activations, gradients)
+    rotated = torch.einsum("qoi,bti->qbto", queries, activations)
+    return (rotated * gradients).sum(dim=3)
+
+
+def cheapest_way(queries: int, rank: int, batch: int, tokens: int, outputs: int, inputs: int) -> Way:
+    """Of low-rank queries, the way of fewest multiplications.
+
+    Either every token is projected on every query's factors, or the queries are multiplied out once for the batch and
+    meet whole per-example gradients.
+    """
+    by_tokens = batch * tokens * queries * rank * (outputs + inputs)
+    by_examples = outputs * inputs * (queries * rank + batch * tokens + batch * queries)
+    return "tokens" if by_tokens <= by_examples else "examples"
+
+
+def _by_examples(queries: torch.Tensor, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    scores = queries.new_empty(len(queries), len(activations))
+    flat = queries.flatten(1)
+    for part, examples in gradient_chunks(activations, gradients, PLAIN):
+        scores[:, part] = flat @ examples.flatten(1).T.to(flat.dtype)
+    return scores
+
+
+def _by_tokens(
+    left: torch.Tensor, right: torch.Tensor, activations: torch.Tensor, gradients: torch.Tensor
+) -> torch.Tensor:
+    batch, tokens, _ = activations.shape
+    rank = left.shape[2]
+    size = max(1, PIECE_BYTES // (8 * batch * tokens * rank))
+    pieces = []
+    for i in range(0, len(left), size):
+        projected = torch.einsum("bti,qki->btqk", activations, right[i : i + size])
+        projected *= torch.einsum("bto,qok->btqk", gradients, left[i : i + size])
+        pieces.append(projected.sum(dim=3).permute(2, 0, 1))
+    return torch.cat(pieces)

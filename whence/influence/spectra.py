@@ -1,0 +1,103 @@
+"""The eigenvalue spectra of fitted factors: what ``inspect`` shows, as arrays and numbers. Needs no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from kronfluence.utils.constants import (
+    ACTIVATION_EIGENVALUES_NAME,
+    GRADIENT_EIGENVALUES_NAME,
+    HEURISTIC_DAMPING_SCALE,
+    LAMBDA_MATRIX_NAME,
+    NUM_LAMBDA_PROCESSED,
+)
+
+from whence.config import Inspection
+from whence.errors import ConfigError, FactorError
+from whence.influence import store
+from whence.influence.factors import load_factors_info
+from whence.influence.modules import layer_of
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One module's curvature along each pair of eigenvectors.
+
+    Attributes:
+        module: full name of the module.
+        lambda_matrix: ``[outputs, inputs]`` mean squared per-example gradient in the eigenbasis, not negative; rows
+            and columns in the order of ascending eigenvalues of the two covariances.
+    """
+
+    module: str
+    lambda_matrix: np.ndarray
+
+    @property
+    def short_name(self) -> str:
+        return self.module.rsplit(".", 1)[-1]
+
+    @cached_property
+    def sorted_values(self) -> np.ndarray:
+        """All entries from largest to smallest, ``[outputs * inputs]``."""
+        return np.sort(self.lambda_matrix, axis=None)[::-1]
+
+    @cached_property
+    def cumulative_share(self) -> np.ndarray:
+        """Share of the total held by the largest 1, 2, ... values, ``[outputs * inputs]``, ending at 1."""
+        running = np.cumsum(self.sorted_values, dtype=np.float64)
+        return running / running[-1] if running[-1] > 0 else np.linspace(1 / len(running), 1, len(running))
+
+    def top_share(self, fraction: float) -> float:
+        """Share of the total held by the largest ``fraction`` of the values (at least one)."""
+        count = max(1, round(fraction * len(self.sorted_values)))
+        return float(self.cumulative_share[count - 1])
+
+    @property
+    def effective_rank(self) -> float:
+        """Exponential of the entropy of the values as shares: n for n equal values (Roy & Vetterli 2007)."""
+        shares = np.diff(self.cumulative_share, prepend=0.0)
+        shares = shares[shares > 0]
+        return float(np.exp(-np.sum(shares * np.log(shares))))
+
+    @property
+    def condition_number(self) -> float:
+        """Largest over smallest value, both damped by 0.1 x the mean as in scoring; undamped it may be infinite."""
+        damping = HEURISTIC_DAMPING_SCALE * float(self.sorted_values.mean(dtype=np.float64))
+        largest, smallest = float(self.sorted_values[0]), float(self.sorted_values[-1])
+        return (largest + damping) / (smallest + damping) if damping > 0 else 1.0
+
+
+def load_spectra(factors: Path, inspection: Inspection) -> list[Spectrum]:
+    """The spectra of the modules of ``inspection.layer`` (or of its ``inspection.module`` alone).
+
+    Raises:
+        ConfigError: the layer or module has no factors.
+        FactorError: the factors are unfinished or damaged, or their strategy has no spectrum.
+    """
+    info = load_factors_info(factors)
+    layers = sorted({layer for name in info.modules if (layer := layer_of(name)) is not None})
+    inside = [name for name in info.modules if layer_of(name) == inspection.layer]
+    if not inside:
+        raise ConfigError(f"inspection.layer: {inspection.layer} has no factors; layers with factors: {layers}")
+    chosen = [name for name in inside if inspection.module in (None, name, name.rsplit(".", 1)[-1])]
+    if not chosen:
+        names = ", ".join(name.rsplit(".", 1)[-1] for name in inside)
+        raise ConfigError(
+            f"inspection.module: {inspection.module!r} has no factors in layer {inspection.layer}; it has {names}"
+        )
+    folder = store.factors_folder(factors, info.strategy)
+    return [Spectrum(name, _lambda_matrix(folder, info.strategy, name)) for name in chosen]
+
+
+def _lambda_matrix(folder: Path, strategy: str, module: str) -> np.ndarray:
+    if strategy in ("ekfac", "diagonal"):
+        total = store.load_one(folder, LAMBDA_MATRIX_NAME, module)
+        return (total / store.load_one(folder, NUM_LAMBDA_PROCESSED, module)).numpy()
+    if strategy == "kfac":
+        activations = store.load_one(folder, ACTIVATION_EIGENVALUES_NAME, module)
+        gradients = store.load_one(folder, GRADIENT_EIGENVALUES_NAME, module)
+        return gradients.outer(activations).clamp_(min=0).numpy()
+    raise FactorError(f"factors of strategy {strategy} have no spectrum to inspect; fit with ekfac, kfac or diagonal")

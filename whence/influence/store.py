@@ -1,0 +1,109 @@
+"""Factor files: kronfluence's own names and layout, written so that a file is either whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from kronfluence.utils.constants import (
+    COVARIANCE_FACTOR_NAMES,
+    EIGENDECOMPOSITION_FACTOR_NAMES,
+    FACTOR_SAVE_PREFIX,
+    LAMBDA_FACTOR_NAMES,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from whence.errors import FactorError
+
+INFO = "factors.json"
+ARGUMENTS = "factor_arguments.json"
+
+Tensors = dict[str, torch.Tensor]
+Factors = dict[str, Tensors]  # factor name -> module name -> tensor, as everywhere in kronfluence
+
+COVARIANCES = tuple(COVARIANCE_FACTOR_NAMES)
+EIGEN = tuple(EIGENDECOMPOSITION_FACTOR_NAMES)
+LAMBDAS = tuple(LAMBDA_FACTOR_NAMES)
+
+
+def factors_folder(output: Path, strategy: str) -> Path:
+    """Where kronfluence's ``Analyzer(output.name, output_dir=output.parent)`` keeps factors named ``strategy``."""
+    return output / f"{FACTOR_SAVE_PREFIX}{strategy}"
+
+
+def factor_file(folder: Path, factor: str) -> Path:
+    return folder / f"{factor}.safetensors"
+
+
+def save_factors(folder: Path, factors: Mapping[str, Tensors]) -> None:
+    """Write one file per factor, each atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for factor, tensors in factors.items():
+        path = factor_file(folder, factor)
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        replace_durably(temporary, path)
+
+
+def load_factors(folder: Path, names: tuple[str, ...]) -> Factors:
+    """Read factor files whole.
+
+    Raises:
+        FactorError: a file is missing or damaged.
+    """
+    return {factor: _read(factor_file(folder, factor)) for factor in names}
+
+
+def load_one(folder: Path, factor: str, module: str) -> torch.Tensor:
+    """One module's tensor of one factor, without reading the others.
+
+    Raises:
+        FactorError: the file is missing or damaged, or does not know the module.
+    """
+    with _opened(factor_file(folder, factor)) as file:
+        tensor: torch.Tensor = file.get_tensor(module)
+        return tensor
+
+
+def delete_factors(folder: Path, names: tuple[str, ...]) -> None:
+    for factor in names:
+        factor_file(folder, factor).unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    replace_durably(temporary, path)
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Give a finished temporary file its name: after a crash there is the old file or the new one, never a part."""
+    with open(temporary, "rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path) -> Tensors:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise FactorError(f"the factor file {path} is missing or damaged ({error}); fit the factors again") from error

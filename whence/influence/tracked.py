@@ -1,0 +1,98 @@
+"""A model with kronfluence's tracked modules installed, for as long as they are needed."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from kronfluence.analyzer import prepare_model
+from kronfluence.module import TrackedModule
+from kronfluence.utils.state import State
+from torch import nn
+from transformers import PreTrainedModel
+
+from whence.influence.linear import FastLinear
+from whence.influence.task import LanguageModelingTask
+
+
+class Shape(NamedTuple):
+    """A tracked module's gradient: ``outputs x inputs``, the bias counted as one more input."""
+
+    outputs: int
+    inputs: int
+
+    @property
+    def size(self) -> int:
+        return self.outputs * self.inputs
+
+
+@contextmanager
+def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterator[nn.Module]:
+    """``model`` with the task's modules wrapped and every weight frozen; on leaving, it is what it was before."""
+    training = model.training
+    gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    device = next(model.parameters()).device
+    gc.freeze()  # kronfluence collects garbage after every pass; what was there before need not be walked each time
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r".*GradScaler", FutureWarning)  # kronfluence's, at every call
+            with _registered({type(model.get_submodule(name)) for name in task.modules}):
+                prepare_model(model, task)
+            yield model.to(device)
+    finally:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, TrackedModule):
+                model.set_submodule(name, module.original_module)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(gradients[name])
+        model.train(training)
+        gc.unfreeze()
+
+
+@contextmanager
+def _registered(types: set[type[nn.Module]]) -> Iterator[None]:
+    """Have kronfluence wrap these types (also subclasses of ``nn.Linear``) in Whence's tracked module.
+
+    Only for the time of wrapping, so that plain kronfluence in the same process stays what it is.
+    """
+    registry = TrackedModule.SUPPORTED_MODULES
+    before = dict(registry)
+    registry.update(dict.fromkeys(types, FastLinear))
+    try:
+        yield
+    finally:
+        registry.clear()
+        registry.update(before)
+
+
+def module_shapes(model: nn.Module, names: list[str]) -> dict[str, Shape]:
+    """Gradient shapes of the named linear modules."""
+    shapes = {}
+    for name in names:
+        module = model.get_submodule(name)
+        weight = module.get_parameter("weight")
+        outputs, inputs = weight.shape if isinstance(module, nn.Linear) else reversed(weight.shape)
+        shapes[name] = Shape(outputs, inputs + (getattr(module, "bias", None) is not None))
+    return shapes
+
+
+def tracked_modules(model: nn.Module) -> dict[str, FastLinear]:
+    """The wrapped modules by their names in the unwrapped model."""
+    return {module.name: module for module in model.modules() if isinstance(module, FastLinear)}
+
+
+def engine_state(device: torch.device) -> State:
+    """kronfluence's process state, on the device the model is on.
+
+    kronfluence keeps one state per process and takes CUDA wherever it is; a model that was put elsewhere on purpose
+    needs another one.
+    """
+    state = State(cpu=device.type == "cpu")
+    if state.device.type != device.type:
+        State._reset_state()
+        state = State(cpu=device.type == "cpu")
+    return state

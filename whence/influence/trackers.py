@@ -1,0 +1,244 @@
+"""What tracked modules record: kronfluence's trackers with the same results at a fraction of the cost.
+
+They are installed through kronfluence's own registry of tracked modules (see :mod:`whence.influence.tracked`). Where a
+module is used several times in one forward pass, or the task post-processes per-example gradients, kronfluence's own
+hooks are used unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from kronfluence.module.tracker.base import BaseTracker
+from kronfluence.module.tracker.factor import CovarianceTracker, LambdaTracker
+from kronfluence.module.tracker.pairwise_score import PairwiseScoreTracker
+from kronfluence.module.tracker.precondition import PreconditionTracker
+from kronfluence.module.tracker.self_score import SelfScoreTracker
+from kronfluence.utils.constants import (
+    ACCUMULATED_PRECONDITIONED_GRADIENT_NAME,
+    ACTIVATION_COVARIANCE_MATRIX_NAME,
+    ACTIVATION_EIGENVECTORS_NAME,
+    GRADIENT_COVARIANCE_MATRIX_NAME,
+    GRADIENT_EIGENVECTORS_NAME,
+    LAMBDA_MATRIX_NAME,
+    NUM_ACTIVATION_COVARIANCE_PROCESSED,
+    NUM_GRADIENT_COVARIANCE_PROCESSED,
+    NUM_LAMBDA_PROCESSED,
+    PAIRWISE_SCORE_MATRIX_NAME,
+    PRECONDITIONED_GRADIENT_NAME,
+    SELF_SCORE_VECTOR_NAME,
+)
+from torch import nn
+from torch.nn import functional
+
+from whence.errors import FactorError
+from whence.influence.products import Basis, add_outer, add_squares, gradient_chunks, live_tokens, wide, with_bias
+from whence.influence.queries import QueryGradients, query_scores, token_scores
+
+OVERSAMPLING = 8  # columns beyond the rank in the randomised decomposition (Halko et al. 2011, arXiv:0909.4061)
+
+
+class SummedCovarianceTracker(CovarianceTracker):
+    """Sums covariances in fp32 whatever the model computes in, and only their upper half, as they are symmetric."""
+
+    def _update_activation_covariance_matrix(self, input_activation: torch.Tensor, count: Any) -> None:
+        self._add(ACTIVATION_COVARIANCE_MATRIX_NAME, NUM_ACTIVATION_COVARIANCE_PROCESSED, input_activation, count, 1.0)
+
+    def _update_gradient_covariance_matrix(self, output_gradient: torch.Tensor, count: Any) -> None:
+        scale = self.module.gradient_scale**2
+        self._add(GRADIENT_COVARIANCE_MATRIX_NAME, NUM_GRADIENT_COVARIANCE_PROCESSED, output_gradient, count, scale)
+
+    def _add(self, matrix: str, number: str, rows: torch.Tensor, count: Any, scale: float) -> None:
+        storage = self.module.storage
+        if storage[matrix] is None:
+            width = rows.shape[1]
+            storage[matrix] = torch.zeros(width, width, dtype=wide(rows.dtype), device=rows.device)
+            storage[number] = torch.zeros(1, dtype=torch.int64, device=getattr(count, "device", None))
+        storage[number].add_(count)
+        add_outer(storage[matrix], rows, scale)
+
+
+class PairTracker(BaseTracker):
+    """Brings a module's activations and output gradients together in the backward pass.
+
+    Unlike kronfluence's trackers it keeps a reference to the activations and not a copy, and hands on only the tokens
+    that the loss reaches: in the last layer these are the few whose own loss counts.
+    """
+
+    narrows: bool | None = None  # whether the loss reaches only a few tokens; None: not known yet in this pass
+
+    def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Take in a batch: ``[batch, tokens, inputs]`` (with the bias's ones) and ``[batch, tokens, outputs]``."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision to compute in."""
+        dtype: torch.dtype = self.module.score_args.per_sample_gradient_dtype
+        return dtype
+
+    def register_hooks(self) -> None:
+        module = self.module
+        if module.factor_args.has_shared_parameters or module.per_sample_gradient_process_fnc is not None:
+            self.prepare_own_hooks()
+            super().register_hooks()
+        else:
+            self.registered_hooks.append(module.register_forward_hook(self._after_forward))
+
+    def prepare_own_hooks(self) -> None:
+        """Put what kronfluence's own hooks expect into the module's storage."""
+        self.module.storage.update(self.module.prepared_factors(self.module.weight.device))
+
+    def _after_forward(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
+        activations = inputs[0].detach()
+        version = activations._version
+
+        @torch.no_grad()
+        def after_backward(gradients: torch.Tensor) -> None:
+            if activations._version != version:
+                raise FactorError(
+                    f"the model changes the input of {self.module.name} in place, so its gradient cannot be had; "
+                    "leave it out of factors.modules"
+                )
+            self.record(*self._pair(activations, gradients.detach()))
+
+        outputs.register_hook(after_backward)
+
+    def _pair(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        activations = activations.reshape(len(activations), -1, activations.shape[-1])
+        gradients = gradients.reshape(len(gradients), -1, gradients.shape[-1])
+        activations, gradients = self._narrow(activations, gradients)
+        if self.module.gradient_scale != 1.0:
+            gradients = gradients * self.module.gradient_scale
+        activations, gradients = activations.to(self.dtype), gradients.to(self.dtype)
+        return with_bias(activations) if self.module.bias is not None else activations, gradients
+
+    def _narrow(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.narrows is not False:
+            span = live_tokens(gradients)
+            if self.narrows is None:  # looking costs a pass over the gradients: the first batch tells if it pays
+                self.narrows = 2 * (span.stop - span.start) < gradients.shape[1]
+            activations, gradients = activations[:, span], gradients[:, span]
+        return activations, gradients
+
+
+class RotatedLambdaTracker(PairTracker, LambdaTracker):
+    """Sums squared per-example gradients in the eigenbasis, rotating token by token where that is cheaper."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.module.factor_args.per_sample_gradient_dtype
+        return dtype
+
+    def prepare_own_hooks(self) -> None:
+        """The eigenvectors are there already."""
+
+    def _eigendecomposition_results_exist(self) -> bool:
+        """Eigenvalues, which kronfluence also asks for, are not used."""
+        names = (ACTIVATION_EIGENVECTORS_NAME, GRADIENT_EIGENVECTORS_NAME)
+        return all(self.module.storage[name] is not None for name in names)
+
+    def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
+        storage = self.module.storage
+        if storage[LAMBDA_MATRIX_NAME] is None:
+            shape = gradients.shape[-1], activations.shape[-1]
+            storage[LAMBDA_MATRIX_NAME] = torch.zeros(shape, dtype=wide(self.dtype), device=gradients.device)
+            storage[NUM_LAMBDA_PROCESSED] = torch.zeros(1, dtype=torch.int64)
+            for name in (ACTIVATION_EIGENVECTORS_NAME, GRADIENT_EIGENVECTORS_NAME):
+                if storage[name] is not None:
+                    storage[name] = storage[name].to(device=gradients.device, dtype=self.dtype)
+        storage[NUM_LAMBDA_PROCESSED].add_(len(gradients))
+        add_squares(storage[LAMBDA_MATRIX_NAME], activations, gradients, basis_of(storage))
+
+
+class QueryTracker(PairTracker, PreconditionTracker):
+    """Preconditions query gradients: rotated, divided by the damped lambda, rotated back."""
+
+    filled: int = 0
+
+    def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
+        factors = self.module.prepared_factors(gradients.device)
+        basis, inverse = basis_of(factors), factors.get(LAMBDA_MATRIX_NAME)
+        pieces = []
+        for _, piece in gradient_chunks(activations, gradients, basis):
+            pieces.append(basis.back(piece if inverse is None else piece.mul_(inverse)))
+        self._process_preconditioned_gradient(preconditioned_gradient=torch.cat(pieces))
+
+    def accumulate_iterations(self) -> None:
+        """Put the batch's query gradients beside the earlier ones, in memory taken once for all that are expected."""
+        storage = self.module.storage
+        new = storage[PRECONDITIONED_GRADIENT_NAME]
+        if not self.module.expected_queries:
+            super().accumulate_iterations()
+            return
+        if storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] is None:
+            self.filled = 0
+            room = [part.new_empty(self.module.expected_queries, *part.shape[1:]) for part in _as_list(new)]
+            storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = room if isinstance(new, list) else room[0]
+        held = _as_list(storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME])
+        for place, part in zip(held, _as_list(new), strict=True):
+            place[self.filled : self.filled + len(part)] = part
+        self.filled += len(_as_list(new)[0])
+        storage[PRECONDITIONED_GRADIENT_NAME] = None
+
+    def _compute_low_rank_preconditioned_gradient(
+        self, preconditioned_gradient: torch.Tensor, target_dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        """Factors ``[queries, outputs, rank]`` and ``[queries, rank, inputs]`` of the best approximation."""
+        rank = self.module.score_args.query_gradient_low_rank
+        if self.module.score_args.use_full_svd:
+            return super()._compute_low_rank_preconditioned_gradient(preconditioned_gradient, target_dtype)
+        columns = min(rank + OVERSAMPLING, *preconditioned_gradient.shape[1:])
+        left, values, right = torch.svd_lowrank(preconditioned_gradient, q=columns)
+        left = (left * values.unsqueeze(1))[:, :, :rank]
+        return [left.to(target_dtype), right[:, :, :rank].transpose(1, 2).to(target_dtype)]
+
+
+class ScoreTracker(PairTracker, PairwiseScoreTracker):
+    """Scores of a batch of training examples on all queries held."""
+
+    def prepare_own_hooks(self) -> None:
+        """The query gradients are preconditioned already."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.module.score_args.score_dtype
+        return dtype
+
+    def _narrow(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.module.score_args.compute_per_token_scores:
+            return activations, gradients
+        return super()._narrow(activations, gradients)
+
+    def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
+        queries = self.module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
+        if self.module.score_args.compute_per_token_scores:
+            scores = token_scores(queries, activations, gradients)
+            # kronfluence joins the batches' scores, so all must be as long as the longest example.
+            scores = functional.pad(scores, (0, self.module.longest - scores.shape[2]))
+        else:
+            scores = query_scores(queries, activations, gradients)
+        self.module.storage[PAIRWISE_SCORE_MATRIX_NAME] = scores
+
+
+class SelfTracker(PairTracker, SelfScoreTracker):
+    """Scores of examples on themselves: squared gradients over the damped lambda, with no need to rotate back."""
+
+    def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
+        factors = self.module.prepared_factors(gradients.device, keep=True)
+        inverse = factors.get(LAMBDA_MATRIX_NAME)
+        scores = gradients.new_empty(len(gradients), dtype=wide(self.dtype))
+        for part, piece in gradient_chunks(activations, gradients, basis_of(factors)):
+            squares = piece.square_().flatten(1)
+            scores[part] = squares.sum(dim=1) if inverse is None else squares @ inverse.flatten()
+        self.module.storage[SELF_SCORE_VECTOR_NAME] = scores
+
+
+def basis_of(storage: dict[str, Any]) -> Basis:
+    """The eigenbasis held in a module's factors; strategies without one have the weights' own."""
+    return Basis(storage.get(GRADIENT_EIGENVECTORS_NAME), storage.get(ACTIVATION_EIGENVECTORS_NAME))
+
+
+def _as_list(gradients: QueryGradients) -> list[torch.Tensor]:
+    return gradients if isinstance(gradients, list) else [gradients]
