@@ -1,0 +1,182 @@
+"""Base against fine-tuned: measures with confidence intervals, and answers beside the examples behind them.
+
+Needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from whence.config import Config
+from whence.data.formatting import GENERATED_SUFFIX
+from whence.errors import DataError
+from whence.evaluation.metrics import (
+    Statistic,
+    chrf,
+    macro_f1_statistic,
+    mean_statistic,
+    paired_intervals,
+    rouge_l,
+    same_text,
+)
+
+ROWS, PROMPTS = "evaluation rows", "prompts"
+NOT_RANKED = (
+    "the answers are free text, so labels were not ranked: accuracy and macro-F1 are left out and exact_match "
+    "compares the generated answers"
+)
+
+_INFLUENCE_COLUMNS = {
+    "direction": "direction",
+    "rank": "rank",
+    "example_id": "example_id",
+    "score": "score",
+    "z_score": "z_score",
+    "sign_in_words": "sign_in_words",
+    "prompt": "example_prompt",
+    "completion": "example_completion",
+    "label": "example_label",
+}
+
+
+def compare_models(
+    eval_answers: pd.DataFrame, generations: pd.DataFrame, references: Mapping[str, str | None], config: Config
+) -> dict[str, Any]:
+    """Measure the models on the evaluation rows and on the prompts that have a reference.
+
+    Args:
+        eval_answers: rows of :func:`whence.evaluation.generation.answer_examples` with ``model_id``.
+        generations: rows of :func:`whence.evaluation.generation.generate`.
+        references: the reference answer by prompt_id, None where there is none.
+
+    Returns:
+        JSON-able: ``models`` (id by role, ``base`` and ``finetuned``, of those that answered), counts, the bootstrap's
+        settings, ``notes``, and ``metrics``: by name ``over`` (what it is measured on) and, per role and for
+        ``difference`` (fine-tuned minus base), ``{value, low, high}``. All measures go from 0 to 1, more is better.
+
+    Raises:
+        DataError: a model has no answers, or the models did not answer the same rows or prompts.
+    """
+    models = _models_present(eval_answers, generations, config)
+    rows = _per_model(eval_answers, models, "example_id", "eval_answers.parquet")
+    asked = _per_model(generations, models, "prompt_id", "generations.parquet")
+    referenced = [prompt_id for prompt_id in next(iter(asked.values())).index if references.get(prompt_id)]
+    notes = []
+    metrics: dict[str, Any] = {}
+
+    def measure(name: str, over: str, items: int, statistics: Sequence[Statistic]) -> None:
+        settings = config.evaluation
+        intervals, difference = paired_intervals(
+            statistics, items, settings.bootstrap_samples, settings.confidence, config.general.seed
+        )
+        metrics[name] = {"over": over} | {r: i.as_dict() for r, i in zip(models, intervals, strict=True)}
+        if difference is not None:
+            metrics[name]["difference"] = difference.as_dict()
+
+    count = len(next(iter(rows.values())))
+    if all(table["ranked"].all() for table in rows.values()):
+        measure("accuracy", ROWS, count, [mean_statistic(table["correct"]) for table in rows.values()])
+        f1 = [macro_f1_statistic(table["label"].tolist(), table["predicted"].tolist()) for table in rows.values()]
+        measure("macro_f1", ROWS, count, f1)
+    else:
+        notes.append(NOT_RANKED)
+    measure("exact_match", ROWS, count, [mean_statistic(table["exact_match"]) for table in rows.values()])
+    if referenced:
+        wanted = [str(references[prompt_id]) for prompt_id in referenced]
+        answers = [table.loc[referenced, "answer"].tolist() for table in asked.values()]
+        exact = [[same_text(*pair) for pair in zip(given, wanted, strict=True)] for given in answers]
+        measure("prompt_exact_match", PROMPTS, len(wanted), [mean_statistic(values) for values in exact])
+        for name, score in (("rouge_l", rouge_l), ("chrf", chrf)):
+            measure(name, PROMPTS, len(wanted), [mean_statistic(score(given, wanted)) for given in answers])
+    else:
+        notes.append("no prompt has a reference answer: ROUGE-L and chrF are left out")
+    return {
+        "models": models,
+        "eval_rows": count,
+        "prompts": len(next(iter(asked.values()))),
+        "prompts_with_reference": len(referenced),
+        "confidence": config.evaluation.confidence,
+        "bootstrap_samples": config.evaluation.bootstrap_samples,
+        "seed": config.general.seed,
+        "notes": notes,
+        "metrics": metrics,
+    }
+
+
+def headline_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
+    """The values alone, for tracking: ``finetuned.accuracy``, ``base.accuracy``, ``difference.accuracy``, ..."""
+    return {
+        f"{role}.{name}": interval["value"]
+        for name, measured in comparison["metrics"].items()
+        for role, interval in measured.items()
+        if role != "over"
+    }
+
+
+def join_influences(
+    generations: pd.DataFrame, influences: pd.DataFrame, references: Mapping[str, str | None], config: Config
+) -> pd.DataFrame:
+    """The answers of both models beside the most helpful and most harmful training examples of each query.
+
+    Returns:
+        One row per query and listed example, prompts in the order asked, helpful before harmful, strongest first:
+        ``prompt_id, query_id, scored_answer`` (``reference`` or ``generated``), ``prompt, reference, base_answer,
+        finetuned_answer, direction, rank, example_id, score, z_score, sign_in_words, example_prompt,
+        example_completion, example_label``. A prompt without listed examples keeps one row, its example columns empty.
+
+    Raises:
+        DataError: an influence belongs to a query that is none of the prompts.
+    """
+    models = _models_present(generations, generations, config)
+    asked = _per_model(generations, models, "prompt_id", "generations.parquet")
+    first = next(iter(asked.values()))
+    answers = pd.DataFrame({"prompt_id": first.index, "prompt": first["prompt"].to_numpy()})
+    answers["reference"] = [references.get(prompt_id) for prompt_id in answers["prompt_id"]]
+    for role in ("base", "finetuned"):
+        answers[f"{role}_answer"] = asked[role]["answer"].to_numpy() if role in asked else None
+    examples = influences.rename(columns=_INFLUENCE_COLUMNS)[["query_id", *_INFLUENCE_COLUMNS.values()]].copy()
+    known = set(answers["prompt_id"])
+    own = [query_id not in known for query_id in examples["query_id"]]
+    asked_for = examples["query_id"].str.removesuffix(GENERATED_SUFFIX)
+    examples["prompt_id"] = asked_for.where(own, examples["query_id"])
+    examples["scored_answer"] = ["generated" if is_own else "reference" for is_own in own]
+    strange = examples.loc[~examples["prompt_id"].isin(known), "query_id"]
+    if len(strange):
+        raise DataError(
+            f"influences.parquet scores the query {strange.iloc[0]!r}, which is none of the {len(known)} prompts; "
+            "score and compare with the same generations"
+        )
+    examples["direction"] = pd.Categorical(examples["direction"], ["helpful", "harmful"], ordered=True)
+    joined = answers.reset_index(names="order").merge(examples, on="prompt_id", how="left")
+    joined = joined.sort_values(["order", "query_id", "direction", "rank"], kind="stable", ignore_index=True)
+    joined["direction"] = joined["direction"].astype("string")
+    leading = ["prompt_id", "query_id", "scored_answer", *answers.columns.drop("prompt_id")]
+    return joined[[*leading, *_INFLUENCE_COLUMNS.values()]]
+
+
+def _models_present(eval_answers: pd.DataFrame, generations: pd.DataFrame, config: Config) -> dict[str, str]:
+    """Model id by role of the models that answered both."""
+    ids = {"base": config.models.base.id, "finetuned": config.models.finetuned.id}
+    answered = set(eval_answers["model_id"]) & set(generations["model_id"])
+    present = {role: model_id for role, model_id in ids.items() if model_id in answered}
+    if not present:
+        raise DataError(
+            f"the answers are of {sorted(answered) or 'no model'}, the settings name "
+            f"{ids['base']!r} and {ids['finetuned']!r}; run generate again with these settings"
+        )
+    return present
+
+
+def _per_model(table: pd.DataFrame, models: Mapping[str, str], key: str, origin: str) -> dict[str, pd.DataFrame]:
+    """The table of each role, indexed by ``key``, all in the order of the first."""
+    tables = {role: table[table["model_id"] == model_id].set_index(key) for role, model_id in models.items()}
+    first = next(iter(tables.values()))
+    for role, other in tables.items():
+        if other.index.has_duplicates or set(other.index) != set(first.index):
+            raise DataError(
+                f"{origin}: {models[role]!r} did not answer the same {key}s as the other model; run generate again"
+            )
+    return {role: other.loc[first.index] for role, other in tables.items()}

@@ -1,0 +1,172 @@
+"""Batched decoding that reads every prompt once: its cached keys and values serve ranking and generation alike.
+
+A batch is padded on the left, so that all prompts end at the same place; padding is masked out and positions are
+counted without it, which makes the result that of each prompt alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from whence.config import Generation
+
+Completion = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A batch of prompts as read by the model.
+
+    ``input_ids`` and ``attention_mask`` are ``[batch, longest]``, padded on the left; ``cache`` holds every token but
+    the last, whose logits are the first that count (None when there is just one token).
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    cache: Cache | None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Token ids of an answer without the end-of-text token, and the mean log-probability of a token, that included."""
+
+    token_ids: list[int]
+    mean_logprob: float
+
+
+@torch.inference_mode()
+def read_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_token_id: int) -> Prefix:
+    """Run the model over a batch of prompts (token ids, none of them empty)."""
+    longest = max(len(ids) for ids in prompts)
+    padding = [longest - len(ids) for ids in prompts]
+    rows = [[pad_token_id] * pad + list(ids) for pad, ids in zip(padding, prompts, strict=True)]
+    input_ids = torch.tensor(rows, device=model.device)
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=model.device)
+    cache = None
+    if longest > 1:
+        cache = model(
+            input_ids=input_ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=_positions(mask)[:, :-1],
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+    return Prefix(input_ids, mask, cache)
+
+
+@torch.inference_mode()
+def completion_logprobs(model: PreTrainedModel, prefix: Prefix, completions: Sequence[Completion]) -> torch.Tensor:
+    """Summed log-probability of each completion after each prompt: float32 on the CPU, ``[batch, completions]``.
+
+    Completions that differ in their last token only (such as the letters of a multiple-choice question) share one
+    forward pass; each pass reads the completion's tokens alone, with the prompt from the cache.
+    """
+    totals = torch.empty(len(prefix.input_ids), len(completions))
+    by_stem: dict[Completion, list[int]] = {}
+    for index, completion in enumerate(completions):
+        by_stem.setdefault(completion[:-1], []).append(index)
+    for stem, members in by_stem.items():
+        logprobs = _logits_after(model, prefix, stem).float().log_softmax(-1)  # [batch, 1 + stem, vocabulary]
+        read = logprobs[:, range(len(stem)), list(stem)].sum(1, keepdim=True)
+        last = logprobs[:, -1, [completions[index][-1] for index in members]]
+        totals[:, members] = (read + last).cpu()
+    return totals
+
+
+def _logits_after(model: PreTrainedModel, prefix: Prefix, stem: Completion) -> torch.Tensor:
+    """Logits at the prompt's last token and at each token of ``stem`` after it."""
+    batch = len(prefix.input_ids)
+    added = torch.tensor([stem] * batch, dtype=torch.long, device=model.device).reshape(batch, len(stem))
+    mask = torch.cat([prefix.attention_mask, torch.ones_like(added)], dim=1)
+    input_ids = torch.cat([prefix.input_ids[:, -1:], added], dim=1)
+    # A forward pass grows the cache it is given. A copy is right for every kind of cache; cropping is not.
+    logits: torch.Tensor = model(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=_positions(mask)[:, -input_ids.shape[1] :],
+        past_key_values=copy.deepcopy(prefix.cache),
+        use_cache=True,
+    ).logits
+    return logits
+
+
+@torch.inference_mode()
+def continue_prompts(
+    model: PreTrainedModel, prefix: Prefix, settings: Generation, eos_token_id: int, pad_token_id: int
+) -> list[Generated]:
+    """Answers of at most ``settings.max_new_tokens`` tokens, one per prompt. Uses the prefix up.
+
+    Sampling draws from torch's global generator; log-probabilities are the model's own, before temperature and top-p.
+    """
+    ends = _end_tokens(model, eos_token_id)
+    logprobs = _TokenLogprobs()
+    sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
+    with _settings_of_the_checkpoint_ignored(model):
+        output = model.generate(
+            input_ids=prefix.input_ids,
+            attention_mask=prefix.attention_mask,
+            past_key_values=prefix.cache,
+            logits_processor=LogitsProcessorList([logprobs]),
+            generation_config=GenerationConfig(
+                max_new_tokens=settings.max_new_tokens,
+                do_sample=settings.do_sample,
+                eos_token_id=ends,
+                pad_token_id=pad_token_id,
+                **sampling,
+            ),
+        )
+    new = output[:, prefix.input_ids.shape[1] :]
+    is_end = torch.isin(new, torch.tensor(ends, device=new.device))
+    counts = is_end.long().cumsum(1) - is_end.long() == 0  # up to the first end token, that included
+    means = (logprobs.of(new) * counts).sum(1) / counts.sum(1)
+    kept = counts & ~is_end
+    return [Generated(new[row][kept[row]].tolist(), float(means[row])) for row in range(len(new))]
+
+
+class _TokenLogprobs(LogitsProcessor):
+    """Notes the log-probability of each chosen token, keeping one step's logits at a time."""
+
+    def __init__(self) -> None:
+        self._steps: list[torch.Tensor] = []
+        self._pending: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self._settle(input_ids[:, -1])
+        self._pending = scores.float().log_softmax(-1)
+        return scores
+
+    def of(self, new: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities ``[batch, steps]`` of the generated tokens, once generation is over."""
+        self._settle(new[:, -1])
+        return torch.stack(self._steps, dim=1)
+
+    def _settle(self, chosen: torch.Tensor) -> None:
+        if self._pending is not None:
+            self._steps.append(self._pending.gather(1, chosen[:, None])[:, 0])
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _end_tokens(model: PreTrainedModel, eos_token_id: int) -> list[int]:
+    own = model.generation_config.eos_token_id
+    return sorted({eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
+
+
+@contextmanager
+def _settings_of_the_checkpoint_ignored(model: PreTrainedModel) -> Iterator[None]:
+    """transformers fills what a call leaves open from the checkpoint's generation_config (sampling, penalties)."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

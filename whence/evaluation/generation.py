@@ -1,0 +1,172 @@
+"""What a model answers: to the prompts people ask about, and to held-out examples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from whence.config import Config
+from whence.data.batching import plan_batches
+from whence.data.formatting import tail_of
+from whence.data.prompts import Prompt
+from whence.data.tokenization import IGNORED, encode, encode_prompt
+from whence.evaluation.decoding import (
+    Completion,
+    completion_logprobs,
+    continue_prompts,
+    read_prompts,
+)
+from whence.evaluation.metrics import same_text
+
+MAX_RANKED_LABELS = 50
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer: its text, mean log-probability per token (end of text included), seconds, and label scores."""
+
+    text: str
+    mean_logprob: float
+    seconds: float
+    label_logprobs: np.ndarray | None
+
+
+def generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], config: Config, model_id: str
+) -> pd.DataFrame:
+    """Answer the prompts, greedily unless ``generation.do_sample`` is set (seeded by ``general.seed``).
+
+    Returns:
+        One row per prompt in the given order: ``prompt_id, model_id, prompt, answer, mean_logprob`` (per generated
+        token, end of text included), ``seconds`` (its share of the batch).
+
+    Raises:
+        DataError: a prompt's question leaves no room for ``generation.max_new_tokens`` in ``general.max_length``.
+    """
+    texts = [prompt.prompt for prompt in prompts]
+    answers = _answer(model, tokenizer, texts, config, config.generation.batch_size, f"prompts to {model_id}")
+    return pd.DataFrame(
+        {
+            "prompt_id": [prompt.prompt_id for prompt in prompts],
+            "model_id": model_id,
+            "prompt": texts,
+            "answer": [answer.text for answer in answers],
+            "mean_logprob": [answer.mean_logprob for answer in answers],
+            "seconds": [answer.seconds for answer in answers],
+        }
+    )
+
+
+def answer_examples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    frame: pd.DataFrame,
+    config: Config,
+    labels: Sequence[str],
+) -> pd.DataFrame:
+    """Answer held-out examples, and rank the candidate labels by the log-probability of the whole answer.
+
+    Ranking is meant for classification: with more than :data:`MAX_RANKED_LABELS` distinct answers (free text) it is
+    left out, ``ranked`` is False, ``predicted`` missing, and ``correct`` is the exact match of the generated answer.
+
+    Args:
+        frame: examples (:data:`whence.data.dataset.COLUMNS`); of more than ``evaluation.num_samples`` rows a seeded
+            choice is answered.
+        labels: the distinct answers.
+
+    Returns:
+        One row per answered example in the frame's order: ``example_id, label, predicted, answer, mean_logprob,
+        exact_match, correct, ranked, seconds``.
+    """
+    wanted = config.evaluation.num_samples
+    if wanted is not None and wanted < len(frame):
+        frame = frame.sample(wanted, random_state=config.general.seed).sort_index()
+    ranked = 1 < len(labels) <= MAX_RANKED_LABELS
+    answers = _answer(
+        model,
+        tokenizer,
+        frame["prompt"].tolist(),
+        config,
+        config.evaluation.batch_size,
+        "held-out examples",
+        labels if ranked else (),
+    )
+    table = pd.DataFrame(
+        {
+            "example_id": frame["example_id"].to_numpy(),
+            "label": frame["label"].to_numpy(),
+            "predicted": [_best(answer, labels) for answer in answers],
+            "answer": [answer.text for answer in answers],
+            "mean_logprob": [answer.mean_logprob for answer in answers],
+        }
+    )
+    table["predicted"] = table["predicted"].astype("string")
+    table["exact_match"] = [same_text(a, b) for a, b in zip(table["answer"], frame["completion"], strict=True)]
+    table["correct"] = (table["predicted"] == table["label"]) if ranked else table["exact_match"]
+    table["correct"] = table["correct"].astype(bool)
+    table["ranked"] = ranked
+    table["seconds"] = [answer.seconds for answer in answers]
+    return table
+
+
+def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Completion:
+    """Token ids of an answer exactly as training sees it, end of text included."""
+    labels = encode(tokenizer, "", text, max_length=2**31).labels
+    return tuple(token for token in labels if token != IGNORED)
+
+
+def _answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    config: Config,
+    batch_size: int,
+    description: str,
+    labels: Sequence[str] = (),
+) -> list[Answer]:
+    """Answers in the order of ``texts``; ``batch_size`` is that of prompts of ``general.max_length``."""
+    completions = [completion_ids(tokenizer, label) for label in labels]
+    room = max([config.generation.max_new_tokens, *(len(completion) for completion in completions)])
+    tail = tail_of(config.dataset.template)
+    prompts = [encode_prompt(tokenizer, text, room, config.general.max_length, tail) for text in texts]
+    prompts = [ids or [tokenizer.eos_token_id] for ids in prompts]  # no BOS and no text: something must be read
+    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    answers: dict[int, Answer] = {}
+    with (
+        _seeded(config.general.seed),
+        tqdm(total=len(texts), desc=description, unit="prompt", mininterval=1) as progress,
+    ):
+        for batch in plan_batches([len(ids) + room for ids in prompts], batch_size * config.general.max_length):
+            started = time.perf_counter()
+            prefix = read_prompts(model, [prompts[index] for index in batch], pad)
+            ranks = completion_logprobs(model, prefix, completions).numpy() if completions else None
+            generated = continue_prompts(model, prefix, config.generation, eos, pad)
+            seconds = (time.perf_counter() - started) / len(batch)
+            for row, index in enumerate(batch):
+                answers[index] = Answer(
+                    text=tokenizer.decode(generated[row].token_ids, skip_special_tokens=True).strip(),
+                    mean_logprob=generated[row].mean_logprob,
+                    seconds=seconds,
+                    label_logprobs=None if ranks is None else ranks[row],
+                )
+            progress.update(len(batch))
+    return [answers[index] for index in range(len(texts))]
+
+
+def _best(answer: Answer, labels: Sequence[str]) -> str | None:
+    return None if answer.label_logprobs is None else labels[int(answer.label_logprobs.argmax())]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

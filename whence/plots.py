@@ -1,0 +1,195 @@
+"""Matplotlib figures, one function a figure. Each returns a Figure of its own: no pyplot, no global state, no display.
+
+Colours are Okabe and Ito's and the cividis map, which stay apart for colour-blind readers; the background is light, so
+that a figure reads the same on a dark page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+if TYPE_CHECKING:
+    from whence.influence.spectra import Spectrum
+
+BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
+ROLES = {"base": ("base model", "#8C8C8C"), "finetuned": ("fine-tuned model", BLUE)}
+NAMES = {"macro_f1": "macro-F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+SHARES = (0.5, 0.9, 0.99)
+DECADES = 12  # of values below the largest that a logarithmic scale shows
+MAX_POINTS = 4000  # a line of more is no different at any size a screen has
+
+_thousands = FuncFormatter(lambda value, _: f"{value:,.0f}")
+
+
+def lambda_heat_map(spectrum: Spectrum) -> Figure:
+    """Lambda over the pairs of eigenvectors, largest eigenvalues in the upper left corner, on a logarithmic scale.
+
+    Values of zero, and those more than twelve decades below the largest, take the darkest colour.
+    """
+    matrix = spectrum.lambda_matrix[::-1, ::-1]  # kronfluence keeps eigenvalues rising
+    figure, axes = _figure(f"Lambda matrix of {spectrum.module}", size=(7.6, 6.0))
+    top = float(matrix.max(initial=0.0))
+    if not top > 0:
+        return _nothing(figure, axes, "every value of lambda is zero")
+    floor = max(float(matrix[matrix > 0].min()), top * 10.0**-DECADES)
+    scale = LogNorm(floor if floor < top else top / 10, top)
+    outputs, inputs = matrix.shape
+    edges = (0.5, inputs + 0.5, outputs + 0.5, 0.5)
+    image = axes.imshow(np.maximum(matrix, floor), cmap="cividis", norm=scale, aspect="auto", extent=edges)
+    axes.set_xlabel(f"eigenvector of the activations, by falling eigenvalue (1 to {inputs:,})")
+    axes.set_ylabel(f"eigenvector of the output gradients (1 to {outputs:,})")
+    axes.grid(visible=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_formatter(_thousands)
+    figure.colorbar(image, ax=axes, label="lambda: mean squared gradient")
+    return figure
+
+
+def sorted_lambda(spectrum: Spectrum) -> Figure:
+    """All values of lambda from largest to smallest; symmetric logarithmic, so that zeros and noise below show."""
+    values = spectrum.sorted_values
+    figure, axes = _figure(f"Sorted lambda of {spectrum.module}")
+    if not values[0] > 0:
+        return _nothing(figure, axes, "every value of lambda is zero")
+    shown = np.unique(np.linspace(0, values.size - 1, min(values.size, MAX_POINTS)).astype(int))
+    axes.plot(shown + 1, values[shown], color=BLUE, linewidth=1.8)
+    floor = max(float(values[values > 0][-1]), float(values[0]) * 10.0**-DECADES)
+    axes.set_yscale("symlog", linthresh=floor)
+    axes.set_ylim(0, float(values[0]) * 2)
+    decades = np.arange(np.ceil(np.log10(floor)), np.floor(np.log10(values[0])) + 1)
+    if len(decades) > 1:
+        axes.set_yticks([0.0, *10.0 ** decades[:: max(1, len(decades) // 7)]])
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"rank (1 to {values.size:,})")
+    axes.set_ylabel("lambda: mean squared gradient (symlog)")
+    axes.xaxis.set_major_formatter(_thousands)
+    return figure
+
+
+def cumulative_share(spectrum: Spectrum) -> Figure:
+    """Share of the sum of lambda that the largest values hold, with the counts for 50, 90 and 99 percent."""
+    shares = spectrum.cumulative_share
+    figure, axes = _figure(f"Cumulative share of lambda, {spectrum.module}")
+    if not spectrum.sorted_values[0] > 0:
+        return _nothing(figure, axes, "every value of lambda is zero")
+    shown = np.unique(np.geomspace(1, shares.size, min(shares.size, MAX_POINTS)).astype(int))
+    axes.plot(shown, shares[shown - 1], color=BLUE, linewidth=1.8)
+    for share in SHARES:
+        count = int(np.searchsorted(shares, share)) + 1
+        axes.plot(count, shares[count - 1], "o", color=VERMILION)
+        left = count > shares.size**0.5  # the half of the axis with room beside the marker
+        axes.annotate(
+            f"{share:.0%}: {count:,} values ({count / shares.size:.2%})",
+            (count, shares[count - 1]),
+            xytext=(-8, 3) if left else (8, -3),  # the curve rises: above it to the left, below it to the right
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="bottom" if left else "top",
+        )
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.1)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(_thousands)
+    axes.set_xlabel(f"number of largest values, of {shares.size:,}")
+    axes.set_ylabel("share of the sum of lambda")
+    return figure
+
+
+def loss_curve(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Training and evaluation loss over steps, and the learning rate below.
+
+    Args:
+        history: what the trainer logged: ``step`` and any of ``loss``, ``eval_loss``, ``learning_rate``.
+    """
+    figure = _canvas("Loss while fine-tuning", (7.6, 5.2))
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    _dress(upper)
+    _dress(lower)
+    steps, loss = _series(history, "loss")
+    upper.plot(steps, loss, color=BLUE, linewidth=1.6, label="training")
+    steps, loss = _series(history, "eval_loss")
+    if steps:
+        upper.plot(steps, loss, "o-", color=VERMILION, linewidth=1.6, markersize=5, label="evaluation")
+    if not any("loss" in entry or "eval_loss" in entry for entry in history):
+        _nothing(figure, upper, "no loss was logged")
+    else:
+        upper.legend(frameon=False)
+    lower.plot(*_series(history, "learning_rate"), color=GREEN, linewidth=1.6)
+    lower.set_ylim(bottom=0)
+    lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    upper.set_ylabel("loss (nats per token)")
+    lower.set_ylabel("learning rate")
+    lower.set_xlabel("optimizer step")
+    return figure
+
+
+def comparison_bars(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """One group of bars per measure, one bar per model, with confidence intervals.
+
+    Args:
+        metrics: as :func:`whence.evaluation.comparison.compare_models` returns them: by name ``over`` (what it is
+            measured on) and per role (``base``, ``finetuned``) ``{value, low, high}``, fractions of 1.
+    """
+    roles = [role for role in ROLES if any(role in measured for measured in metrics.values())]
+    figure, axes = _figure("Base and fine-tuned model", size=(max(5.0, 1.6 + 1.35 * len(metrics)), 4.4))
+    if not roles:
+        return _nothing(figure, axes, "nothing was measured")
+    width = 0.8 / len(roles)
+    for position, role in enumerate(roles):
+        measured = [interval.get(role, {}) for interval in metrics.values()]
+        value, low, high = (np.array([m.get(k, np.nan) for m in measured], float) for k in ("value", "low", "high"))
+        where = np.arange(len(metrics)) + (position - (len(roles) - 1) / 2) * width
+        label, color = ROLES[role]
+        axes.bar(where, value, width * 0.92, color=color, label=label)
+        margins = np.clip(np.nan_to_num([value - low, high - value]), 0, None)
+        axes.errorbar(where, value, yerr=margins, fmt="none", ecolor="black", elinewidth=1.2, capsize=4)
+        for x, y, top in zip(where, value, np.fmax(value, high), strict=True):
+            if np.isfinite(y):
+                axes.annotate(f"{y:.1%}", (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=8.5)
+    labels = [f"{NAMES.get(name, name.replace('_', ' '))}\n({measured['over']})" for name, measured in metrics.items()]
+    axes.set_xticks(range(len(metrics)), labels, fontsize=9)
+    axes.set_ylim(0, 1.12)
+    axes.set_yticks(np.linspace(0, 1, 6))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(visible=False, axis="x")
+    figure.legend(frameon=False, loc="outside lower left", ncols=len(roles))
+    return figure
+
+
+def _figure(title: str, size: tuple[float, float] = (7.6, 4.4)) -> tuple[Figure, Axes]:
+    figure = _canvas(title, size)
+    axes = figure.subplots()
+    _dress(axes)
+    return figure, axes
+
+
+def _canvas(title: str, size: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1), facecolor="white")
+    figure.suptitle(title, fontsize=13, x=0.02, ha="left")
+    return figure
+
+
+def _dress(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _nothing(figure: Figure, axes: Axes, reason: str) -> Figure:
+    axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=GREY)
+    return figure
+
+
+def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    points = [(entry["step"], entry[key]) for entry in history if key in entry]
+    return [step for step, _ in points], [value for _, value in points]

@@ -1,0 +1,1 @@
+"""HTML for people: self-contained pages with figures and tables."""
