@@ -1,0 +1,94 @@
+"""The tracking address: what may be shown of it, and whether anybody answers there."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import requests  # type: ignore[import-untyped]
+
+from whence.errors import TrackingError
+
+PROBE_TIMEOUT = (3.0, 5.0)  # seconds to connect, to answer
+
+
+class Unreachable(TrackingError):
+    """Nobody answers at the address at the moment."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A tracking address without its credentials; ``database`` is set for sqlite only (absolute)."""
+
+    uri: str
+    database: Path | None = None
+
+    @classmethod
+    def parse(cls, uri: str) -> Address:
+        """Read ``tracking.uri``; relative sqlite paths count from the current folder.
+
+        A user name and password in the address are moved to the environment variables MLflow reads them from, so that
+        they appear in no message, file or page.
+
+        Raises:
+            TrackingError: neither http(s) nor sqlite.
+        """
+        parts = urlsplit(uri)
+        if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
+            database = Path(unquote(parts.path[1:])).absolute()
+            return cls(f"sqlite:///{database}", database)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise TrackingError(
+                f"tracking.uri: {urlunsplit(_bare(parts))!r} is no tracking address; "
+                "use http(s)://host:port of an MLflow server, or sqlite:///file.db"
+            )
+        if parts.username:
+            os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+        return cls(urlunsplit(_bare(parts)).rstrip("/"))
+
+    def probe(self) -> None:
+        """See within seconds whether the address can be used at all.
+
+        Raises:
+            Unreachable: nobody answers there.
+            TrackingError: the sqlite file cannot be written.
+        """
+        if self.database is not None:
+            _probe_database(self.database)
+            return
+        try:
+            requests.get(f"{self.uri}/health", timeout=PROBE_TIMEOUT)  # any answer will do
+        except requests.exceptions.SSLError:
+            return  # somebody is there; whether the certificate will do is for MLflow's own settings to judge
+        except requests.RequestException as error:
+            raise Unreachable(
+                f"tracking.uri: no MLflow server answers at {self.uri} ({type(error).__name__}); start it, correct the "
+                "address, or set tracking.uri to sqlite:///mlflow.db to record into a local file"
+            ) from None  # the cause may quote the address with its password
+
+
+def _bare(parts: tuple[str, str, str, str, str]) -> tuple[str, str, str, str, str]:
+    scheme, netloc, path, _, _ = parts
+    return scheme, netloc.rpartition("@")[2], path, "", ""
+
+
+def _probe_database(file: Path) -> None:
+    way_out = "correct tracking.uri or the permissions"
+    folder = file.parent
+    if not folder.is_dir():
+        raise TrackingError(f"tracking.uri: the folder {folder} of {file.name} does not exist; create it, or {way_out}")
+    writable = [path for path in (file, folder) if path.exists()]
+    if refused := [path for path in writable if not os.access(path, os.W_OK)]:
+        raise TrackingError(f"tracking.uri: {refused[0]} cannot be written; {way_out}")
+    if not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.DatabaseError as error:
+        raise TrackingError(f"tracking.uri: {file} is not a usable sqlite file ({error}); {way_out}") from error

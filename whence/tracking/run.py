@@ -1,0 +1,338 @@
+"""A stage's run as the stages see it: log this, log that; being offline is dealt with here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import tenacity
+
+from whence.config import Config
+from whence.errors import TrackingError, WhenceError
+from whence.tracking.address import Address, Unreachable
+from whence.tracking.names import flat, name_of, quotable, text_of
+from whence.tracking.server import MlflowServer, RunDescription, RunIds, is_mlflow_error, is_refusal
+from whence.tracking.spool import Call, Spool, link_or_copy
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PIPELINE_VARIABLE = "KFP_RUN_ID"
+RESUME_VARIABLE = "MLFLOW_RUN_ID"
+RECONNECT_SECONDS = 30.0  # how often a run that went offline looks whether the server is back
+
+
+def check_tracking(config: Config) -> None:
+    """See within seconds whether runs can be recorded; changes nothing at a sqlite address.
+
+    Raises:
+        TrackingError: nobody answers, the server refuses, or the sqlite file cannot be written.
+    """
+    address = Address.parse(config.tracking.uri)
+    address.probe()
+    if address.database is None:
+        try:
+            MlflowServer(address, config.tracking.experiment)
+        except Exception as error:
+            raise _explained(error, address) from None
+
+
+@contextmanager
+def stage_run(config: Config, stage: str) -> Iterator[StageRun]:
+    """Record a stage: a run nested under the pipeline's, FAILED when the body raises.
+
+    The parent run is the one tagged ``kfp.pipeline_run_id`` = ``$KFP_RUN_ID``, created when there is none; without
+    that variable the stage's run stands alone. ``$MLFLOW_RUN_ID``, as Kubeflow's MLflow plugin sets it for each task,
+    is resumed; when it names a run that is nested under none, it is taken as the parent.
+
+    Raises:
+        TrackingError: the server refuses to open the run. Being unreachable is no error here: see the package.
+    """
+    run = StageRun(config, stage)
+    try:
+        yield run
+    except BaseException as error:
+        run.close("FAILED" if isinstance(error, Exception) else "KILLED", error)
+        raise
+    run.close("FINISHED")
+
+
+def upload_spool(config: Config) -> int:
+    """Upload what earlier stages of this folder could not deliver, and return how many runs that was.
+
+    Spools that a living stage writes, and those of other tracking addresses, are left alone.
+
+    Raises:
+        TrackingError: the server cannot be reached; what has not arrived stays on disk.
+    """
+    address = Address.parse(config.tracking.uri)
+    uploaded, damaged = 0, []
+    with Spool.abandoned(spool_folder(config)) as spools:
+        for spool in spools:
+            try:
+                uploaded += _upload(spool, address)
+            except (ValueError, TypeError, KeyError) as error:
+                damaged.append(f"{spool.folder} is damaged ({error!r}); repair or remove it")
+            except Exception as error:
+                raise _explained(error, address) from None
+    if damaged:
+        raise TrackingError("; ".join(damaged))
+    return uploaded
+
+
+def _upload(spool: Spool, address: Address) -> bool:
+    about = RunDescription(**spool.run)
+    if about.address != address.uri:
+        return False
+    pending = spool.pending()
+    if pending and pending[-1].name != "finish":  # its writer was killed
+        spool.append(Call("finish", {"status": "KILLED", "time": _now()}))
+    address.probe()
+    server = MlflowServer(address, about.experiment)
+    calls = spool.deliver(partial(_send_unless_refused, server, server.open_run(about)))
+    logger.info("uploaded %d calls of an earlier %s run to %s", calls, about.stage, address.uri)
+    return True
+
+
+def spool_folder(config: Config) -> Path:
+    """Where calls are kept while the server is away."""
+    return Path(config.general.work_dir or Path.cwd()) / ".whence" / "spool"
+
+
+class StageRun:
+    """The MLflow run of one stage. Get it from :func:`stage_run`."""
+
+    def __init__(self, config: Config, stage: str) -> None:
+        self._config = config
+        self._address = Address.parse(config.tracking.uri)
+        self._about = RunDescription(
+            key=uuid.uuid4().hex,
+            stage=stage,
+            address=self._address.uri,
+            experiment=config.tracking.experiment,
+            profile=config.profile,
+            started=_now(),
+            pipeline_run=quotable(os.environ.get(PIPELINE_VARIABLE)),
+            resume=quotable(os.environ.get(RESUME_VARIABLE)),
+            settings=flat(config.model_dump(mode="json", exclude={"tracking"})),
+        )
+        self._server: MlflowServer | None = None
+        self._ids: RunIds | None = None
+        self._spool: Spool | None = None
+        self._next_try = 0.0
+        try:
+            self._retrying(self._open)
+        except Exception as error:
+            if not _is_passing(error):
+                raise _explained(error, self._address) from None
+            self._go_offline(error)
+        else:
+            self._upload_leftovers()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id; None while the server has never been reached."""
+        return self._ids.run_id if self._ids else None
+
+    @property
+    def url(self) -> str | None:
+        """Where to look at the run; None for a sqlite file, or while the server has never been reached."""
+        return self._server.url(self._ids) if self._server and self._ids else None
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Parameters, prefixed by the stage: sections become dotted keys, ``train.training.learning_rate``.
+
+        The prefix keeps them apart from those Kubeflow's MLflow plugin logs: MLflow refuses a second, different value.
+        """
+        self._record("params", {"values": flat(values, f"{self._about.stage}.")})
+
+    def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Metrics at a step (0 when there are no steps)."""
+        self._log_metrics(values, step, parent=False)
+
+    def log_parent_metrics(self, values: Mapping[str, float]) -> None:
+        """Headline metrics, on the parent run (on this one when it stands alone)."""
+        self._log_metrics(values, None, parent=True)
+
+    def set_tags(self, values: Mapping[str, str]) -> None:
+        """Tags of this run."""
+        self._record("tags", {"values": {name_of(key): text_of(value) for key, value in values.items()}})
+
+    def log_artifact(self, path: Path, folder: str | None = None, name: str | None = None) -> None:
+        """A file, in ``folder`` of the run's artifacts; ``name`` renames it (``page`` -> ``page.html``)."""
+        if name is None or name == path.name:
+            self._record("artifact", {"folder": folder}, _existing(path))
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            link_or_copy(str(_existing(path)), f"{scratch}/{name}")
+            self._record("artifact", {"folder": folder}, Path(scratch, name))
+
+    def log_artifacts(self, folder: Path, artifact_path: str | None = None) -> None:
+        """Everything in a folder."""
+        self._record("artifact", {"folder": artifact_path}, _existing(folder))
+
+    def log_table(self, table: pd.DataFrame, name: str) -> None:
+        """A table for MLflow's UI to show and compare; ``name`` ends in ``.json``. A second one replaces it."""
+        folder, _, file = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, file)
+            table.to_json(path, orient="split", index=False, date_format="iso")
+            self._record("table", {"folder": folder or None}, path)
+
+    def log_dataset(self, name: str, fingerprint: str, source: str, rows: int, context: str) -> None:
+        """A dataset this run reads or makes; ``context`` says what for (train, eval)."""
+        values = {"name": name, "fingerprint": fingerprint, "source": source, "rows": rows, "context": context}
+        self._record("dataset", values)
+
+    def log_model_version(self, folder: Path, name: str, tags: Mapping[str, str]) -> str | None:
+        """The folder as a logged model and a new version of the registered model ``name``.
+
+        Returns:
+            the version number; None while offline.
+        """
+        clean = {name_of(key): text_of(value) for key, value in tags.items()}
+        return self._record("model", {"name": name, "tags": clean}, _existing(folder))
+
+    def close(self, status: str, error: BaseException | None = None) -> None:
+        """End the run and deliver what is still on disk. Raises nothing: the stage's own outcome counts."""
+        try:
+            if error is not None:
+                self.set_tags({"whence.error": f"{type(error).__name__}: {error}"})
+            self._next_try = 0.0
+            self._record("finish", {"status": status, "time": _now()})
+            if self._spool is not None:
+                logger.warning(
+                    "the record of stage %s is kept in %s; it is uploaded when the next stage starts from this "
+                    "folder, or by whence.tracking.upload_spool",
+                    self._about.stage,
+                    self._spool.folder,
+                )
+        except (OSError, TrackingError) as problem:
+            logger.error("the record of stage %s is incomplete: %s", self._about.stage, problem)
+        finally:
+            if self._spool is not None:
+                self._spool.close()
+
+    def _log_metrics(self, values: Mapping[str, float], step: int | None, parent: bool) -> None:
+        numbers = {name_of(key): float(value) for key, value in values.items()}
+        self._record("metrics", {"values": numbers, "step": int(step or 0), "time": _now(), "parent": parent})
+
+    def _record(self, name: str, arguments: dict[str, Any], path: Path | None = None) -> str | None:
+        call = Call(name, arguments, path)
+        try:
+            if self._spool is None or (time.monotonic() >= self._next_try and self._come_online()):
+                return self._retrying(lambda: self._send(call))
+        except Exception as error:
+            if not _is_passing(error):
+                raise
+            self._go_offline(error)
+        assert self._spool is not None
+        self._spool.append(call)
+        return None
+
+    def _open(self) -> None:
+        self._address.probe()
+        self._server = MlflowServer(self._address, self._about.experiment)
+        self._ids = self._server.open_run(self._about)
+
+    def _send(self, call: Call) -> str | None:
+        assert self._server is not None
+        assert self._ids is not None
+        return _send_unless_refused(self._server, self._ids, call)
+
+    def _retrying(self, action: Callable[[], T]) -> T:
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_passing),
+            stop=tenacity.stop_after_delay(self._config.tracking.retry_seconds),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2),
+            reraise=True,
+        )
+        return attempts(action)
+
+    def _go_offline(self, error: Exception) -> None:
+        self._next_try = time.monotonic() + RECONNECT_SECONDS
+        if self._spool is None:
+            self._spool = Spool.create(spool_folder(self._config), self._about.stage, asdict(self._about))
+            logger.warning(
+                "MLflow at %s does not answer (%s); stage %s goes on and keeps its record in %s",
+                self._address.uri,
+                _first_line(error),
+                self._about.stage,
+                self._spool.folder,
+            )
+
+    def _come_online(self) -> bool:
+        """Deliver what is on disk, if the server is back."""
+        assert self._spool is not None
+        try:
+            if self._ids is None:
+                self._open()
+            else:
+                self._address.probe()
+            calls = self._spool.deliver(self._send)
+        except Exception as error:
+            if not _is_passing(error):
+                raise
+            self._go_offline(error)
+            return False
+        self._spool = None
+        logger.warning("MLflow at %s is back; delivered %d calls kept on disk", self._address.uri, calls)
+        return True
+
+    def _upload_leftovers(self) -> None:
+        try:
+            upload_spool(self._config)
+        except TrackingError as error:
+            logger.warning("records of earlier stages stay on disk for now: %s", error)
+
+
+def _send_unless_refused(server: MlflowServer, ids: RunIds, call: Call) -> str | None:
+    """Send; what MLflow refuses for good is reported and left out, for it must cost neither results nor other calls."""
+    try:
+        return server.send(ids, call)
+    except Exception as error:
+        if not is_mlflow_error(error) or not is_refusal(error):
+            raise
+        what = call.path.name if call.path else ", ".join(map(str, call.arguments.get("values", call.arguments)))
+        logger.error("MLflow refuses to record %s %s: %s", call.name, what[:200], _first_line(error))
+        return None
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether a later attempt may succeed."""
+    if isinstance(error, WhenceError):
+        return isinstance(error, Unreachable)
+    return isinstance(error, Exception) and is_mlflow_error(error) and not is_refusal(error)
+
+
+def _explained(error: Exception, address: Address) -> Exception:
+    if isinstance(error, WhenceError) or not is_mlflow_error(error):
+        return error
+    return TrackingError(
+        f"tracking.uri: MLflow at {address.uri} refuses: {_first_line(error)}; check the address, the credentials "
+        "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN) and the server's --allowed-hosts"
+    )
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise TrackingError(f"cannot log {path}: there is no such file or folder")
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return f"{str(error) or type(error).__name__}".strip().splitlines()[0][:300]
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,350 @@
+"""What Whence asks of MLflow, call by call. Each call may be repeated: a second time changes nothing."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import os
+import posixpath
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from whence import __version__
+from whence.errors import TrackingError
+from whence.tracking.address import Address
+from whence.tracking.spool import Call
+
+PIPELINE_TAG = "kfp.pipeline_run_id"
+PARENT_TAG = "mlflow.parentRunId"
+KEY_TAG = "whence.key_of_record"
+STAGE_TAG = "whence.stage"
+AGE_TAG = "whence.created"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's view for training, not for chat
+TABLES_TAG = "mlflow.loggedArtifacts"
+# Long enough for another stage that saw no parent before ours existed to have created its own.
+SETTLE_SECONDS = 0.5
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own seven retries take minutes; the caller retries instead
+}
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """Which run calls belong to, in terms that hold before the run exists at the server. Plain JSON values.
+
+    Attributes:
+        key: identifies the run at the server, so that it is not created twice.
+        started: milliseconds since the epoch.
+        pipeline_run: Kubeflow's run id, shared by the stages of one pipeline run.
+        resume: MLflow run made for this task by Kubeflow's MLflow plugin, or a parent run made by the user.
+        settings: flat parameters of the parent run.
+    """
+
+    key: str
+    stage: str
+    address: str
+    experiment: str
+    profile: str
+    started: int
+    pipeline_run: str | None = None
+    resume: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunIds:
+    """A run at the server; without a parent, ``parent_id`` is None."""
+
+    run_id: str
+    experiment_id: str
+    parent_id: str | None
+
+
+class MlflowServer:
+    """One experiment at one tracking address.
+
+    Raises:
+        mlflow.exceptions.MlflowException, OSError: from every method, when MLflow cannot be reached or refuses.
+        TrackingError: the experiment has been deleted.
+    """
+
+    def __init__(self, address: Address, experiment: str) -> None:
+        for name, value in DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        for noisy in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self.address = address
+        self._client = MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
+        self.experiment_id = self._find_or_create_experiment(experiment)
+
+    def url(self, run: RunIds) -> str | None:
+        """Where people look at the run; None for a local file."""
+        if self.address.database is not None:
+            return None
+        return f"{self.address.uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+
+    def open_run(self, about: RunDescription) -> RunIds:
+        """Find or create the stage's run, and the parent it is nested under."""
+        parent_id = None
+        if about.resume:
+            given = self._client.get_run(about.resume)
+            if PARENT_TAG in given.data.tags:  # the task's own run
+                self._client.update_run(about.resume, status="RUNNING")
+                self._client.set_tag(about.resume, STAGE_TAG, about.stage)
+                return RunIds(about.resume, given.info.experiment_id, given.data.tags[PARENT_TAG])
+            parent_id, experiment_id = about.resume, given.info.experiment_id
+        else:
+            experiment_id = self.experiment_id
+            if about.pipeline_run:
+                parent_id = self._find_or_create_parent(about, about.pipeline_run)
+        known = self._search(experiment_id, KEY_TAG, about.key)
+        if known:
+            return RunIds(known[0].info.run_id, experiment_id, parent_id)
+        tags = {KEY_TAG: about.key, STAGE_TAG: about.stage, "whence.profile": about.profile} | _source_tags(about.stage)
+        if parent_id:
+            tags[PARENT_TAG] = parent_id
+        created = self._client.create_run(experiment_id, start_time=about.started, tags=tags, run_name=about.stage)
+        return RunIds(created.info.run_id, experiment_id, parent_id)
+
+    def send(self, run: RunIds, call: Call) -> str | None:
+        """Deliver one call; the answer is the version number for a model, else None."""
+        deliver = getattr(self, f"_send_{call.name}")
+        answer: str | None = deliver(run, call)
+        return answer
+
+    def _send_params(self, run: RunIds, call: Call) -> None:
+        self._log_params(run.run_id, call.arguments["values"])
+
+    def _send_metrics(self, run: RunIds, call: Call) -> None:
+        from mlflow.entities import Metric
+
+        target = run.parent_id if call.arguments["parent"] and run.parent_id else run.run_id
+        time_stamp, step = call.arguments["time"], call.arguments["step"]
+        metrics = [Metric(name, value, time_stamp, step) for name, value in call.arguments["values"].items()]
+        for part in _parts(metrics, 1000):
+            self._client.log_batch(target, metrics=part)
+
+    def _send_tags(self, run: RunIds, call: Call) -> None:
+        from mlflow.entities import RunTag
+
+        for part in _parts([RunTag(name, value) for name, value in call.arguments["values"].items()], 100):
+            self._client.log_batch(run.run_id, tags=part)
+
+    def _send_artifact(self, run: RunIds, call: Call) -> None:
+        assert call.path is not None
+        log = self._client.log_artifacts if call.path.is_dir() else self._client.log_artifact
+        log(run.run_id, str(call.path), call.arguments["folder"])
+
+    def _send_table(self, run: RunIds, call: Call) -> None:
+        # MlflowClient.log_table appends to what is there, so it cannot be repeated; here are the same file and tag.
+        self._send_artifact(run, call)
+        assert call.path is not None
+        entry = {"path": posixpath.join(call.arguments["folder"] or "", call.path.name), "type": "table"}
+        tables = json.loads(self._client.get_run(run.run_id).data.tags.get(TABLES_TAG, "[]"))
+        if entry not in tables:
+            self._client.set_tag(run.run_id, TABLES_TAG, json.dumps([*tables, entry]))
+
+    def _send_dataset(self, run: RunIds, call: Call) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        arguments = call.arguments
+        source = arguments["source"]
+        dataset = Dataset(
+            name=arguments["name"],
+            digest=arguments["fingerprint"][:36],  # MLflow's limit; the whole one is in the profile
+            source_type=source.partition(":")[0] if ":" in source else "local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps({"num_rows": arguments["rows"], "fingerprint": arguments["fingerprint"]}),
+        )
+        tags = [InputTag("mlflow.data.context", arguments["context"])]
+        self._client.log_inputs(run.run_id, datasets=[DatasetInput(dataset, tags)])
+
+    def _send_model(self, run: RunIds, call: Call) -> str:
+        """A logged model with the folder's files, and a version of the registered model that points to it.
+
+        MLflow 3 shows a logged model under the run's outputs and artifacts, in the experiment's Models tab and beside
+        the model version; a version made from plain run artifacts appears in the registry only.
+        """
+        from mlflow.entities import LoggedModelOutput
+
+        assert call.path is not None
+        name, tags = call.arguments["name"], call.arguments["tags"]
+        model_id = self._logged_model(run, call)
+        outputs = self._client.get_run(run.run_id).outputs
+        if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+            self._client.log_outputs(run.run_id, [LoggedModelOutput(model_id, 0)])
+        version = self._model_version(run, name, tags | {KEY_TAG: call.key}, model_id)
+        # What the server does for its own clients, and nobody for those of a sqlite file.
+        self._client.set_logged_model_tags(
+            model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])}
+        )
+        return version
+
+    def _send_finish(self, run: RunIds, call: Call) -> None:
+        ended = call.arguments["time"]
+        self._client.set_terminated(run.run_id, call.arguments["status"], ended)
+        if run.parent_id and STAGE_TAG in self._client.get_run(run.parent_id).data.tags:
+            self._settle_parent(run, run.parent_id, ended)
+
+    def _settle_parent(self, run: RunIds, parent_id: str, ended: int) -> None:
+        """The parent is over while none of its stages runs: failed when the last attempt of any stage failed."""
+        children = self._search(run.experiment_id, PARENT_TAG, parent_id)
+        last = {child.data.tags.get(STAGE_TAG, child.info.run_id): child.info.status for child in children}
+        if "RUNNING" not in last.values():
+            status = "FINISHED" if set(last.values()) == {"FINISHED"} else "FAILED"
+            self._client.set_terminated(parent_id, status, ended)
+
+    def _find_or_create_experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        for _ in range(2):
+            found = self._client.get_experiment_by_name(name)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise TrackingError(
+                    f"tracking.experiment: {name!r} at {self.address.uri} has been deleted; restore it there "
+                    "(mlflow experiments restore), or choose another name"
+                )
+            if found is not None:
+                experiment_id: str = found.experiment_id
+                return experiment_id
+            try:
+                created: str = self._client.create_experiment(name, self._artifact_location(), EXPERIMENT_TAGS)
+                return created
+            except MlflowException as error:  # another stage was faster
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        raise TrackingError(f"tracking.experiment: {name!r} at {self.address.uri} can be neither found nor created")
+
+    def _artifact_location(self) -> str | None:
+        # Not "mlruns": a folder of that name makes a plain `mlflow ui` look there and not into the sqlite file.
+        database = self.address.database
+        return None if database is None else (database.parent / "mlartifacts").as_uri()
+
+    def _find_or_create_parent(self, about: RunDescription, pipeline_run: str) -> str:
+        """The oldest parent; stages that start at once may each create one, look again, and drop all but the oldest."""
+        parents, own = self._parents(pipeline_run), None
+        if not parents:
+            own = self._create_parent(about, pipeline_run)
+            time.sleep(SETTLE_SECONDS)
+            parents = self._parents(pipeline_run)
+        parent = parents[0]
+        parent_id: str = parent.info.run_id
+        if own is not None and own != parent_id:
+            self._client.delete_run(own)
+        if parent.info.status != "RUNNING" and STAGE_TAG in parent.data.tags:
+            self._client.update_run(parent_id, status="RUNNING")
+        return parent_id
+
+    def _create_parent(self, about: RunDescription, pipeline_run: str) -> str:
+        created_at = str(time.time_ns())  # not the start: how long it takes from there to here differs between stages
+        tags = {PIPELINE_TAG: pipeline_run, STAGE_TAG: "pipeline", "whence.profile": about.profile, AGE_TAG: created_at}
+        created = self._client.create_run(
+            self.experiment_id,
+            start_time=about.started,
+            tags=tags | _source_tags("run"),
+            run_name=f"{about.profile} {pipeline_run}"[:60],
+        )
+        run_id: str = created.info.run_id
+        self._log_params(run_id, about.settings)
+        return run_id
+
+    def _parents(self, pipeline_run: str) -> list[Any]:
+        """The runs of a pipeline run that are nested under none, oldest first."""
+        runs = self._search(self.experiment_id, PIPELINE_TAG, pipeline_run)
+        parents = [run for run in runs if PARENT_TAG not in run.data.tags]
+        return sorted(parents, key=lambda run: (int(run.data.tags.get(AGE_TAG, 0)), run.info.run_id))
+
+    def _search(self, experiment_id: str, tag: str, value: str) -> list[Any]:
+        """Runs by a tag's value, in the order of their start."""
+        return list(
+            self._client.search_runs(
+                [experiment_id], f"tags.`{tag}` = '{value}'", max_results=1000, order_by=["attributes.start_time ASC"]
+            )
+        )
+
+    def _log_params(self, run_id: str, values: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        for part in _parts([Param(name, value) for name, value in values.items()], 100):
+            self._client.log_batch(run_id, params=part)
+
+    def _logged_model(self, run: RunIds, call: Call) -> str:
+        name, tags = call.arguments["name"], call.arguments["tags"]
+        known = self._client.search_logged_models([run.experiment_id], f"tags.`{KEY_TAG}` = '{call.key}'")
+        model = (
+            known[0]
+            if known
+            else self._client.create_logged_model(
+                run.experiment_id, name, source_run_id=run.run_id, tags=tags | {KEY_TAG: call.key}
+            )
+        )
+        model_id: str = model.model_id
+        if str(model.status) != "READY":
+            self._client.log_model_artifacts(model_id, str(call.path))
+            self._client.finalize_logged_model(model_id, "READY")
+        return model_id
+
+    def _model_version(self, run: RunIds, name: str, tags: dict[str, str], model_id: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        known = self._client.search_model_versions(f"name = '{name}' and tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'")
+        if known:
+            return str(known[0].version)
+        # The location, not "models:/<id>": MLflow resolves that through its global tracking URI, which is another one.
+        source = self._client.get_logged_model(model_id).artifact_location
+        version = self._client.create_model_version(
+            name, source, run_id=run.run_id, tags=tags, await_creation_for=0, model_id=model_id
+        )
+        return str(version.version)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow has judged the request itself (bad name, missing run), so that repeating it is useless.
+
+    Being unreachable, overloaded, or refusing the credentials at the moment is no refusal in this sense.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    else:
+        status = getattr(getattr(error, "response", None), "status_code", 503)
+    return 400 <= status < 500 and status not in (401, 403, 408, 429)
+
+
+def is_mlflow_error(error: BaseException) -> bool:
+    """Whether MLflow, or the way to it, raised this."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException | OSError)
+
+
+def _parts(items: list[Any], size: int) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _source_tags(what: str) -> dict[str, str]:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        user = str(os.getuid())
+    return {
+        "mlflow.user": user,
+        "mlflow.source.name": f"whence {what}",
+        "mlflow.source.type": "LOCAL",
+        "whence.version": __version__,
+    }
