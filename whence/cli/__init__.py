@@ -1,0 +1,66 @@
+"""The command ``whence``: settings, the stages on plain folders, and, where ``pipelines`` is installed, the pipeline.
+
+Stages import torch, so every command imports what it runs when it runs: ``whence --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import whence
+from whence.cli.evaluate import evaluate
+from whence.cli.settings import config_app
+from whence.cli.stages import stages_app
+from whence.errors import WhenceError
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"whence {whence.__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None: ...
+
+
+@functools.cache
+def build_app() -> typer.Typer:
+    """All commands that this installation has."""
+    app = typer.Typer(
+        name="whence",
+        help="Which training examples made the model say that? Fine-tune, fit influence factors, score and compare.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_root)
+    if importlib.util.find_spec("pipelines") is not None:  # images hold the library alone
+        from pipelines.commands import register
+
+        register(app)
+    app.command()(evaluate)
+    app.add_typer(config_app, name="config")
+    app.add_typer(stages_app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: errors of ours end with their message and exit code 1, wrong usage with 2."""
+    try:
+        build_app()(args=list(sys.argv[1:] if arguments is None else arguments))
+    except WhenceError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,94 @@
+"""Which settings a command works with, and the commands that show and check them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import whence
+from whence.config import Config
+from whence.config_file import dotted_keys, get_dotted, load_config, parse_override
+from whence.errors import ConfigError
+
+DEFAULT_PROFILE = "demo"
+
+# Where settings come from: a profile by name, or a file, and single values that win over it.
+ProfileOption = Annotated[str | None, typer.Option("--profile", help="Profile by name, from configs/.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file (YAML), in place of a profile.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting by dotted key; repeatable.")
+]
+
+
+class Settings(NamedTuple):
+    """A settings file and the values given on the command line."""
+
+    file: Path
+    overrides: dict[str, Any]
+
+    def load(self) -> Config:
+        return load_config(self.file, self.overrides)
+
+
+def find_settings(profile: str | None, config: Path | None, values: Sequence[str] | None) -> Settings:
+    """The settings that ``--profile``, ``--config`` and ``--set`` name; the demo's when neither of the first is given.
+
+    Raises:
+        ConfigError: both are given, the profile does not exist, or a value is not of the form key=value.
+    """
+    if profile is not None and config is not None:
+        raise ConfigError("give --profile or --config, not both")
+    file = config if config is not None else find_profile(profile or DEFAULT_PROFILE)
+    return Settings(file, dict(parse_override(value) for value in values or ()))
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile: ``configs/<name>.yaml`` here, or in the source tree this library is installed from."""
+    places = (Path.cwd(), Path(whence.__file__).resolve().parent.parent)
+    folders = list(dict.fromkeys(place / "configs" for place in places))
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    raise ConfigError(
+        f"--profile {name}: there is no {name}.yaml in {' or '.join(str(folder) for folder in folders)}; "
+        f"profiles here: {', '.join(known) or 'none'}; give a file of your own with --config"
+    )
+
+
+config_app = typer.Typer(help="Show and check settings.", no_args_is_help=True, rich_markup_mode="rich")
+
+
+@config_app.command("show")
+def config_show(
+    profile: ProfileOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    explain: Annotated[bool, typer.Option("--explain", help="A table of keys, values and their meaning.")] = False,
+) -> None:
+    """Print the settings with every value explicit."""
+    resolved = find_settings(profile, config, set_).load()
+    if not explain:
+        typer.echo(resolved.to_yaml(), nl=False)
+        return
+    table = Table("key", "value", "meaning", box=None, pad_edge=False)
+    for key, text in dotted_keys().items():
+        table.add_row(key, escape(str(get_dotted(resolved, key))), escape(text))
+    Console().print(table)
+
+
+@config_app.command("check")
+def config_check(profile: ProfileOption = None, config: ConfigOption = None, set_: SetOption = None) -> None:
+    """Check the settings and what they name - prompts, questions, model, tracking server - without training."""
+    settings = find_settings(profile, config, set_)
+    resolved = settings.load()
+    from whence.stages.checks import check
+
+    check(resolved)
+    typer.echo(f"{settings.file}: nothing wrong found")

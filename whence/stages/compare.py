@@ -1,0 +1,153 @@
+"""Stage ``compare``: base against fine-tuned, and every answer beside the training examples behind it. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors.numpy import load_file
+
+from whence import plots
+from whence.config import Config
+from whence.config_file import load_config
+from whence.data.dataset import ExampleSet
+from whence.data.prompts import load_prompts
+from whence.errors import DataError
+from whence.evaluation.comparison import compare_models, headline_metrics, join_influences
+from whence.evaluation.truth import planted_truth_metrics
+from whence.report.page import Section, Table, page
+from whence.stages.artifacts import (
+    COMPARISON,
+    COMPARISON_TABLE,
+    EVAL_ANSWERS,
+    GENERATIONS,
+    INFLUENCES,
+    QUERIES,
+    SCORES,
+    SCORES_INFO,
+    SELF_INFLUENCE,
+)
+from whence.stages.runner import StageResult, run_stage
+from whence.stages.workspace import Workspace, write_atomically
+from whence.tracking import StageRun
+
+EXAMPLES_SHOWN = 3
+HOW_TO_READ = f"""Below every prompt stand the {EXAMPLES_SHOWN} training examples that helped its answer most and the \
+{EXAMPLES_SHOWN} that harmed it most: training on a helpful one lowered the answer's loss, on a harmful one raised it.
+
+The z-score is the influence in standard deviations from the mean over all training examples."""
+
+
+def run(
+    *, config: Path, generations: Path, scores: Path, train_data: Path, comparison: Path, comparison_page: Path
+) -> StageResult:
+    """Compare the models and join their answers with the influences.
+
+    Args:
+        config: the resolved configuration, with the prompts.
+        generations: the answers of both models.
+        scores: the influences.
+        train_data: the training examples, with the truth where a corpus knows it.
+        comparison: receives ``comparison.json`` (measures with intervals) and ``comparison.parquet`` (per prompt).
+        comparison_page: receives both as a self-contained HTML page.
+    """
+    settings = load_config(config)
+    references = {prompt.prompt_id: prompt.reference for prompt in load_prompts(settings)}
+
+    def compute(work: Workspace, run: StageRun) -> dict[str, float]:
+        _require_scores_of(train_data, scores)
+        answers = pd.read_parquet(generations / GENERATIONS)
+        measured = compare_models(pd.read_parquet(generations / EVAL_ANSWERS), answers, references, settings)
+        truth = _truth(settings, scores, train_data)
+        headline = headline_metrics(measured) | truth
+        table = join_influences(answers, pd.read_parquet(scores / INFLUENCES), references, settings)
+        folder = work.outputs["comparison"]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / COMPARISON, json.dumps(measured | {"truth": truth, "headline": headline}, indent=1))
+        table.to_parquet(folder / COMPARISON_TABLE, index=False)
+        work.outputs["comparison_page"].write_text(_page(measured, truth, table), encoding="utf-8")
+        return headline
+
+    def record(work: Workspace, run: StageRun) -> None:
+        measured = json.loads((work.outputs["comparison"] / COMPARISON).read_text(encoding="utf-8"))
+        run.log_parent_metrics(measured["headline"])
+        run.log_table(pd.read_parquet(work.outputs["comparison"] / COMPARISON_TABLE), "comparison.json")
+        run.log_artifacts(work.outputs["comparison"], "comparison")
+        run.log_artifact(work.outputs["comparison_page"], "plots", name="comparison.html")
+
+    return run_stage(
+        "compare",
+        settings,
+        inputs={"generations": generations, "scores": scores, "train_data": train_data},
+        outputs={"comparison": comparison, "comparison_page": comparison_page},
+        settings=["general.seed", "models", "prompts", "evaluation.bootstrap_samples", "evaluation.confidence"],
+        compute=compute,
+        record=record,
+    )
+
+
+def _require_scores_of(train_data: Path, scores: Path) -> None:
+    """Scores of other examples would be shown beside these examples' text.
+
+    Raises:
+        DataError: naming both fingerprints.
+    """
+    scored = json.loads((scores / SCORES_INFO).read_text(encoding="utf-8"))["train_data"]
+    given = ExampleSet.read(train_data).info.fingerprint
+    if scored != given:
+        raise DataError(
+            f"the scores in {scores} are of other training data ({scored[:12]}...) than {train_data} "
+            f"({given[:12]}...); score these examples first"
+        )
+
+
+def _truth(settings: Config, scores: Path, train_data: Path) -> dict[str, float]:
+    """How well the scores find what the corpus is known to hold; nothing for data whose truth nobody knows."""
+    train = ExampleSet.read(train_data)
+    if train.truth is None:
+        return {}
+    planted = {prompt.prompt_id: prompt.planted for prompt in load_prompts(settings)}
+    queries = pd.read_parquet(scores / QUERIES)
+    own = scores / SELF_INFLUENCE
+    return planted_truth_metrics(
+        load_file(scores / SCORES)["all_modules"],
+        [planted.get(query_id) for query_id in queries["query_id"]],
+        train.frame["example_id"].tolist(),
+        train.truth,
+        pd.read_parquet(own)["self_influence"].to_numpy() if own.exists() else None,
+    )
+
+
+def _page(measured: dict[str, Any], truth: dict[str, float], table: pd.DataFrame) -> str:
+    sections = [
+        Section(
+            "Base against fine-tuned",
+            text=f"Bars are values from 0 to 1, whiskers {measured['confidence']:.0%} bootstrap intervals.",
+            figures=[("Measures of both models", plots.comparison_bars(measured["metrics"]))],
+        )
+    ]
+    if truth:
+        sections.append(Section("What was planted and what was found", numbers=truth))
+    names = table["query_id"].fillna(table["prompt_id"])  # a prompt without a reference is no query
+    sections += [_prompt_section(str(name), rows) for name, rows in table.groupby(names, sort=False)]
+    return page("Comparison", sections, text=HOW_TO_READ)
+
+
+def _prompt_section(name: str, rows: pd.DataFrame) -> Section:
+    """One prompt with both answers, and the training examples at both ends of its ranking."""
+    shown = rows[rows["rank"] <= EXAMPLES_SHOWN]
+    examples = pd.DataFrame(
+        {
+            "effect": shown["direction"],
+            "z_score": shown["z_score"],
+            "training_example": shown["example_prompt"],
+            "its_answer": shown["example_completion"],
+        }
+    )
+    return Section(
+        name,
+        text=str(rows["prompt"].iloc[0]),
+        tables=[Table(rows.head(1)[["reference", "base_answer", "finetuned_answer"]]), Table(examples)],
+    )

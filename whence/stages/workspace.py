@@ -1,0 +1,138 @@
+"""Where a stage writes, and how finished work is found again.
+
+With ``general.work_dir`` set, a stage works in ``<work_dir>/<stage>-<key>/`` where the key is a fingerprint of
+everything that decides its result: the library's code, the settings it reads and the content of its inputs. A stage
+that was killed finds its scratch files (checkpoints, partitions) there and goes on; one that finished is not run again:
+its files are verified against their checksums and linked to where the pipeline wants them.
+Without a work folder the outputs are written in place and nothing is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import whence
+
+DONE = "done.json"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders of one stage run: ``outputs`` by name while working, and ``scratch`` for what need not be kept."""
+
+    outputs: dict[str, Path]
+    scratch: Path
+    destinations: dict[str, Path] = field(repr=False)
+    key: str = ""
+    kept: bool = False
+
+    @classmethod
+    def open(cls, work_dir: str | None, stage: str, key: str, destinations: Mapping[str, Path]) -> Workspace:
+        if work_dir is None:
+            for path in destinations.values():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f"whence-{stage}-"))
+            return cls(dict(destinations), scratch, dict(destinations), key)
+        folder = Path(work_dir) / f"{stage}-{key[:16]}"
+        (folder / "outputs").mkdir(parents=True, exist_ok=True)
+        outputs = {name: folder / "outputs" / name for name in destinations}
+        return cls(outputs, folder / "scratch", dict(destinations), key, kept=True)
+
+    def finished(self) -> dict[str, float] | None:
+        """The metrics of finished, undamaged work; None when there is none, so that it is done (again)."""
+        try:
+            record = json.loads(self._done_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if record["key"] != self.key or record["files"] != self._checksums():
+            self._done_file.unlink()
+            return None
+        metrics: dict[str, float] = record["metrics"]
+        return metrics
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """Record the outputs as complete (atomically, last) and drop the scratch files."""
+        if self.kept:
+            record = {"key": self.key, "metrics": dict(metrics), "files": self._checksums()}
+            write_atomically(self._done_file, json.dumps(record, indent=1))
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def publish(self) -> None:
+        """Put the outputs where the pipeline wants them: hard links on one filesystem, copies across two."""
+        if not self.kept:
+            return
+        for name, source in self.outputs.items():
+            target = self.destinations[name]
+            if target.is_dir():
+                shutil.rmtree(target)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=_link_or_copy)
+            else:
+                target.unlink(missing_ok=True)
+                _link_or_copy(str(source), str(target))
+
+    @property
+    def _done_file(self) -> Path:
+        return self.scratch.parent / DONE
+
+    def _checksums(self) -> dict[str, dict[str, str]]:
+        return {name: file_digests(path) for name, path in self.outputs.items()}
+
+
+def stage_key(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:
+    """Fingerprint of what decides a stage's result: code, settings and the content of the inputs (sha256, hex)."""
+    parts = {
+        "stage": stage,
+        "code": code_digest(),
+        "settings": dict(settings),
+        "inputs": {name: file_digests(path) for name, path in inputs.items()},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """Digest of the installed library's sources: work of an older version, or of edited code, is not reused."""
+    root = Path(whence.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """sha256 of every file below ``path`` (or of the file itself), by relative name."""
+    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    digests = {}
+    for file in files:
+        with open(file, "rb") as stream:
+            digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write so that a crash leaves either the old file or the whole new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
