@@ -1,0 +1,44 @@
+"""The Kubeflow face of the stage ``fit_lambdas``."""
+
+from kfp import dsl
+
+from components.images import image
+
+
+@dsl.component(base_image=image("fit_factors"), install_kfp_package=False)
+def fit_lambdas(
+    config: dsl.Input[dsl.Artifact],
+    model: dsl.Input[dsl.Model],
+    train_data: dsl.Input[dsl.Dataset],
+    eigenvectors: dsl.Input[dsl.Artifact],
+    task: int,
+    lambdas: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Sum lambda over this task's share of the analysis samples.
+
+    Args:
+        config: The resolved configuration.
+        model: The fine-tuned model.
+        train_data: The training examples, of which the analysis samples are taken.
+        eigenvectors: Of the covariances of all tasks.
+        task: The task's number, from 0.
+
+    Returns:
+        lambdas: The sums, by part of the data and module.
+        metrics: Parts of the data.
+    """
+    from pathlib import Path
+
+    from whence.kubeflow import log_metrics
+    from whence.stages import fit_lambdas as stage
+
+    result = stage.run(
+        config=Path(config.path),
+        model=Path(model.path),
+        train_data=Path(train_data.path),
+        eigenvectors=Path(eigenvectors.path),
+        task=task,
+        lambdas=Path(lambdas.path),
+    )
+    log_metrics(metrics, result.metrics)

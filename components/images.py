@@ -1,0 +1,29 @@
+"""Which container image runs which stage."""
+
+from __future__ import annotations
+
+import os
+
+from whence import __version__
+from whence.errors import PipelineError
+
+REGISTRY_VARIABLE = "WHENCE_IMAGE_REGISTRY"
+TAG_VARIABLE = "WHENCE_IMAGE_TAG"
+
+
+def image(stage: str) -> str:
+    """The image of a stage: ``<registry>/<stage>:<tag>``, e.g. ``whence/fit-factors:0.1.0``.
+
+    Registry and tag are read from the environment when the components are imported, that is when a pipeline is
+    compiled. Kubeflow's cache knows an image by this string, so tags must name one content for good.
+
+    Raises:
+        PipelineError: the tag is a moving one.
+    """
+    registry = os.environ.get(REGISTRY_VARIABLE, "whence").rstrip("/")
+    tag = os.environ.get(TAG_VARIABLE, __version__)
+    if tag == "latest":
+        raise PipelineError(
+            f"{TAG_VARIABLE}=latest moves, and Kubeflow would reuse results of old code; give a version"
+        )
+    return f"{registry}/{stage.replace('_', '-')}:{tag}"

@@ -1,0 +1,38 @@
+"""The Kubeflow face of the stage ``inspect``."""
+
+from kfp import dsl
+
+from components.images import image
+
+
+@dsl.component(base_image=image("inspect"), install_kfp_package=False)
+def inspect(
+    config: dsl.Input[dsl.Artifact],
+    factors: dsl.Input[dsl.Artifact],
+    spectra: dsl.Output[dsl.Artifact],
+    spectra_page: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+) -> None:
+    """Plot the spectra of one layer's factors.
+
+    Args:
+        config: The resolved configuration.
+        factors: The influence factors.
+
+    Returns:
+        spectra: Heat map of lambda, sorted lambda and cumulative share as PNG files, per module.
+        spectra_page: The same plots and the numbers behind them, as a page.
+        metrics: Effective rank, share of the top 1 % and condition number, per module.
+    """
+    from pathlib import Path
+
+    from whence.kubeflow import log_metrics
+    from whence.stages import inspect as stage
+
+    result = stage.run(
+        config=Path(config.path),
+        factors=Path(factors.path),
+        spectra=Path(spectra.path),
+        spectra_page=Path(spectra_page.path),
+    )
+    log_metrics(metrics, result.metrics)

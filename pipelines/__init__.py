@@ -1,0 +1,1 @@
+"""The pipelines: their graphs, how they are compiled, and how they run on this machine."""

@@ -1,0 +1,77 @@
+"""The commands of ``whence`` that need the pipelines beside the library: ``run`` and ``compile``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
+from whence.config import Config
+from whence.config_file import inline_prompts
+
+INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command()(run)
+    app.command("compile")(compile_)
+
+
+def run(
+    profile: ProfileOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    artifact_root: Annotated[
+        Path, typer.Option(metavar="DIR", help="Receives a folder per run with its artifacts and log.")
+    ] = Path("whence-output"),
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print everything the stages print.")] = False,
+) -> None:
+    """Run the whole pipeline on this machine; the built-in demo when no settings are named."""
+    resolved = inline_prompts(find_settings(profile, config, set_).load())
+    console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
+    with console.status("checking the settings"):
+        from whence.stages.checks import check
+
+        check(resolved)
+        from pipelines.attribution import attribution_pipeline, stages_of
+        from pipelines.local import run_locally
+        from pipelines.summary import print_result
+
+        pipeline = attribution_pipeline(resolved, resolved.to_yaml())
+    try:
+        result = run_locally(pipeline, stages_of(resolved), artifact_root, console, verbose)
+    except KeyboardInterrupt:
+        console.print("Interrupted. " + _how_to_go_on(resolved))
+        raise typer.Exit(INTERRUPTED) from None
+    print_result(console, result, resolved)
+
+
+def compile_(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Receives the pipeline as YAML.")],
+    profile: ProfileOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Compile the pipeline for Kubeflow; its form shows the values of the settings."""
+    from pipelines.compile import compile_pipeline
+
+    settings = find_settings(profile, config, set_)
+    compiled = compile_pipeline(settings.file, output, settings.overrides)
+    typer.echo(f"{output}: pipeline of {settings.file}")
+    if compiled.tracking.uri.startswith("sqlite:"):
+        typer.echo(
+            f"note: {compiled.tracking.uri} would be a file inside each pod; give the form's tracking_uri the address "
+            "of an MLflow server, or compile with --set tracking.uri=...",
+            err=True,
+        )
+
+
+def _how_to_go_on(config: Config) -> str:
+    if config.general.work_dir is None:
+        return "Nothing is kept: set general.work_dir to have finished work reused."
+    return "The same command goes on from what is finished."

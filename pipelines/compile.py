@@ -1,0 +1,39 @@
+"""Compile the pipeline of a profile into the YAML that Kubeflow takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp.compiler import Compiler
+
+from pipelines.attribution import attribution_pipeline
+from whence.config import Config
+from whence.config_file import inline_prompts, load_config, parse_config
+
+
+def portable_config(profile: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The profile as it can travel: prompts inlined, paths as written, and no work folder of this machine.
+
+    A relative ``general.work_dir`` means a folder of whoever runs locally; in a pod it would be lost with the pod, or
+    lie on a read-only root. An absolute one, a mounted volume, is kept.
+
+    Raises:
+        ConfigError: the profile or its prompts file cannot be used.
+    """
+    prompts = inline_prompts(load_config(profile, overrides)).prompts.model_dump(mode="json")
+    text = profile.read_text(encoding="utf-8")
+    config = parse_config(text, {**(overrides or {}), "prompts": prompts}, origin=str(profile))
+    work_dir = config.general.work_dir
+    if work_dir is None or Path(work_dir).is_absolute():
+        return config
+    return parse_config(config.to_yaml(), {"general.work_dir": None})
+
+
+def compile_pipeline(profile: Path, output: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Write the compiled pipeline of ``profile`` to ``output`` and return the configuration baked into it."""
+    config = portable_config(profile, overrides)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Compiler().compile(attribution_pipeline(config, config.to_yaml()), str(output))
+    return config

@@ -1,0 +1,110 @@
+"""What ``whence run`` says at the end: the stages, the measures, one answer with its examples, where the rest is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.board import format_number
+from pipelines.local import LocalRun
+from whence.config import Config
+from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE
+from whence.tracking.address import Address
+
+PAGES = {
+    "Answers, and the examples behind them": "compare/comparison_page",
+    "Spectra of the factors": "inspect/spectra_page",
+    "Loss curve": "train/loss_curve",
+}
+ROLES = ("base", "finetuned", "difference")
+EXAMPLES_SHOWN = 3
+EXCERPT = 90  # characters
+
+
+def print_result(console: Console, result: LocalRun, config: Config) -> None:
+    """Print the end of a pipeline run, from its artifacts."""
+    console.print(result.board.table())
+    comparison = result.artifacts / "compare" / "comparison"
+    if (comparison / COMPARISON).exists():
+        _print_headline(console, json.loads((comparison / COMPARISON).read_text(encoding="utf-8"))["headline"])
+        _print_first_answer(console, pd.read_parquet(comparison / COMPARISON_TABLE))
+    _print_places(console, result, config)
+
+
+def _print_headline(console: Console, headline: dict[str, float]) -> None:
+    """One row per measure of the models, then what was measured once."""
+    models = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    for column in ("Measure", *ROLES):
+        models.add_column(column, justify="left" if column == "Measure" else "right", style=None)
+    once = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
+    for name in dict.fromkeys(name.partition(".")[2] for name in headline if name.partition(".")[0] in ROLES):
+        values = (headline.get(f"{role}.{name}") for role in ROLES)
+        models.add_row(name, *("" if value is None else format_number(value) for value in values))
+    for name, value in headline.items():
+        if name.partition(".")[0] not in ROLES:
+            once.add_row(name, format_number(value))
+    for table in (models, once):
+        if table.row_count:
+            console.print()
+            console.print(table)
+
+
+def _print_first_answer(console: Console, table: pd.DataFrame) -> None:
+    """The first prompt with both answers and its most helpful training examples."""
+    first = table[table["prompt_id"] == table["prompt_id"].iloc[0]]
+    helpful = first[first["direction"] == "helpful"].sort_values("rank").head(EXAMPLES_SHOWN)
+    asked = first.iloc[0]
+    lines = [
+        ("Asked", asked["prompt"]),
+        ("Base model", asked["base_answer"]),
+        ("Fine-tuned", asked["finetuned_answer"]),
+        *(("Because of", f"{row.example_prompt} {row.example_completion}") for row in helpful.itertuples()),
+    ]
+    console.print()
+    for title, text in lines:
+        console.print(f"[dim]{title:<11}[/dim] {escape(_excerpt(text))}", soft_wrap=True, highlight=False)
+
+
+def _excerpt(text: str) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= EXCERPT else f"{line[: EXCERPT // 2]} … {line[-EXCERPT // 2 :]}"
+
+
+def _print_places(console: Console, result: LocalRun, config: Config) -> None:
+    places = {
+        title: _short(_as_page(result, output))
+        for title, output in PAGES.items()
+        if (result.artifacts / output).is_file()
+    }
+    places |= {
+        "All artifacts": _short(result.artifacts),
+        "The log": _short(result.log),
+        "MLflow": _where_mlflow_is(config.tracking.uri),
+        "Pipeline run": result.run_id,
+    }
+    width = max(map(len, places))
+    console.print()
+    for title, place in places.items():  # no table: a path that is cut or folded cannot be opened
+        console.print(f"{title:<{width}}  {escape(place)}", soft_wrap=True, highlight=False)
+
+
+def _as_page(result: LocalRun, output: str) -> Path:
+    """kfp names artifacts without a suffix, which browsers need (also at a link's end) to see a page in a file."""
+    page = result.folder / f"{Path(output).name.removesuffix('_page')}.html"
+    shutil.copyfile(result.artifacts / output, page)
+    return page
+
+
+def _where_mlflow_is(uri: str) -> str:
+    address = Address.parse(uri).uri  # without user name and password
+    return f"mlflow ui --backend-store-uri {address}" if address.startswith("sqlite:") else address
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
