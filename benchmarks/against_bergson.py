@@ -1,0 +1,130 @@
+"""bergson 2.5.1 in an environment of its own, on the same model and the same token ids.
+
+The environment is made once, in ``$WHENCE_BENCH_CACHE`` or ``~/.cache/whence-benchmarks`` (about 1.6 GB with a CPU
+torch), with the versions of torch, transformers and so on that Whence runs with. bergson declares torchvision,
+torchaudio and bitsandbytes and imports none of them, so they are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import LONGEST, Shape, make_model, quiet
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+
+from whence.data.tokenization import TokenizedExamples
+from whence.models import train_tokenizer
+
+VERSION = "2.5.1"
+OURS = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "pyarrow", "pyyaml", "jinja2")
+THEIRS = ("jaxtyping==0.3.11", "ml_dtypes==0.6.0", "natsort==8.4.0", "peft==0.21.2", "petname==2.9",
+          "simple-parsing==0.1.9", "torchopt==0.7.3")  # fmt: skip
+UNTRACKED = "*self_attn*"  # bergson takes every linear layer but the output layer: leaves the MLP's
+BUDGET = 8 * LONGEST
+
+
+class BergsonUnavailable(Exception):
+    """bergson could not be installed."""
+
+
+def environment() -> Path:
+    """bergson's interpreter, installed on the first call.
+
+    Raises:
+        BergsonUnavailable: pip failed; the message is its last line.
+    """
+    cache = Path(os.environ.get("WHENCE_BENCH_CACHE", Path.home() / ".cache" / "whence-benchmarks"))
+    folder = cache / f"bergson-{VERSION}"
+    python = folder / "bin" / "python"
+    done = folder / "installed"
+    if not done.exists():
+        print(f"installing bergson {VERSION} into {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True)
+        _pip(python, *(f"{name}=={version(name)}" for name in OURS), *THEIRS)
+        _pip(python, "--no-deps", f"bergson=={VERSION}")
+        done.touch()
+    return python
+
+
+def _pip(python: Path, *packages: str) -> None:
+    try:
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", *packages], check=True, capture_output=True, text=True
+        )
+    except subprocess.CalledProcessError as error:
+        raise BergsonUnavailable((error.stderr.strip() or "pip failed").splitlines()[-1]) from error
+
+
+class Bergson:
+    """A process of bergson's, on a model of ``shape`` and on examples, all written to ``folder``."""
+
+    def __init__(self, shape: Shape, folder: Path, train: TokenizedExamples, queries: TokenizedExamples) -> None:
+        self.folder = folder
+        with quiet():
+            self._write(shape, train, queries)
+        # -P: the worker's folder is not searched for modules
+        command = [environment(), "-P", Path(__file__).with_name("bergson_worker.py"), str(torch.get_num_threads())]
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        with open(folder / "bergson.log", "w", encoding="utf-8") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=inherited | {"HF_HUB_OFFLINE": "1"},
+                text=True,
+            )
+
+    def __enter__(self) -> Bergson:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def fit(self, empirical: bool = False) -> float:
+        """Seconds of an EKFAC fit; ``empirical`` takes the dataset's labels and not sampled ones."""
+        return self._ask("fit", empirical)
+
+    def score(self) -> tuple[float, torch.Tensor]:
+        """Seconds of query gradients and scores with the last fit's factors, and the scores, a row for each query."""
+        seconds = self._ask("score", False)
+        return seconds, torch.load(self.folder / "scores.pt").T
+
+    def _ask(self, work: str, empirical: bool) -> float:
+        request: dict[str, Any] = {
+            "work": work,
+            "folder": str(self.folder),
+            "untracked": UNTRACKED,
+            "batch_tokens": BUDGET,
+            "empirical": empirical,
+        }
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("{"):  # and not what a library says when it is imported
+                return json.loads(line)["seconds"]
+        log = (self.folder / "bergson.log").read_text(encoding="utf-8")
+        raise RuntimeError(f"bergson stopped:\n{log[-2000:]}")
+
+    def _write(self, shape: Shape, train: TokenizedExamples, queries: TokenizedExamples) -> None:
+        disable_progress_bar()
+        model = make_model(shape)
+        # bergson refuses batches of more tokens than the model has positions; rotary ones have no weights.
+        model.config.max_position_embeddings = BUDGET
+        model.save_pretrained(self.folder / "model")
+        train_tokenizer(["It asks for one, and the token ids are there already."], 300).save_pretrained(
+            self.folder / "model"
+        )
+        for name, examples in (("train", train), ("queries", queries)):
+            rows = [examples[i] for i in range(len(examples))]
+            columns = {key: [list(map(int, row[key])) for row in rows] for key in ("input_ids", "labels")}
+            Dataset.from_dict(columns | {"length": examples.lengths}).save_to_disk(self.folder / name)
