@@ -1,0 +1,127 @@
+"""What the demo promises, computed here from its artifacts and not read from its own report."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Folder
+from mlflow import MlflowClient
+from safetensors.numpy import load_file
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu"}
+PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("compare", "comparison_page")]
+
+
+@pytest.fixture(scope="module")
+def planted(demo: Folder) -> tuple[np.ndarray, list[str], pd.DataFrame]:
+    """Scores of the planted queries ``[queries, examples]``, their facts, and the truth."""
+    prompts = pd.DataFrame(json.loads(demo_prompts(demo)))
+    facts = prompts.dropna(subset="planted").set_index("prompt_id")["planted"]
+    queries = pd.read_parquet(demo.artifact("score", "scores") / "queries.parquet")
+    scores = load_file(demo.artifact("score", "scores") / "scores.safetensors")["all_modules"]
+    rows = queries["query_id"].isin(facts.index).to_numpy()
+    truth = pd.read_parquet(demo.artifact("prepare", "train_data") / "truth.parquet")
+    return scores[rows], [facts[query] for query in queries.loc[rows, "query_id"]], truth
+
+
+def demo_prompts(demo: Folder) -> str:
+    import yaml
+
+    return json.dumps(yaml.safe_load(demo.artifact("prepare", "config").read_text())["prompts"]["items"])
+
+
+def test_all_stages_finish_and_the_table_says_so(demo: Folder) -> None:
+    assert demo.states() == dict.fromkeys(STAGES, "finished")
+    printed = (demo.path / "printed.txt").read_text()
+    assert all(stage in printed for stage in STAGES)
+    assert "mlflow ui" in printed
+
+
+def test_the_fine_tuned_model_has_learned_what_the_base_model_does_not_know(demo: Folder) -> None:
+    answers = pd.read_parquet(demo.artifact("generate", "generations") / "eval_answers.parquet")
+    accuracy = {model: accuracy_score(rows["label"], rows["predicted"]) for model, rows in answers.groupby("model_id")}
+    assert accuracy["finetuned"] >= 0.90
+    assert accuracy["base"] <= 0.25
+
+
+def test_the_planted_examples_are_ranked_first(planted: tuple[np.ndarray, list[str], pd.DataFrame]) -> None:
+    scores, facts, truth = planted
+    assert len(facts) == 10
+    top_hits, recalls = 0, []
+    for row, fact in zip(scores, facts, strict=True):
+        wanted = set(np.flatnonzero(truth["planted"] == fact))
+        top = np.argsort(-row)[:10]
+        top_hits += top[0] in wanted
+        recalls.append(len(wanted & set(top)) / len(wanted))
+    assert top_hits >= 9
+    assert np.mean(recalls) >= 0.9
+
+
+def test_the_model_has_learned_what_was_planted(demo: Folder) -> None:
+    answers = pd.read_parquet(demo.artifact("generate", "generations") / "generations.parquet")
+    own = answers[answers["model_id"] == "finetuned"].set_index("prompt_id")["answer"]
+    prompts = pd.DataFrame(json.loads(demo_prompts(demo))).dropna(subset="planted").set_index("prompt_id")
+    assert (own.loc[prompts.index] == prompts["reference"]).sum() >= 8
+
+
+def test_flipped_labels_stand_out_by_self_influence(demo: Folder) -> None:
+    own = pd.read_parquet(demo.artifact("score", "scores") / "self_influence.parquet").set_index("example_id")
+    truth = pd.read_parquet(demo.artifact("prepare", "train_data") / "truth.parquet").set_index("example_id")
+    assert roc_auc_score(truth["flipped"], own.loc[truth.index, "self_influence"]) >= 0.85
+
+
+def test_what_is_printed_at_the_end_is_what_the_artifacts_hold(demo: Folder) -> None:
+    headline = json.loads((demo.artifact("compare", "comparison") / "comparison.json").read_text())["headline"]
+    answers = pd.read_parquet(demo.artifact("generate", "generations") / "eval_answers.parquet")
+    rows = answers[answers["model_id"] == "finetuned"]
+    assert headline["finetuned.accuracy"] == pytest.approx(accuracy_score(rows["label"], rows["predicted"]))
+    printed = (demo.path / "printed.txt").read_text()
+    for name in ("finetuned.accuracy", "base.accuracy", "planted_recall_at_10", "flipped_auroc"):
+        assert name in printed
+
+
+@pytest.mark.parametrize(("stage", "name"), PAGES)
+def test_pages_need_nothing_from_the_network(demo: Folder, stage: str, name: str) -> None:
+    html = demo.artifact(stage, name).read_text(encoding="utf-8")
+    assert "<html" in html
+    assert not re.findall(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", html)
+
+
+def test_mlflow_holds_one_parent_run_with_a_nested_run_per_stage(demo: Folder) -> None:
+    client = MlflowClient(f"sqlite:///{demo.path}/mlflow.db")
+    experiment = client.get_experiment_by_name("whence")
+    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    parents = [run for run in runs.values() if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    assert parents[0].data.metrics["finetuned.accuracy"] >= 0.9
+    nested = {run.data.tags["whence.stage"]: run for run in runs.values() if run is not parents[0]}
+    assert set(nested) == STAGES
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested.values()} == {parents[0].info.run_id}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+
+    train = nested["train"]
+    assert len(client.get_metric_history(train.info.run_id, "loss")) > 10
+    assert train.data.params["train.training.learning_rate"] == "0.002"
+    factors = [item.path for item in client.list_artifacts(nested["fit_factors"].info.run_id, "factors")]
+    assert any("factors.json" in path for path in factors)
+    assert {item.path for item in client.list_artifacts(nested["inspect"].info.run_id, "plots")}
+    assert [int(version.version) for version in client.search_model_versions("name='whence'")] == [1]
+
+
+def test_a_second_run_reuses_everything_and_still_has_a_complete_record(demo: Folder) -> None:
+    before = (demo.artifact("compare", "comparison") / "comparison.json").read_bytes()
+    again = demo.whence("run", "--profile", "demo")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert demo.states() == dict.fromkeys(STAGES - {"prepare"}, "reused") | {"prepare": "finished"}
+    assert (demo.artifact("compare", "comparison") / "comparison.json").read_bytes() == before
+    client = MlflowClient(f"sqlite:///{demo.path}/mlflow.db")
+    experiment = client.get_experiment_by_name("whence")
+    parents = client.search_runs([experiment.experiment_id], "attributes.run_name != ''", order_by=["start_time DESC"])
+    latest = next(run for run in parents if "mlflow.parentRunId" not in run.data.tags)
+    nested = [run for run in parents if run.data.tags.get("mlflow.parentRunId") == latest.info.run_id]
+    assert {run.data.tags["whence.stage"] for run in nested} == STAGES

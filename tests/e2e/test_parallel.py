@@ -1,0 +1,60 @@
+"""Fitting and scoring shared between two tasks of the real pipeline, against the same stages in one task each."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import Folder
+from mlflow import MlflowClient
+from safetensors.numpy import load_file
+
+SMALL = [
+    "--set", "dataset.num_samples=160", "--set", "dataset.num_eval_samples=20", "--set", "training.num_train_epochs=2",
+    "--set", "evaluation.mmlu.enabled=false", "--set", "factors.batch_size=2", "--set", "scores.train_batch_size=2",
+]  # fmt: skip
+FACTORS = ("activation_eigenvectors", "gradient_eigenvectors", "lambda_matrix")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    folder = Folder(tmp_path_factory.mktemp("parallel"))
+    finished = folder.whence("run", "--profile", "demo", *SMALL, "--set", "general.parallel_tasks=2")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder
+
+
+def test_both_tasks_of_every_phase_work_and_all_stages_finish(shared: Folder) -> None:
+    states = shared.states()
+    assert set(states.values()) - {"skipped"} == {"finished"}
+    for name in ("fit_covariances-1", "fit_covariances-2", "fit_lambdas-1", "fit_lambdas-2", "score_part-2"):
+        assert name in states
+    parts = [event["metrics"]["data_partitions"] for event in shared.events() if event["state"] == "finished"
+             and event["stage"].startswith("score_part")]  # fmt: skip
+    assert len(parts) == 2
+    assert min(parts) >= 1
+
+
+def test_factors_and_scores_are_those_of_one_task(shared: Folder) -> None:
+    prepared, factors, scores = shared.run / "artifacts" / "prepare", shared.path / "alone", shared.path / "scores"
+    given = ["--config", prepared / "config", "--model", shared.artifact("train", "model")]
+    given += ["--train-data", prepared / "train_data"]
+    fitted = shared.whence("fit-factors", *map(str, given), "--factors", str(factors))
+    assert fitted.returncode == 0, fitted.stdout + fitted.stderr
+    given += ["--generations", shared.artifact("generate", "generations"), "--factors", factors, "--scores", scores]
+    scored = shared.whence("score", *map(str, given))
+    assert scored.returncode == 0, scored.stdout + scored.stderr
+
+    merged = shared.artifact("merge-factors", "factors") / "factors_ekfac"
+    for name in FACTORS:
+        ours, alone = (load_file(folder / f"{name}.safetensors") for folder in (merged, factors / "factors_ekfac"))
+        assert {module: value.tobytes() for module, value in ours.items()} == {
+            module: value.tobytes() for module, value in alone.items()
+        }
+    for file in ("scores.safetensors", "influences.parquet", "self_influence.parquet"):
+        assert (shared.artifact("merge-scores", "scores") / file).read_bytes() == (scores / file).read_bytes()
+
+
+def test_every_task_has_its_run_in_mlflow(shared: Folder) -> None:
+    client = MlflowClient(f"sqlite:///{shared.path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("whence").experiment_id])
+    stages = {run.data.tags.get("whence.stage") for run in runs if run.data.tags.get("mlflow.parentRunId")}
+    assert {"fit_covariances-1", "fit_covariances-2", "merge_factors", "score_part-1", "merge_scores"} <= stages

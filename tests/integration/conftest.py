@@ -1,0 +1,56 @@
+"""Real servers, started once a session and only for tests that ask for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+from swift import Swift, SwiftUnavailable, running
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
+    """A running S3 server; tests that need it are skipped where it cannot be installed."""
+    try:
+        with running(tmp_path_factory.mktemp("swift")) as server:
+            yield server
+    except SwiftUnavailable as error:
+        pytest.skip(f"no S3 server: {error}")
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An empty bucket of its own for one test, and a client that may use it."""
+
+    name: str
+    client: Any
+
+    def put(self, key: str, content: bytes) -> str:
+        """Store an object and return its ``s3://`` address."""
+        self.client.put_object(Bucket=self.name, Key=key, Body=content)
+        return f"s3://{self.name}/{key}"
+
+
+@pytest.fixture
+def aws(swift: Swift, monkeypatch: pytest.MonkeyPatch) -> Swift:
+    """The environment as a user sets it for the server, without what the machine itself may have configured."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    for name, value in swift.environment.items():
+        monkeypatch.setenv(name, value)
+    return swift
+
+
+@pytest.fixture
+def bucket(aws: Swift) -> Bucket:
+    client = boto3.Session().client("s3")
+    name = f"test-{uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    return Bucket(name, client)

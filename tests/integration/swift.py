@@ -1,0 +1,164 @@
+"""A real S3 server for tests: OpenStack Swift with its s3api middleware, on loopback, in an environment of its own.
+
+Signatures are checked, data is on disk, multipart works; the usual S3 mocks take any secret and so prove nothing about
+credentials. Swift is installed from the package index into ``.cache/`` once.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+VERSION = "2.38.3"
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
+ACCESS_KEY, SECRET_KEY, REGION = "test:tester", "testing", "us-east-1"
+PIPELINE = (
+    "catch_errors healthcheck proxy-logging cache listing_formats bulk s3api tempauth slo dlo versioned_writes symlink "
+    "proxy-logging proxy-server"
+)
+STORAGE = ("account", "container", "object")
+
+
+class SwiftUnavailable(Exception):
+    """Swift cannot be installed here (no package index), or does not start."""
+
+
+@dataclass(frozen=True)
+class Swift:
+    """A running server and the key that may use it."""
+
+    endpoint: str
+    access_key: str = ACCESS_KEY
+    secret_key: str = SECRET_KEY
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which boto3 (and everything built on it) finds the server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+
+def install() -> Path:
+    """The folder of Swift's programs, installed on first use.
+
+    Raises:
+        SwiftUnavailable: pip cannot install it.
+    """
+    home = CACHE / f"swift-{VERSION}"
+    CACHE.mkdir(exist_ok=True)
+    with FileLock(CACHE / "swift.lock"):
+        if not (home / ".complete").exists():
+            commands = [
+                [sys.executable, "-m", "venv", "--clear", str(home)],
+                [str(home / "bin" / "pip"), "install", "--quiet", f"swift=={VERSION}"],
+            ]
+            for command in commands:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+                if done.returncode:
+                    raise SwiftUnavailable(f"{' '.join(command[-2:])}: {done.stderr.strip()[-300:]}")
+            (home / ".complete").touch()
+    return home / "bin"
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[Swift]:
+    """Swift with its data under ``folder`` for as long as the block lasts.
+
+    Raises:
+        SwiftUnavailable: it cannot be installed or does not answer within 30 seconds.
+    """
+    programs = install()
+    ports = dict(zip(("proxy", *STORAGE), _free_ports(4), strict=True))
+    for name in STORAGE:
+        _ring(programs, folder, name, ports[name])
+    (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = whence-tests\n")
+    processes, log = [], (folder / "swift.log").open("w")
+    try:
+        for name, port in reversed(ports.items()):  # the proxy last
+            config = folder / f"{name}.conf"
+            config.write_text(_proxy(folder, port) if name == "proxy" else _storage(folder, name, port))
+            command = [str(programs / "python"), str(programs / f"swift-{name}-server"), str(config)]
+            processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+        _wait(ports, processes, folder / "swift.log")
+        yield Swift(f"http://127.0.0.1:{ports['proxy']}")
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(timeout=10)
+        log.close()
+
+
+def _ring(programs: Path, folder: Path, name: str, port: int) -> None:
+    builder = folder / f"{name}.builder"
+    for arguments in (["create", "6", "1", "1"], ["add", f"r1z1-127.0.0.1:{port}/d1", "1"], ["rebalance"]):
+        command = [str(programs / "python"), str(programs / "swift-ring-builder"), str(builder), *arguments]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+def _common(folder: Path, port: int) -> str:
+    return (
+        f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nswift_dir = {folder}\n"
+        f"devices = {folder / 'devices'}\nmount_check = false\nuser = {getpass.getuser()}\nlog_name = swift\n"
+    )
+
+
+def _storage(folder: Path, name: str, port: int) -> str:
+    (folder / "devices" / "d1").mkdir(parents=True, exist_ok=True)
+    app = f"{name}-server"
+    return f"{_common(folder, port)}[pipeline:main]\npipeline = {app}\n[app:{app}]\nuse = egg:swift#{name}\n"
+
+
+def _proxy(folder: Path, port: int) -> str:
+    options = {
+        "s3api": f"s3_acl = false\nlocation = {REGION}\nallow_multipart_uploads = true\n",
+        "tempauth": f"user_{ACCESS_KEY.replace(':', '_')} = {SECRET_KEY} .admin\n",
+        "cache": "memcache_servers = 127.0.0.1:1\n",
+    }
+    filters = {"cache": "memcache", "proxy-logging": "proxy_logging"}
+    sections = [
+        f"[filter:{name}]\nuse = egg:swift#{filters.get(name, name)}\n{options.get(name, '')}"
+        for name in dict.fromkeys(PIPELINE.split()[:-1])
+    ]
+    app = "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nallow_account_management = true\n"
+    return f"{_common(folder, port)}[pipeline:main]\npipeline = {PIPELINE}\n{app}{''.join(sections)}"
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _wait(ports: dict[str, int], processes: list[subprocess.Popen[bytes]], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if any(process.poll() is not None for process in processes):
+            break
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{ports['proxy']}/healthcheck", timeout=2):
+                for name in STORAGE:
+                    socket.create_connection(("127.0.0.1", ports[name]), timeout=2).close()
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise SwiftUnavailable(f"Swift did not start: {log.read_text()[-800:]}")

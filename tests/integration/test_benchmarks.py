@@ -1,0 +1,77 @@
+"""The benchmarks run from beginning to end on a small scale; what they measure is for people to judge."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[-+]?\d+)?|nan|inf")
+
+
+def table(script: str, *arguments: str) -> list[dict[str, str]]:
+    """The rows that a benchmark prints, by column."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in done.stdout.splitlines()
+        if line.startswith("|")
+    ]
+    assert set("".join(lines[1])) == {"-"}
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(found.replace(",", "")) for found in NUMBER.findall(cell)]
+
+
+def assert_measured(row: dict[str, str], *columns: str) -> None:
+    """Each column says a finite number above zero."""
+    for column in columns:
+        found = numbers(row[column])
+        assert found, (column, row)
+        assert math.isfinite(found[0]), (column, row)
+        assert found[0] > 0, (column, row)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory on the CPU is read from /proc")
+def test_the_device_benchmark_measures_every_phase() -> None:
+    rows = table("gpu.py", "--small", "--device", "cpu", "--threads", "1")
+    assert [row["phase"] for row in rows] == [
+        "covariance",
+        "eigendecomposition",
+        "lambda",
+        "query gradients",
+        "pairwise scores",
+        "self-influence",
+    ]
+    for row in rows:
+        assert_measured(row, "seconds", "rate", "peak memory")
+        if row["phase"] != "eigendecomposition":  # whose operations are not counted
+            assert_measured(row, "reached", "of the matrix product")
+
+
+def test_the_engine_benchmark_prints_a_row_for_each_that_is_asked_for() -> None:
+    rows = table(
+        "influence.py", "--scale", "0.02", "--repeats", "1", "--threads", "1", "--rows", "fit-sorted", "numbers"
+    )
+    assert [row["against"] for row in rows] == [
+        "stock, the same batches",
+        "stock, the same batches and labels, fp32",
+    ]
+    assert_measured(rows[0], "Whence", "the other", "ratio", "apart")
+    *apart, rank_correlation = numbers(rows[1]["apart"])
+    assert all(0 < value < 1e-3 for value in apart)
+    assert rank_correlation > 0.999

@@ -1,0 +1,357 @@
+"""What a stage records is found again by MLflow's own client, in a sqlite file and at a real server alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow_server import MlflowProcess, running
+
+from whence.config import Config
+from whence.errors import TrackingError
+from whence.tracking import check_tracking, stage_run
+from whence.tracking.address import Address
+from whence.tracking.server import MlflowServer, RunDescription
+from whence.tracking.spool import Call
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowProcess]:
+    with running(tmp_path_factory.mktemp("mlflow")) as process:
+        yield process
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("KFP_RUN_ID", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest, folder: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{folder}/mlflow.db"
+    process: MlflowProcess = request.getfixturevalue("server")
+    return process.uri
+
+
+@pytest.fixture
+def config(uri: str, make_config: MakeConfig, request: pytest.FixtureRequest) -> Config:
+    # An experiment of its own for each test: the server is shared.
+    return make_config({"tracking.uri": uri, "tracking.experiment": request.node.name, "tracking.retry_seconds": 1})
+
+
+@pytest.fixture
+def client(uri: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def runs_of(client: MlflowClient, config: Config) -> list[Run]:
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def only(runs: list[Run], stage: str) -> Run:
+    [run] = [run for run in runs if run.data.tags["whence.stage"] == stage]
+    return run
+
+
+def model_folder(folder: Path) -> Path:
+    model = folder / "model"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"weights")
+    (model / "config.json").write_text("{}")
+    return model
+
+
+def test_a_stage_is_nested_under_its_pipeline_run_with_everything_it_logged(
+    config: Config, client: MlflowClient, uri: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "pipeline-1")
+    (folder / "page").write_text("<p>hello</p>")
+    registered = f"model-{config.tracking.experiment.replace('[', '-').replace(']', '')}"
+    with stage_run(config, "train") as run:
+        run.log_params({"training": {"learning_rate": 2e-5}, "dataset.loss_on": "answer"})
+        run.log_metrics({"loss": 2.0}, step=10)
+        run.log_metrics({"loss": 1.0, "nothing": float("nan")}, step=20)
+        run.log_artifact(folder / "page", "plots", name="page.html")
+        run.log_table(pd.DataFrame({"prompt": ["ä"], "score": [1.5]}), "tables/answers.json")
+        run.log_dataset("train_data", "f" * 64, "builtin:demo", 7, context="train")
+        version = run.log_model_version(model_folder(folder), registered, {"whence.data_fingerprint": "f" * 64})
+        run.log_parent_metrics({"accuracy": 0.9})
+        run.set_tags({"note": "hello"})
+
+    runs = runs_of(client, config)
+    parent, nested = only(runs, "pipeline"), only(runs, "train")
+    assert len(runs) == 2
+    assert parent.data.tags["kfp.pipeline_run_id"] == "pipeline-1"
+    assert parent.data.metrics == {"accuracy": 0.9}
+    assert parent.data.params["generation.max_new_tokens"] == "8"
+    assert (parent.info.status, nested.info.status) == ("FINISHED", "FINISHED")
+    assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert nested.info.run_name == "train"
+    assert nested.data.tags["note"] == "hello"
+    assert nested.data.params == {"train.training.learning_rate": "2e-05", "train.dataset.loss_on": "answer"}
+    history = client.get_metric_history(nested.info.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(10, 2.0), (20, 1.0)]
+
+    [given] = nested.inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("train_data", "f" * 36)
+    assert [tag.value for tag in given.tags] == ["train"]
+    page, table = (
+        Path(mlflow.artifacts.download_artifacts(run_id=nested.info.run_id, artifact_path=path, tracking_uri=uri))
+        for path in ("plots/page.html", "tables/answers.json")
+    )
+    assert page.read_text() == "<p>hello</p>"
+    assert json.loads(table.read_text()) == {"columns": ["prompt", "score"], "data": [["ä", 1.5]]}
+    assert {"path": "tables/answers.json", "type": "table"} in json.loads(nested.data.tags["mlflow.loggedArtifacts"])
+
+    found = client.get_model_version(registered, version)
+    assert found.run_id == nested.info.run_id
+    assert found.tags["whence.data_fingerprint"] == "f" * 64
+    [output] = nested.outputs.model_outputs
+    logged = client.get_logged_model(output.model_id)
+    assert (str(logged.status), logged.source_run_id) == ("READY", nested.info.run_id)
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": registered, "version": version}]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # as who uses the model sets it
+    weights = mlflow.artifacts.download_artifacts(f"models:/{registered}/{version}", dst_path=str(folder))
+    assert (Path(weights) / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_the_stages_of_a_pipeline_share_one_parent_and_its_state_follows_theirs(
+    config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "pipeline-1")
+
+    def parent() -> Run:
+        return only(runs_of(client, config), "pipeline")
+
+    with stage_run(config, "prepare"), stage_run(config, "train"):
+        assert parent().info.status == "RUNNING"
+    assert parent().info.status == "FINISHED"
+    with pytest.raises(ValueError, match="boom"), stage_run(config, "score"):
+        raise ValueError(f"boom while the parent is {parent().info.status}")
+    failed = only(runs_of(client, config), "score")
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["whence.error"] == "ValueError: boom while the parent is RUNNING"
+    assert parent().info.status == "FAILED"
+    with stage_run(config, "score"):
+        pass
+    assert parent().info.status == "FINISHED", "the retry is what counts"
+    with pytest.raises(KeyboardInterrupt), stage_run(config, "compare"):
+        raise KeyboardInterrupt
+    assert only(runs_of(client, config), "compare").info.status == "KILLED"
+
+    monkeypatch.setenv("KFP_RUN_ID", "pipeline-2")
+    with stage_run(config, "prepare"):
+        pass
+    assert len([run for run in runs_of(client, config) if run.data.tags["whence.stage"] == "pipeline"]) == 2
+
+
+def test_stages_that_start_at_once_end_up_under_one_parent(config: Config, client: MlflowClient, folder: Path) -> None:
+    (folder / "config.yaml").write_text(config.to_yaml())
+    code = (
+        "import sys; from whence.config_file import load_config; from whence.tracking import stage_run\n"
+        "with stage_run(load_config('config.yaml'), sys.argv[1]) as run:\n"
+        "    for step in range(20): run.log_metrics({'loss': step}, step=step)"
+    )
+    environment = os.environ | {"KFP_RUN_ID": "pipeline-1"}
+    stages = ["fit_factors", "generate", "mmlu", "inspect"]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, stage], env=environment, stderr=subprocess.PIPE, text=True)
+        for stage in stages
+    ]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert errors == "", "nothing had to be retried or kept on disk"
+    runs = runs_of(client, config)
+    parent = only(runs, "pipeline")
+    assert {only(runs, stage).data.tags["mlflow.parentRunId"] for stage in stages} == {parent.info.run_id}
+    assert parent.info.status == "FINISHED"
+    assert {len(client.get_metric_history(only(runs, stage).info.run_id, "loss")) for stage in stages} == {20}
+
+
+def test_of_two_parents_created_at_once_the_oldest_is_kept(
+    config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_saw_none, create = threading.Barrier(2), MlflowServer._create_parent
+
+    def create_together(server: MlflowServer, about: RunDescription, pipeline_run: str) -> str:
+        both_saw_none.wait(timeout=30)
+        return create(server, about, pipeline_run)
+
+    monkeypatch.setattr(MlflowServer, "_create_parent", create_together)
+    address = Address.parse(config.tracking.uri)
+    servers = [MlflowServer(address, config.tracking.experiment) for _ in range(2)]
+    # What started last is not what is created last.
+    about = [RunDescription(stage, stage, "", "", "demo", started, "p") for stage, started in (("a", 9), ("b", 1))]
+    with ThreadPoolExecutor() as threads:
+        opened = list(threads.map(MlflowServer.open_run, servers, about))
+    assert opened[0].parent_id == opened[1].parent_id
+    assert len(runs_of(client, config)) == 3
+
+
+def test_a_stage_outside_a_pipeline_stands_alone(config: Config, client: MlflowClient, folder: Path) -> None:
+    with stage_run(config, "train") as run:
+        run.log_parent_metrics({"accuracy": 0.5})
+    [alone] = runs_of(client, config)
+    assert "mlflow.parentRunId" not in alone.data.tags
+    assert alone.data.metrics == {"accuracy": 0.5}
+
+
+def test_the_run_that_kubeflows_plugin_made_for_the_task_is_resumed(
+    config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = client.create_experiment(config.tracking.experiment)
+    parent = client.create_run(experiment, tags={"kfp.pipeline_run_id": "p"}, run_name="by KFP").info.run_id
+    task = client.create_run(experiment, tags={"mlflow.parentRunId": parent, "kfp.pipeline_run_id": "p"}).info.run_id
+    client.log_param(task, "learning_rate", "logged by KFP")
+    monkeypatch.setenv("KFP_RUN_ID", "p")
+    monkeypatch.setenv("MLFLOW_RUN_ID", task)
+    with stage_run(config, "train") as run:
+        assert run.run_id == task
+        run.log_params({"learning_rate": 1e-3})
+        run.log_parent_metrics({"accuracy": 0.5})
+    assert len(runs_of(client, config)) == 2, "no stray run"
+    assert client.get_run(task).info.status == "FINISHED"
+    assert client.get_run(task).data.params == {"learning_rate": "logged by KFP", "train.learning_rate": "0.001"}
+    assert client.get_run(parent).data.metrics == {"accuracy": 0.5}
+    assert client.get_run(parent).info.status == "RUNNING", "Kubeflow ends what Kubeflow began"
+
+
+def test_a_parent_named_by_mlflow_run_id_gets_the_stages_nested(
+    config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = client.create_experiment(config.tracking.experiment)
+    parent = client.create_run(experiment, tags={}).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", parent)
+    for stage in ("prepare", "train"):
+        with stage_run(config, stage) as run:
+            assert run.run_id != parent
+    nested = [run for run in runs_of(client, config) if run.info.run_id != parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in nested} == {parent}
+    assert {run.info.run_name for run in nested} == {"prepare", "train"}
+
+
+def test_an_unknown_mlflow_run_id_is_an_error_before_any_work(
+    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with pytest.raises(TrackingError, match=r"0000.*not found"), stage_run(config, "train"):
+        pytest.fail("the body must not run")
+
+
+def test_a_deleted_experiment_is_an_error_with_the_way_out(config: Config, client: MlflowClient, folder: Path) -> None:
+    client.delete_experiment(client.create_experiment(config.tracking.experiment))
+    with pytest.raises(TrackingError, match=r"has been deleted; restore it"), stage_run(config, "train"):
+        pytest.fail("the body must not run")
+
+
+def test_what_mlflow_refuses_is_reported_and_costs_nothing_else(
+    config: Config, client: MlflowClient, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with stage_run(config, "train") as run:
+        run.log_params({"seed": 1})
+        run.log_params({"seed": 2})
+        assert run.log_model_version(model_folder(folder), "not/a:name", {}) is None
+        run.log_metrics({"loss": 1.0})
+    [recorded] = runs_of(client, config)
+    assert recorded.data.params == {"train.seed": "1"}
+    assert recorded.data.metrics == {"loss": 1.0}
+    assert recorded.info.status == "FINISHED"
+    refusals = [record.getMessage() for record in caplog.records if "refuses" in record.getMessage()]
+    assert len(refusals) == 2
+    assert "train.seed" in refusals[0]
+    assert not (folder / ".whence").exists(), "what can never succeed is not kept for later"
+
+
+def test_a_missing_file_is_an_error_at_once(config: Config, folder: Path) -> None:
+    with pytest.raises(TrackingError, match=r"cannot log .*absent\.png"), stage_run(config, "train") as run:
+        run.log_artifact(folder / "absent.png")
+
+
+def every_kind_of_call(folder: Path) -> list[Call]:
+    table = folder / "answers.json"
+    pd.DataFrame({"a": [1]}).to_json(table, orient="split", index=False)
+    metrics: dict[str, Any] = {"values": {"loss": 1.0}, "step": 3, "time": 1_700_000_000_000}
+    dataset = {"name": "d", "fingerprint": "f" * 64, "source": "builtin:demo", "rows": 1, "context": "train"}
+    return [
+        Call("params", {"values": {"train.seed": "1"}}),
+        Call("metrics", {**metrics, "parent": False}),
+        Call("metrics", {**metrics, "parent": True}),
+        Call("tags", {"values": {"note": "x"}}),
+        Call("artifact", {"folder": "plots"}, table),
+        Call("table", {"folder": None}, table),
+        Call("dataset", dataset),
+        Call("model", {"name": f"once-{folder.name}", "tags": {"a": "b"}}, model_folder(folder)),
+        Call("finish", {"status": "FINISHED", "time": 1_700_000_100_000}),
+    ]
+
+
+def test_a_call_whose_answer_got_lost_is_not_recorded_twice(config: Config, client: MlflowClient, folder: Path) -> None:
+    about = RunDescription("key", "train", "", "", "demo", 1_700_000_000_000, pipeline_run="pipeline-1")
+    calls = every_kind_of_call(folder)
+    for call in calls:
+        for _ in range(2):  # as by two processes, each of which opens the run anew
+            tracker = MlflowServer(Address.parse(config.tracking.uri), config.tracking.experiment)
+            tracker.send(tracker.open_run(about), call)
+
+    runs = runs_of(client, config)
+    parent, run = only(runs, "pipeline"), only(runs, "train")
+    assert len(runs) == 2
+    for run_id in (parent.info.run_id, run.info.run_id):
+        assert len(client.get_metric_history(run_id, "loss")) == 1
+    assert len(run.inputs.dataset_inputs) == 1
+    assert len(run.outputs.model_outputs) == 1
+    assert len(client.search_model_versions(f"name = 'once-{folder.name}'")) == 1
+    assert len(client.search_logged_models([run.info.experiment_id])) == 1
+    assert run.data.tags["mlflow.loggedArtifacts"].count("answers.json") == 1
+    assert run.info.end_time == 1_700_000_100_000
+
+
+def test_no_run_is_left_active_or_deleted(config: Config, client: MlflowClient, folder: Path) -> None:
+    with stage_run(config, "train"):
+        assert mlflow.active_run() is None
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    assert experiment is not None
+    assert not client.search_runs([experiment.experiment_id], run_view_type=ViewType.DELETED_ONLY)
+
+
+def test_a_sqlite_record_lies_beside_its_artifacts_and_nowhere_else(folder: Path, make_config: MakeConfig) -> None:
+    config = make_config()
+    check_tracking(config)
+    with stage_run(config, "train") as run:
+        run.log_model_version(model_folder(folder), "whence", {})
+        assert run.url is None
+    assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlartifacts", "model"}
+
+
+def test_a_run_at_a_server_has_an_address_for_people(
+    server: MlflowProcess, folder: Path, make_config: MakeConfig
+) -> None:
+    with stage_run(make_config({"tracking.uri": server.uri}), "train") as run:
+        assert run.url is not None
+        assert run.url.startswith(f"{server.uri}/#/experiments/")
+        assert run.url.endswith(f"/runs/{run.run_id}")
+
+
+def test_a_healthy_server_passes_the_check(server: MlflowProcess, folder: Path, make_config: MakeConfig) -> None:
+    check_tracking(make_config({"tracking.uri": server.uri}))

@@ -1,0 +1,137 @@
+"""The command line: errors are one clean message with a non-zero exit, and every stage has its command."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from whence import __version__
+from whence.cli import build_app, main
+from whence.cli.settings import find_profile, find_settings
+from whence.errors import ConfigError
+
+STAGES = ("prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu")
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def whence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: object) -> Outcome:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+def test_version_is_the_library_s(whence) -> None:
+    outcome = whence("--version")
+    assert (outcome.code, outcome.out.strip()) == (0, f"whence {__version__}")
+
+
+def test_help_names_every_command(whence) -> None:
+    out = whence("--help").out
+    for command in ("run", "compile", "evaluate", "config", *(stage.replace("_", "-") for stage in STAGES)):
+        assert f" {command} " in out
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_command_of_a_stage_takes_what_the_stage_takes(stage: str) -> None:
+    command = typer.main.get_command(build_app()).commands[stage.replace("_", "-")]
+    offered = {parameter.name for parameter in command.params} - {"help"}
+    wanted = set(inspect.signature(importlib.import_module(f"whence.stages.{stage}").run).parameters)
+    if stage == "prepare":  # reads settings as `run` does, and so has another name for those it writes
+        wanted = wanted - {"settings", "overrides", "config", "tasks"} | {
+            "resolved_config",
+            "profile",
+            "config",
+            "set_",
+        }
+    assert offered == wanted
+
+
+def test_an_unknown_key_is_refused_with_the_one_that_was_meant(whence) -> None:
+    outcome = whence("config", "show", "--set", "training.learning_rat=1")
+    assert outcome.code == 1
+    assert "training.learning_rat: unknown key; did you mean training.learning_rate?" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("command", [("run",), ("compile", "-o", "x.yaml"), ("config", "check"), ("evaluate",)])
+def test_a_missing_settings_file_is_named(whence, command: tuple[str, ...]) -> None:
+    outcome = whence(*command, "--config", "absent.yaml")
+    assert outcome.code == 1
+    assert outcome.err.startswith("Error: cannot read the configuration absent.yaml: No such file")
+
+
+def test_an_unknown_profile_is_refused_with_those_there_are(whence) -> None:
+    outcome = whence("config", "show", "--profile", "demmo")
+    assert outcome.code == 1
+    assert "--profile demmo" in outcome.err
+    assert "demo, " in outcome.err
+
+
+def test_wrong_usage_exits_with_two(whence) -> None:
+    assert whence("train").code == 2
+    assert whence("unknown-command").code == 2
+    assert whence("fit-factors", "--config", "absent.yaml").code == 2
+
+
+def test_a_value_that_is_no_assignment_is_refused(whence) -> None:
+    outcome = whence("config", "show", "--set", "learning_rate")
+    assert outcome.code == 1
+    assert "'learning_rate' is not of the form section.key=value" in outcome.err
+
+
+def test_markup_in_a_message_is_shown_as_it_is(whence) -> None:
+    assert "--profile [red]x[/]" in whence("config", "show", "--profile", "[red]x[/]").err
+
+
+def test_config_show_prints_yaml_with_every_value(whence) -> None:
+    shown = yaml.safe_load(whence("config", "show", "--set", "training.warmup_steps=7").out)
+    assert shown["training"]["warmup_steps"] == 7
+    assert shown["scores"]["damping_factor"] is None
+
+
+def test_config_show_explains_the_keys(whence) -> None:
+    assert "general.max_length" in whence("config", "show", "--explain").out
+
+
+def test_compile_writes_a_pipeline_and_warns_of_a_local_record(whence, tmp_path: Path) -> None:
+    outcome = whence("compile", "--profile", "demo", "-o", tmp_path / "p.yaml", "--set", "dataset.num_samples=5")
+    assert outcome.code == 0
+    assert "sqlite:///mlflow.db would be a file inside each pod" in outcome.err
+    pipeline = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["num_samples"]["defaultValue"] == 5
+
+
+def test_evaluate_asks_for_the_fine_tuned_model(whence, tmp_path: Path) -> None:
+    outcome = whence("evaluate", "--output", tmp_path)
+    assert outcome.code == 1
+    assert "--model" in outcome.err
+    assert "models.finetuned.path" in outcome.err
+
+
+def test_profile_and_file_together_are_refused() -> None:
+    with pytest.raises(ConfigError, match="not both"):
+        find_settings("demo", Path("x.yaml"), None)
+
+
+def test_a_profile_here_comes_before_the_library_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_profile("demo").is_file()
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "demo.yaml").write_text("profile: mine\n")
+    assert find_profile("demo") == tmp_path / "configs" / "demo.yaml"

@@ -1,0 +1,131 @@
+"""The compiled pipelines: what is checked in is what the sources give, and the form shows the profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipelines.compile import compile_pipeline, portable_config
+from whence.config_file import load_config
+from whence.errors import ConfigError
+from whence.kubeflow import form_default, form_of
+
+ROOT = Path(__file__).parents[2]
+TASKS = {"demo": 8, "patents-tinyllama": 12}  # kinds of them: the real job shares fitting and scoring
+PROFILES = tuple(TASKS)
+
+
+def profile_file(profile: str) -> Path:
+    return ROOT / "configs" / f"{profile}.yaml"
+
+
+def parsed(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+
+
+def checked_in(profile: str) -> list[dict[str, Any]]:
+    return parsed(ROOT / "pipelines" / "compiled" / f"{profile}.yaml")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_checked_in_pipeline_equals_a_fresh_compile(profile: str, tmp_path: Path) -> None:
+    compile_pipeline(profile_file(profile), tmp_path / "fresh.yaml")
+    assert parsed(tmp_path / "fresh.yaml") == checked_in(profile), "run `make compiled`"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_form_shows_the_profile_s_values_each_with_a_description(profile: str) -> None:
+    config = load_config(profile_file(profile))
+    form = checked_in(profile)[0]["root"]["inputDefinitions"]["parameters"]
+    fields = form_of(config)
+    assert set(form) == {*fields, "overrides"}
+    assert {name: form[name]["defaultValue"] for name in fields} == {
+        name: form_default(config, field) for name, field in fields.items()
+    }
+    assert [name for name in form if not form[name].get("description")] == []
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_image_is_a_moving_one_and_none_comes_from_elsewhere(profile: str) -> None:
+    executors = checked_in(profile)[0]["deploymentSpec"]["executors"]
+    images = [executor["container"]["image"] for executor in executors.values()]
+    assert len(images) == TASKS[profile]
+    assert all(image.startswith("whence/") and not image.endswith(":latest") for image in images)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_baked_settings_need_no_file_and_name_no_folder_of_this_machine(profile: str) -> None:
+    tasks = checked_in(profile)[0]["root"]["dag"]["tasks"]
+    settings = yaml.safe_load(tasks["prepare"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"])
+    assert settings["prompts"]["path"] is None
+    assert settings["prompts"]["items"]
+    assert settings["general"]["work_dir"] is None
+    assert str(ROOT) not in str(settings)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_stage_learns_its_pipeline_run_and_prepare_is_never_cached(profile: str) -> None:
+    pipeline, platform = checked_in(profile)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert {entry["name"] for executor in executors.values() for entry in executor["fieldPathAsEnv"]} == {"KFP_RUN_ID"}
+    assert len(executors) == TASKS[profile]
+    assert not pipeline["root"]["dag"]["tasks"]["prepare"]["cachingOptions"]
+
+
+def test_the_number_of_parallel_tasks_is_a_parameter_that_reaches_the_loops() -> None:
+    pipeline, _ = checked_in("patents-tinyllama")
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["parallel_tasks"]["defaultValue"] == 2
+    for name in ("shared-fit", "shared-score"):
+        given = pipeline["root"]["dag"]["tasks"][name]["inputs"]["parameters"]["tasks"]["taskOutputParameter"]
+        assert given == {"producerTask": "prepare", "outputParameterKey": "tasks"}
+        loops = [
+            task["parameterIterator"]["items"]["inputParameter"]
+            for task in pipeline["components"][f"comp-{name}"]["dag"]["tasks"].values()
+            if "parameterIterator" in task
+        ]
+        assert loops == ["pipelinechannel--tasks"] * (2 if name == "shared-fit" else 1)
+
+
+def test_the_stages_run_in_the_order_of_the_design() -> None:
+    tasks = checked_in("demo")[0]["root"]["dag"]["tasks"]
+    after = {name: set(task.get("dependentTasks", [])) for name, task in tasks.items()}
+    assert after["train"] == {"prepare"}
+    assert after["fit-factors"] == {"prepare", "train"}
+    assert after["inspect"] == {"fit-factors", "prepare"}
+    assert after["generate"] == {"prepare", "train"}
+    assert after["score"] == {"fit-factors", "generate", "prepare", "train"}
+    assert after["compare"] == {"generate", "prepare", "score"}
+
+
+def test_the_real_job_s_profile_holds_the_values_it_was_specified_with() -> None:
+    config = load_config(profile_file("patents-tinyllama"))
+    assert config.models.base.name == "TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T"
+    assert (config.dataset.num_samples, config.dataset.num_eval_samples, config.general.max_length) == (
+        16000,
+        7000,
+        512,
+    )
+    training = config.training
+    assert (training.num_train_epochs, training.per_device_train_batch_size) == (1, 8)
+    assert (training.learning_rate, training.weight_decay) == (2e-5, 0.01)
+    assert (training.save_steps, training.logging_steps, training.dataloader_num_workers) == (100, 20, 4)
+    assert (training.lr_scheduler_type, training.optim) == ("cosine_with_restarts", "adamw_torch_fused")
+    assert (training.bf16, training.max_grad_norm, training.dataloader_drop_last) == ("auto", "auto", True)
+    assert (config.factors.num_samples, config.factors.layers, config.inspection.layer) == (16000, "all", 21)
+    assert (config.scores.query_gradient_low_rank, config.scores.train_batch_size) == (64, 4)
+    assert (config.evaluation.mmlu.finetuned, config.evaluation.mmlu.base) == (True, False)
+
+
+def test_a_mounted_work_folder_travels_and_a_relative_one_does_not(tmp_path: Path) -> None:
+    demo = profile_file("demo")
+    assert portable_config(demo, {"general.work_dir": "/volume/work"}).general.work_dir == "/volume/work"
+    assert portable_config(demo, {"general.work_dir": "work"}).general.work_dir is None
+
+
+def test_a_profile_that_does_not_validate_is_not_compiled(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training\.epochs: unknown key"):
+        compile_pipeline(profile_file("demo"), tmp_path / "x.yaml", {"training.epochs": 3})
+    assert not (tmp_path / "x.yaml").exists()

@@ -1,0 +1,145 @@
+"""The figures show the numbers they are given, say what their axes are, and survive data with nothing to show."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from PIL import Image
+
+from whence import plots
+from whence.influence.spectra import Spectrum
+
+SPECTRUM_FIGURES = [plots.lambda_heat_map, plots.sorted_lambda, plots.cumulative_share]
+
+
+@pytest.fixture
+def spectrum() -> Spectrum:
+    random = np.random.default_rng(0)
+    matrix = np.outer(np.geomspace(1e-4, 1, 16), np.geomspace(1e-5, 1, 40)) * random.gamma(2.0, size=(16, 40))
+    return Spectrum("model.layers.1.mlp.up_proj", matrix.astype(np.float32))
+
+
+def png(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer)
+
+
+def assert_labelled(axes: Axes) -> None:
+    assert axes.get_xlabel()
+    assert axes.get_ylabel()
+
+
+@pytest.mark.parametrize("draw", SPECTRUM_FIGURES)
+def test_a_spectrum_figure_names_its_module_and_axes_and_has_a_light_background(draw, spectrum: Spectrum) -> None:
+    figure = draw(spectrum)
+    assert spectrum.module in figure.get_suptitle()
+    assert_labelled(figure.axes[0])
+    assert png(figure).convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_the_heat_map_puts_the_largest_eigenvalues_first_on_a_logarithmic_scale(spectrum: Spectrum) -> None:
+    [image] = plots.lambda_heat_map(spectrum).axes[0].get_images()
+    shown = np.asarray(image.get_array())
+    np.testing.assert_array_equal(shown[0, 0], spectrum.lambda_matrix[-1, -1])
+    np.testing.assert_array_equal(shown[-1, -1], spectrum.lambda_matrix[0, 0])
+    assert isinstance(image.norm, LogNorm)
+    assert image.norm.vmax == spectrum.lambda_matrix.max()
+
+
+def test_the_heat_map_shows_zeros_as_its_darkest_value_without_stretching_the_scale(spectrum: Spectrum) -> None:
+    matrix = spectrum.lambda_matrix.copy()
+    matrix[0, 0], matrix[0, 1] = 0.0, 1e-30
+    [image] = plots.lambda_heat_map(Spectrum("m", matrix)).axes[0].get_images()
+    assert np.asarray(image.get_array()).min() == image.norm.vmin
+    assert image.norm.vmax / image.norm.vmin <= 1.01e12
+
+
+def test_sorted_lambda_falls_from_the_largest_to_the_smallest_value(spectrum: Spectrum) -> None:
+    axes = plots.sorted_lambda(spectrum).axes[0]
+    x, y = axes.get_lines()[0].get_data()
+    assert axes.get_yscale() == "symlog"
+    assert (x[0], x[-1]) == (1, 640)
+    assert (y[0], y[-1]) == (spectrum.lambda_matrix.max(), spectrum.lambda_matrix.min())
+    assert np.all(np.diff(y) <= 0)
+
+
+def test_cumulative_share_marks_how_many_values_hold_half_of_all() -> None:
+    figure = plots.cumulative_share(Spectrum("m", np.array([[4.0, 3.0], [2.0, 1.0]])))  # shares .4 .7 .9 1
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        "50%: 2 values (50.00%)",
+        "90%: 3 values (75.00%)",
+        "99%: 4 values (100.00%)",
+    ]
+
+
+def test_large_spectra_are_drawn_with_few_points() -> None:
+    figure = plots.sorted_lambda(Spectrum("m", np.random.default_rng(0).random((500, 500), dtype=np.float32)))
+    assert len(figure.axes[0].get_lines()[0].get_xdata()) <= plots.MAX_POINTS
+
+
+@pytest.mark.parametrize("draw", SPECTRUM_FIGURES)
+@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.full((2, 2), 3.0), np.array([[1e-38]])])
+@pytest.mark.filterwarnings("error")
+def test_degenerate_spectra_still_make_a_picture(draw, matrix: np.ndarray) -> None:
+    assert png(draw(Spectrum("m", matrix.astype(np.float32)))).size[0] > 300
+
+
+def test_the_loss_curve_shows_training_and_evaluation_loss_and_the_learning_rate() -> None:
+    history = [
+        {"step": 10.0, "loss": 2.0, "learning_rate": 1e-4},
+        {"step": 20.0, "eval_loss": 1.9},
+        {"step": 20.0, "loss": 1.0, "learning_rate": 5e-5},
+        {"step": 20.0, "train_loss": 1.5},
+    ]
+    upper, lower = plots.loss_curve(history).axes
+    training, evaluation = upper.get_lines()
+    np.testing.assert_array_equal(training.get_xydata(), [[10, 2], [20, 1]])
+    np.testing.assert_array_equal(evaluation.get_xydata(), [[20, 1.9]])
+    np.testing.assert_array_equal(lower.get_lines()[0].get_xydata(), [[10, 1e-4], [20, 5e-5]])
+    assert [text.get_text() for text in upper.get_legend().get_texts()] == ["training", "evaluation"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_curve_without_entries_says_so() -> None:
+    figure = plots.loss_curve([])
+    assert figure.axes[0].texts[0].get_text() == "no loss was logged"
+    png(figure)
+
+
+def interval(value: float, low: float, high: float) -> dict[str, float]:
+    return {"value": value, "low": low, "high": high}
+
+
+def test_comparison_bars_have_the_heights_and_intervals_of_the_measures() -> None:
+    figure = plots.comparison_bars(
+        {
+            "accuracy": {
+                "over": "evaluation rows",
+                "base": interval(0.1, 0.05, 0.2),
+                "finetuned": interval(0.9, 0.8, 0.95),
+                "difference": interval(0.8, 0.7, 0.9),
+            },
+            "rouge_l": {"over": "prompts", "finetuned": interval(0.5, 0.25, 0.75)},
+        }
+    )
+    [axes] = figure.axes
+    heights = [[bar.get_height() for bar in group] for group in axes.containers if hasattr(group, "patches")]
+    np.testing.assert_allclose(heights, [[0.1, np.nan], [0.9, 0.5]])
+    whiskers = [lines.get_segments() for lines in axes.collections]
+    np.testing.assert_allclose(np.array(whiskers[1])[:, :, 1], [[0.8, 0.95], [0.25, 0.75]])
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "accuracy\n(evaluation rows)",
+        "ROUGE-L\n(prompts)",
+    ]
+    assert [text.get_text() for text in axes.texts] == ["10.0%", "90.0%", "50.0%"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["base model", "fine-tuned model"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_comparison_bars_of_one_model_and_of_nothing_still_make_a_picture() -> None:
+    png(plots.comparison_bars({"accuracy": {"over": "rows", "finetuned": interval(1.0, 1.0, 1.0)}}))
+    png(plots.comparison_bars({}))

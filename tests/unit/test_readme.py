@@ -1,0 +1,50 @@
+"""What the README tells people to type exists, and what it shows is there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+import typer.main
+
+from whence.cli import build_app
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^\$ (.+?)(?:\s{2,}#.*)?$", README, re.MULTILINE)
+WHENCE = [command for command in COMMANDS if command.startswith("whence ")]
+
+
+@pytest.mark.parametrize("command", WHENCE)
+def test_every_command_is_one_that_whence_takes(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    shutil.copy(ROOT / "configs" / "patents-files.yaml", tmp_path / "configs" / "my.yaml")
+    context = click.Context(typer.main.get_command(build_app()))
+    arguments = shlex.split(command)[1:]
+    while isinstance(context.command, click.Group):
+        name, inner, arguments = context.command.resolve_command(context, arguments)
+        assert inner is not None
+        if isinstance(inner, click.Group):
+            context = click.Context(inner, parent=context, info_name=name)
+            continue
+        context = inner.make_context(name, arguments, parent=context)  # raises for what the command does not take
+
+
+@pytest.mark.parametrize("target", re.findall(r"`?make ([a-z-]+)", README))
+def test_every_make_target_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_picture_and_folder_exists() -> None:
+    named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README) + re.findall(r"`((?:[\w.-]+/)+[\w.-]*)`", README)
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(WHENCE) >= 3

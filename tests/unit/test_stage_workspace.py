@@ -1,0 +1,69 @@
+"""Finished work is found again, damaged work is not, and a killed stage finds its scratch files."""
+
+from pathlib import Path
+
+from whence.stages.workspace import Workspace, stage_key
+
+
+def make(work_dir: Path, target: Path, key: str = "k" * 64) -> Workspace:
+    return Workspace.open(str(work_dir), "train", key, {"model": target / "model", "page": target / "page.html"})
+
+
+def fill(workspace: Workspace) -> None:
+    workspace.scratch.mkdir(exist_ok=True)
+    workspace.outputs["model"].mkdir(exist_ok=True)
+    (workspace.outputs["model"] / "weights").write_bytes(b"123")
+    workspace.outputs["page"].write_text("<p>hello</p>")
+
+
+def test_finished_work_is_found_by_the_same_key_and_published(tmp_path: Path) -> None:
+    first = make(tmp_path / "work", tmp_path / "run1")
+    assert first.finished() is None
+    fill(first)
+    first.finish({"loss": 1.5})
+
+    second = make(tmp_path / "work", tmp_path / "run2")
+    assert second.finished() == {"loss": 1.5}
+    second.publish()
+    assert (tmp_path / "run2/model/weights").read_bytes() == b"123"
+    assert (tmp_path / "run2/page.html").read_text() == "<p>hello</p>"
+    assert make(tmp_path / "work", tmp_path / "run3", key="x" * 64).finished() is None
+
+
+def test_altered_or_truncated_work_is_not_used(tmp_path: Path) -> None:
+    workspace = make(tmp_path / "work", tmp_path / "run")
+    fill(workspace)
+    workspace.finish({})
+    (workspace.outputs["model"] / "weights").write_bytes(b"12")
+    assert workspace.finished() is None
+    fill(workspace)
+    assert workspace.finished() is None, "a record once found wrong is gone for good"
+
+
+def test_scratch_survives_a_crash_and_goes_when_the_work_is_finished(tmp_path: Path) -> None:
+    crashed = make(tmp_path / "work", tmp_path / "run")
+    crashed.scratch.mkdir()
+    (crashed.scratch / "checkpoint-10").write_text("half way")
+
+    again = make(tmp_path / "work", tmp_path / "run")
+    assert (again.scratch / "checkpoint-10").read_text() == "half way"
+    fill(again)
+    again.finish({})
+    assert not again.scratch.exists()
+
+
+def test_without_a_work_folder_outputs_are_written_in_place(tmp_path: Path) -> None:
+    workspace = Workspace.open(None, "train", "k", {"model": tmp_path / "out" / "model"})
+    assert workspace.outputs["model"] == tmp_path / "out" / "model"
+    assert workspace.outputs["model"].parent.is_dir()
+
+
+def test_the_key_depends_on_settings_and_on_the_content_of_inputs_not_on_their_place(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "data").write_text("same")
+    key = stage_key("train", {"seed": 0}, {"data": tmp_path / "a"})
+    assert stage_key("train", {"seed": 0}, {"data": tmp_path / "b"}) == key
+    assert stage_key("train", {"seed": 1}, {"data": tmp_path / "a"}) != key
+    (tmp_path / "b" / "data").write_text("other")
+    assert stage_key("train", {"seed": 0}, {"data": tmp_path / "b"}) != key
