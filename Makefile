@@ -1,7 +1,7 @@
 # Whence. `make help` lists what there is; `make demo` and `make test` need nothing but Python 3.11.
 PYTHON ?= python3
 BIN := .venv/bin
-# Worker processes of the unit tests; each holds its own torch, so more than the cores does not help.
+# Worker processes of the tests; each holds its own torch, so more than the cores does not help.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -37,10 +37,10 @@ unit: setup ## Fast tests of each module (a process per core, so one thread each
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n $(JOBS) -q
 
 integration: setup ## Tests against real servers, real data and a real small model
-	$(BIN)/pytest tests/integration -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration -n $(JOBS) --dist loadfile -q
 
 e2e: setup ## The real pipeline, end to end
-	$(BIN)/pytest tests/e2e -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e -n $(JOBS) --dist loadfile -q
 
 compiled: setup ## Compile the checked-in pipelines again
 	$(BIN)/whence compile --profile demo -o pipelines/compiled/demo.yaml
