@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from components.images import REGISTRY_VARIABLE, TAG_VARIABLE
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
 from whence.config import Config
 from whence.config_file import inline_prompts
@@ -56,8 +58,17 @@ def compile_(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    image_registry: Annotated[
+        str | None, typer.Option(envvar=REGISTRY_VARIABLE, help="Registry and folder of the stages' images.")
+    ] = None,
+    image_tag: Annotated[
+        str | None, typer.Option(envvar=TAG_VARIABLE, help="Tag of the images; never a moving one.")
+    ] = None,
 ) -> None:
     """Compile the pipeline for Kubeflow; its form shows the values of the settings."""
+    # Read by the components, which are imported next.
+    given = {REGISTRY_VARIABLE: image_registry, TAG_VARIABLE: image_tag}
+    os.environ.update({name: value for name, value in given.items() if value is not None})
     from pipelines.compile import compile_pipeline
 
     settings = find_settings(profile, config, set_)

@@ -9,6 +9,7 @@ from typing import Any
 from kfp.compiler import Compiler
 
 from pipelines.attribution import attribution_pipeline
+from pipelines.kubernetes import Placement
 from whence.config import Config
 from whence.config_file import inline_prompts, load_config, parse_config
 
@@ -35,5 +36,6 @@ def compile_pipeline(profile: Path, output: Path, overrides: Mapping[str, Any] |
     """Write the compiled pipeline of ``profile`` to ``output`` and return the configuration baked into it."""
     config = portable_config(profile, overrides)
     output.parent.mkdir(parents=True, exist_ok=True)
-    Compiler().compile(attribution_pipeline(config, config.to_yaml()), str(output))
+    pipeline = attribution_pipeline(config, config.to_yaml(), Placement.of(config))
+    Compiler().compile(pipeline, str(output))
     return config

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.live import Live
 
 from pipelines.board import Board, EventFile, StageState, format_seconds
-from pipelines.identity import RUN_ID_VARIABLE
+from pipelines.kubernetes import RUN_ID_VARIABLE
 from whence.errors import PipelineError
 
 EVENTS_VARIABLE = "WHENCE_EVENTS"

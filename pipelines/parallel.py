@@ -1,10 +1,16 @@
 """Fitting and scoring shared among parallel tasks, each on its own node: pipelines that stand in for the stages.
 
 They are pipelines within the pipeline: in the Kubeflow UI each is one node that opens, and kfp's local runner, which
-takes the items of a loop only from a pipeline's own parameters, runs them too.
+takes the items of a loop only from a pipeline's own parameters, runs them too. A pipeline within another sees nothing
+of the outer one's form, so where their tasks run is given to them again.
 """
 
+from collections.abc import Iterable
+from inspect import Parameter, Signature
+from typing import Any
+
 from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
 
 from components.fit_covariances.component import fit_covariances
 from components.fit_eigenvectors.component import fit_eigenvectors
@@ -12,79 +18,78 @@ from components.fit_lambdas.component import fit_lambdas
 from components.merge_factors.component import merge_factors
 from components.merge_scores.component import merge_scores
 from components.score_part.component import score_part
-from pipelines.identity import with_run_id
+from pipelines.kubernetes import Placement
+
+ARTIFACTS = {
+    "config": dsl.Input[dsl.Artifact],
+    "model": dsl.Input[dsl.Model],
+    "train_data": dsl.Input[dsl.Dataset],
+    "factors": dsl.Input[dsl.Artifact],
+    "generations": dsl.Input[dsl.Dataset],
+}
 
 
-@dsl.pipeline(name="shared-fit", description="Fit the influence factors in parallel tasks.")
-def shared_fit(
-    config: dsl.Input[dsl.Artifact],
-    model: dsl.Input[dsl.Model],
-    train_data: dsl.Input[dsl.Dataset],
-    tasks: list[int],
-) -> dsl.Artifact:
+def shared_fit(placement: Placement) -> GraphComponent:
     """Covariances in parallel, their eigenvectors, lambda in parallel, and all together: the factors.
 
-    Args:
-        config: The resolved configuration.
-        model: The fine-tuned model.
-        train_data: The training examples.
-        tasks: The numbers of the tasks.
-
-    Returns:
-        The factors, as ``fit_factors`` alone would have fitted them.
+    They are those that ``fit_factors`` alone would have fitted.
     """
-    with dsl.ParallelFor(tasks) as task:
-        summed = fit_covariances(config=config, model=model, train_data=train_data, task=task)
-    decomposed = fit_eigenvectors(
-        config=config, model=model, train_data=train_data, covariances=dsl.Collected(summed.outputs["covariances"])
-    )
-    eigenvectors = decomposed.outputs["eigenvectors"]
-    with dsl.ParallelFor(tasks) as task:
-        squared = fit_lambdas(config=config, model=model, train_data=train_data, eigenvectors=eigenvectors, task=task)
-    merged = merge_factors(
-        config=config,
-        model=model,
-        train_data=train_data,
-        eigenvectors=eigenvectors,
-        lambdas=dsl.Collected(squared.outputs["lambdas"]),
-    )
-    with_run_id(summed, decomposed, squared, merged)
-    return merged.outputs["factors"]
 
-
-@dsl.pipeline(name="shared-score", description="Score the training examples in parallel tasks.")
-def shared_score(
-    config: dsl.Input[dsl.Artifact],
-    model: dsl.Input[dsl.Model],
-    factors: dsl.Input[dsl.Artifact],
-    train_data: dsl.Input[dsl.Dataset],
-    generations: dsl.Input[dsl.Dataset],
-    tasks: list[int],
-) -> dsl.Dataset:
-    """Every task scores its share of the training examples; then all together.
-
-    Args:
-        config: The resolved configuration.
-        model: The fine-tuned model.
-        factors: Its influence factors.
-        train_data: The training examples.
-        generations: The models' own answers.
-        tasks: The numbers of the tasks.
-
-    Returns:
-        The scores, as ``score`` alone would have computed them.
-    """
-    with dsl.ParallelFor(tasks) as task:
-        part = score_part(
-            config=config, model=model, factors=factors, train_data=train_data, generations=generations, task=task
+    def graph(config: Any, model: Any, train_data: Any, tasks: Any, *places: Any) -> Any:
+        inputs = {"config": config, "model": model, "train_data": train_data}
+        with dsl.ParallelFor(tasks) as task:
+            summed = fit_covariances(**inputs, task=task)
+        decomposed = fit_eigenvectors(**inputs, covariances=dsl.Collected(summed.outputs["covariances"]))
+        eigenvectors = decomposed.outputs["eigenvectors"]
+        with dsl.ParallelFor(tasks) as task:
+            squared = fit_lambdas(**inputs, eigenvectors=eigenvectors, task=task)
+        merged = merge_factors(**inputs, eigenvectors=eigenvectors, lambdas=dsl.Collected(squared.outputs["lambdas"]))
+        placement.place(
+            _form(placement, places),
+            fit_covariances=summed,
+            fit_eigenvectors=decomposed,
+            fit_lambdas=squared,
+            merge_factors=merged,
         )
-    merged = merge_scores(
-        config=config,
-        model=model,
-        factors=factors,
-        train_data=train_data,
-        generations=generations,
-        parts=dsl.Collected(part.outputs["parts"]),
+        return merged.outputs["factors"]
+
+    _declare(graph, ["config", "model", "train_data"], placement, dsl.Artifact)
+    return dsl.pipeline(name="shared-fit", description="Fit the influence factors in parallel tasks.")(graph)
+
+
+def shared_score(placement: Placement) -> GraphComponent:
+    """Every task scores its share of the training examples, then all together, as ``score`` alone would have."""
+
+    def graph(
+        config: Any, model: Any, train_data: Any, factors: Any, generations: Any, tasks: Any, *places: Any
+    ) -> Any:
+        inputs = {
+            "config": config,
+            "model": model,
+            "factors": factors,
+            "train_data": train_data,
+            "generations": generations,
+        }
+        with dsl.ParallelFor(tasks) as task:
+            part = score_part(**inputs, task=task)
+        merged = merge_scores(**inputs, parts=dsl.Collected(part.outputs["parts"]))
+        placement.place(_form(placement, places), score_part=part, merge_scores=merged)
+        return merged.outputs["scores"]
+
+    _declare(graph, list(ARTIFACTS), placement, dsl.Dataset)
+    return dsl.pipeline(name="shared-score", description="Score the training examples in parallel tasks.")(graph)
+
+
+def _form(placement: Placement, values: Iterable[Any]) -> dict[str, Any]:
+    return dict(zip(placement.form(), values, strict=True))
+
+
+def _declare(graph: Any, artifacts: list[str], placement: Placement, returns: type) -> None:
+    """Give ``graph`` the signature that kfp reads: its artifacts, the tasks' numbers and the placement's form."""
+    inputs = {name: ARTIFACTS[name] for name in artifacts} | {"tasks": list[int]}
+    inputs |= {name: type(value) for name, value in placement.form().items()}
+    graph.__signature__ = Signature(
+        [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for name, kind in inputs.items()],
+        return_annotation=returns,
     )
-    with_run_id(part, merged)
-    return merged.outputs["scores"]
+    graph.__annotations__ = {**inputs, "return": returns}

@@ -17,6 +17,8 @@ BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Cores = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
+Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
 
 
 class Section(BaseModel):
@@ -264,6 +266,70 @@ class Tracking(Section):
     wandb: bool = Field(False, description="Also report training to Weights & Biases when wandb is installed.")
 
 
+class StageResources(Section):
+    """What one task of a stage asks of its node; quantities as Kubernetes writes them."""
+
+    cpu: Cores = Field("2", description="Cores, asked for and the limit.")
+    memory: Memory = Field("8Gi", description="Memory, asked for and the limit.")
+    shm: Memory = Field("1Gi", description="Size of /dev/shm, which counts towards memory.")
+    timeout_hours: float = Field(2, gt=0, description="A task that runs longer is stopped.")
+    retries: int = Field(2, ge=0, description="New attempts after a failure, with growing pauses.")
+
+
+GPU_STAGE = StageResources(cpu="8", memory="96Gi", shm="16Gi", timeout_hours=24)
+GPU_STAGES = (
+    "train",
+    "fit_factors",
+    "fit_covariances",
+    "fit_eigenvectors",
+    "fit_lambdas",
+    "merge_factors",
+    "score",
+    "score_part",
+    "merge_scores",
+    "generate",
+    "mmlu",
+)
+CPU_STAGES = ("prepare", "inspect", "compare")
+
+
+class Cluster(Section):
+    """Where the tasks of a compiled pipeline run; a run on this machine takes nothing from here."""
+
+    platform: Literal["nvidia", "gke", "eks", "aks"] = Field(
+        "nvidia", description="Whose labels name the GPU nodes: NVIDIA's GPU operator, or a cloud's own."
+    )
+    gpu_node_selector: dict[str, str] | None = Field(
+        None, description="Labels of the nodes for GPU stages; null: the platform's labels of A100 nodes of 80 GB."
+    )
+    gpu_tolerations: list[dict[str, str | int]] | None = Field(
+        None, description="Taints that GPU stages tolerate, as Kubernetes writes them; null: the platform's."
+    )
+    accelerator: str = Field("nvidia.com/gpu", min_length=1, description="Resource name of the accelerator.")
+    accelerator_count: int = Field(1, ge=0, description="Accelerators per GPU task; 0 runs all stages on CPUs.")
+    secrets: dict[str, list[str]] = Field(
+        default_factory=dict, description="Keys that every task gets as variables, by the name of their Secret."
+    )
+    config_maps: dict[str, list[str]] = Field(
+        default_factory=dict, description="Keys that every task gets as variables, by the name of their ConfigMap."
+    )
+    stages: dict[str, StageResources] = Field(
+        default_factory=dict, description="Resources by stage; stages not named take the defaults of their kind."
+    )
+
+    @field_validator("stages")
+    @classmethod
+    def _known_stages(cls, value: dict[str, StageResources]) -> dict[str, StageResources]:
+        for name in value.keys() - {*GPU_STAGES, *CPU_STAGES}:
+            raise ValueError(f"there is no stage {name!r}; stages are {', '.join((*CPU_STAGES, *GPU_STAGES))}")
+        return value
+
+    def resources(self, stage: str) -> StageResources:
+        """What a task of ``stage`` asks for."""
+        default = GPU_STAGE if stage in GPU_STAGES and self.accelerator_count else StageResources()
+        return self.stages.get(stage, default)
+
+
 class Config(Section):
     """The whole YAML. Build it with :func:`load_config` or :func:`parse_config`, never by hand."""
 
@@ -279,6 +345,7 @@ class Config(Section):
     generation: Generation = Field(default_factory=lambda: Generation())
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation())
     tracking: Tracking = Field(default_factory=lambda: Tracking())
+    cluster: Cluster = Field(default_factory=lambda: Cluster())
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:

@@ -41,7 +41,8 @@ def test_the_form_shows_the_profile_s_values_each_with_a_description(profile: st
     config = load_config(profile_file(profile))
     form = checked_in(profile)[0]["root"]["inputDefinitions"]["parameters"]
     fields = form_of(config)
-    assert set(form) == {*fields, "overrides"}
+    places = {"gpu_node_selector", "gpu_tolerations"} if profile == "patents-tinyllama" else set()
+    assert set(form) == {*fields, *places, "overrides"}
     assert {name: form[name]["defaultValue"] for name in fields} == {
         name: form_default(config, field) for name, field in fields.items()
     }
@@ -73,6 +74,85 @@ def test_every_stage_learns_its_pipeline_run_and_prepare_is_never_cached(profile
     assert {entry["name"] for executor in executors.values() for entry in executor["fieldPathAsEnv"]} == {"KFP_RUN_ID"}
     assert len(executors) == TASKS[profile]
     assert not pipeline["root"]["dag"]["tasks"]["prepare"]["cachingOptions"]
+
+
+GPU_WORK = {
+    "exec-train", "exec-generate", "exec-mmlu", "exec-score-part", "exec-merge-scores", "exec-fit-covariances",
+    "exec-fit-eigenvectors", "exec-fit-lambdas", "exec-merge-factors",
+}  # fmt: skip
+
+
+def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes() -> None:
+    pipeline, platform = checked_in("patents-tinyllama")
+    containers = {name: one["container"] for name, one in pipeline["deploymentSpec"]["executors"].items()}
+    places = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    asking = {name for name, one in containers.items() if "accelerator" in one["resources"]}
+    assert asking == GPU_WORK
+    assert {containers[name]["resources"]["accelerator"]["resourceType"] for name in asking} == {"nvidia.com/gpu"}
+    assert {containers[name]["resources"]["accelerator"]["resourceCount"] for name in asking} == {"1"}
+    for name, place in places.items():
+        if name in GPU_WORK:
+            selector = place["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
+            assert selector.endswith("gpu_node_selector")
+            assert place["tolerations"][0]["tolerationJson"]["componentInputParameter"].endswith("gpu_tolerations")
+        else:
+            expressions = place["nodeAffinity"][0]["matchExpressions"]
+            assert expressions == [{"key": "nvidia.com/gpu.present", "operator": "DoesNotExist"}]
+            assert "tolerations" not in place
+
+
+def test_the_form_s_node_selector_reaches_the_nested_pipelines() -> None:
+    pipeline, _ = checked_in("patents-tinyllama")
+    form = pipeline["root"]["inputDefinitions"]["parameters"]
+    assert form["gpu_node_selector"]["defaultValue"] == {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
+    for name in ("shared-fit", "shared-score"):
+        given = pipeline["root"]["dag"]["tasks"][name]["inputs"]["parameters"]
+        assert given["gpu_node_selector"] == {"componentInputParameter": "gpu_node_selector"}
+        assert given["gpu_tolerations"] == {"componentInputParameter": "gpu_tolerations"}
+
+
+@pytest.mark.parametrize(
+    ("platform", "selector"),
+    [
+        ("gke", {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"}),
+        ("eks", {"node.kubernetes.io/instance-type": "p4de.24xlarge"}),
+        ("aks", {"node.kubernetes.io/instance-type": "Standard_NC24ads_A100_v4"}),
+    ],
+)
+def test_clouds_name_their_a100_nodes_in_their_own_way(platform: str, selector: dict[str, str], tmp_path: Path) -> None:
+    compile_pipeline(profile_file("patents-tinyllama"), tmp_path / "p.yaml", {"cluster.platform": platform})
+    form = parsed(tmp_path / "p.yaml")[0]["root"]["inputDefinitions"]["parameters"]
+    assert form["gpu_node_selector"]["defaultValue"] == selector
+
+
+def test_every_task_has_limits_retries_shared_memory_and_no_root(tmp_path: Path) -> None:
+    settings = {
+        "cluster.stages": {"train": {"cpu": "3", "memory": "12Gi", "shm": "4Gi", "timeout_hours": 0.5, "retries": 1}},
+        "cluster.secrets": {"my-s3": ["AWS_ACCESS_KEY_ID"]},
+        "cluster.config_maps": {"my-endpoints": ["AWS_ENDPOINT_URL"]},
+    }
+    compile_pipeline(profile_file("demo"), tmp_path / "p.yaml", settings)
+    pipeline, platform = parsed(tmp_path / "p.yaml")
+    resources = pipeline["deploymentSpec"]["executors"]["exec-train"]["container"]["resources"]
+    assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == ("3", "12Gi")
+    assert "accelerator" not in resources  # the demo runs on CPUs everywhere
+    for place in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
+        assert place["securityContext"] == {"runAsUser": "1000", "runAsGroup": "1000", "runAsNonRoot": True}
+        assert place["secretAsEnv"][0]["secretName"] == "my-s3"
+        assert place["configMapAsEnv"][0]["configMapName"] == "my-endpoints"
+        assert place["emptyDirMounts"][0]["medium"] == "Memory"
+    trained = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]["exec-train"]
+    assert trained["activeDeadlineSeconds"] == "1800"
+    assert trained["emptyDirMounts"][0]["sizeLimit"] == "4Gi"
+    tasks = pipeline["root"]["dag"]["tasks"]
+    assert tasks["train"]["retryPolicy"]["maxRetryCount"] == 1
+    assert tasks["prepare"]["retryPolicy"]["backoffFactor"] == 2.0
+
+
+def test_resources_of_a_stage_that_does_not_exist_are_refused(tmp_path: Path) -> None:
+    wrong = {"cluster.stages": {"training": {"cpu": "3"}}}
+    with pytest.raises(ConfigError, match=r"cluster\.stages.*there is no stage 'training'"):
+        compile_pipeline(profile_file("demo"), tmp_path / "p.yaml", wrong)
 
 
 def test_the_number_of_parallel_tasks_is_a_parameter_that_reaches_the_loops() -> None:

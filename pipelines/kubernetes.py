@@ -1,0 +1,120 @@
+"""Where the tasks of a compiled pipeline run: nodes, resources, credentials, time limits, retries.
+
+Whatever kfp runs on this machine ignores nodes and credentials, but would try failed stages again; so a pipeline is
+given all this only when it is compiled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kfp import kubernetes
+from kfp.dsl import PipelineTask
+
+from whence.config import GPU_STAGES, Cluster, Config
+
+RUN_ID_VARIABLE = "KFP_RUN_ID"
+UID = 1000  # the user of the images
+BACKOFF = {"backoff_duration": "30s", "backoff_factor": 2.0, "backoff_max_duration": "600s"}
+FORM_HELP = {
+    "gpu_node_selector": "Labels of the nodes for the GPU stages [cluster.gpu_node_selector].",
+    "gpu_tolerations": "Taints that the GPU stages tolerate [cluster.gpu_tolerations].",
+}
+
+
+@dataclass(frozen=True)
+class Platform:
+    """How one kind of cluster marks its GPU nodes."""
+
+    node_selector: dict[str, str]
+    """Labels of A100 nodes of 80 GB."""
+    not_gpu: dict[str, Any]
+    """What a node without GPU fulfils, as a match expression of node affinity."""
+    tolerations: tuple[dict[str, str], ...] = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
+
+
+_INSTANCE_TYPE = "node.kubernetes.io/instance-type"
+PLATFORMS = {
+    "nvidia": Platform(
+        {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
+        {"key": "nvidia.com/gpu.present", "operator": "DoesNotExist"},
+    ),
+    "gke": Platform(
+        {"cloud.google.com/gke-accelerator": "nvidia-a100-80gb"},
+        {"key": "cloud.google.com/gke-accelerator", "operator": "DoesNotExist"},
+    ),
+    "eks": Platform(
+        {_INSTANCE_TYPE: "p4de.24xlarge"},
+        {"key": _INSTANCE_TYPE, "operator": "NotIn", "values": ["p4d.24xlarge", "p4de.24xlarge", "p5.48xlarge"]},
+    ),
+    "aks": Platform(
+        {_INSTANCE_TYPE: "Standard_NC24ads_A100_v4"},
+        {"key": "kubernetes.azure.com/accelerator", "operator": "DoesNotExist"},
+        (
+            {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Puts tasks where ``cluster`` says; ``cluster`` is None for a run on this machine."""
+
+    cluster: Cluster | None
+    gpu: bool
+    """Whether the stages that run the model ask for an accelerator."""
+
+    @classmethod
+    def of(cls, config: Config) -> Placement:
+        """The placement of a compiled pipeline."""
+        return cls(config.cluster, gpu=config.cluster.accelerator_count > 0)
+
+    def form(self) -> dict[str, Any]:
+        """The fields that the pipeline's form has for it, with their defaults."""
+        if self.cluster is None or not self.gpu:
+            return {}
+        platform, given = PLATFORMS[self.cluster.platform], self.cluster
+        selector, tolerations = given.gpu_node_selector, given.gpu_tolerations
+        return {
+            "gpu_node_selector": platform.node_selector if selector is None else selector,
+            "gpu_tolerations": list(platform.tolerations) if tolerations is None else tolerations,
+        }
+
+    def place(self, form: dict[str, Any], **tasks: PipelineTask) -> None:
+        """Give each task, by the name of its stage, its place; ``form`` has the pipeline's fields of :meth:`form`."""
+        for stage, task in tasks.items():
+            # How stages find the record of their pipeline run; `whence run` sets it the same way locally.
+            kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
+            if self.cluster is not None:
+                self._resources(self.cluster, stage, task)
+                self._node(self.cluster, stage, task, form)
+                self._environment(self.cluster, task)
+
+    def _resources(self, cluster: Cluster, stage: str, task: PipelineTask) -> None:
+        asked = cluster.resources(stage)
+        task.set_cpu_request(asked.cpu).set_cpu_limit(asked.cpu)
+        task.set_memory_request(asked.memory).set_memory_limit(asked.memory)
+        task.set_retry(asked.retries, **BACKOFF)
+        kubernetes.set_timeout(task, round(asked.timeout_hours * 3600))
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=asked.shm)
+        kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
+
+    def _node(self, cluster: Cluster, stage: str, task: PipelineTask, form: dict[str, Any]) -> None:
+        if stage in GPU_STAGES and self.gpu:
+            task.set_accelerator_type(cluster.accelerator).set_accelerator_limit(cluster.accelerator_count)
+            kubernetes.add_node_selector_json(task, form["gpu_node_selector"])
+            kubernetes.add_toleration_json(task, form["gpu_tolerations"])
+        else:
+            kubernetes.add_node_affinity(task, match_expressions=[PLATFORMS[cluster.platform].not_gpu])
+
+    def _environment(self, cluster: Cluster, task: PipelineTask) -> None:
+        for name, keys in cluster.secrets.items():
+            kubernetes.use_secret_as_env(task, name, {key: key for key in keys})
+        for name, keys in cluster.config_maps.items():
+            kubernetes.use_config_map_as_env(task, name, {key: key for key in keys})
+
+
+HERE = Placement(cluster=None, gpu=False)
