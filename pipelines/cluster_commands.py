@@ -64,7 +64,7 @@ def upload(
         version = cluster.upload(connection, package)
     state = "uploaded" if version.uploaded else "unchanged, already there as"
     typer.echo(f"pipeline {package.name}: {state} version {package.version}")
-    typer.echo(f"{connection.ui}/#/pipelines/details/{version.pipeline_id}/version/{version.version_id}")
+    typer.echo(connection.link(f"pipelines/details/{version.pipeline_id}/version/{version.version_id}"))
 
 
 def submit(
@@ -105,7 +105,7 @@ def submit(
     )
     typer.echo(f"pipeline {package.name}: version {package.version}{'' if version.uploaded else ' (unchanged)'}")
     typer.echo(f"run {run_id}")
-    typer.echo(f"{connection.ui}/#/runs/details/{run_id}")
+    typer.echo(connection.link(f"runs/details/{run_id}"))
     if follow:
         _follow(connection, run_id)
 
@@ -139,7 +139,7 @@ def status(
         found = cluster.get_run(connection, run)
         console = Console()
         console.print(f"{escape(found.display_name or '')}  ", state_text(found.state), highlight=False, soft_wrap=True)
-        console.print(f"{connection.ui}/#/runs/details/{run}", highlight=False, soft_wrap=True)
+        console.print(connection.link(f"runs/details/{run}"), highlight=False, soft_wrap=True)
         console.print(task_table(tasks_of(found, cluster.task_names(connection, found))))
 
 

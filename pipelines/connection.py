@@ -59,7 +59,6 @@ class Connection:
     Attributes:
         host: its address.
         namespace: whose pipelines and runs are meant; None where Kubeflow has one user.
-        ui: what links to its UI begin with.
         pipelines, uploads, experiments, runs, schedules: the generated services; call them through :meth:`ask`.
     """
 
@@ -72,7 +71,7 @@ class Connection:
         client = _make_client(place)
         self._api = client._run_api.api_client
         self.host = str(self._api.configuration.host)
-        self.ui = str(client._get_url_prefix()).rstrip("/")
+        self._ui = str(client._get_url_prefix()).rstrip("/")
         self.namespace: str | None = None
         self.pipelines, self.uploads = client._pipelines_api, client._upload_api
         self.experiments, self.runs, self.schedules = client._experiment_api, client._run_api, client._recurring_run_api
@@ -121,6 +120,12 @@ class Connection:
             raise explain(error, asked) from error
         raise AssertionError("unreachable: tenacity raises the last error")
 
+    def link(self, path: str) -> str:
+        """Where ``path`` is in Kubeflow's UI."""
+        if self._ui.startswith("http"):
+            return f"{self._ui}/#/{path}"
+        return f"#/{path} (a path of Kubeflow's UI; with KF_PIPELINES_UI_ENDPOINT set, a link)"
+
     def list(self, request: Callable[..., Any], entries: str, **options: Any) -> list[Any]:
         """All entries of a list, page by page."""
         found: list[Any] = []
@@ -167,13 +172,31 @@ def _make_client(place: Place) -> _Client:
             credentials=projected,
             ssl_ca_cert=os.environ.get("SSL_CERT_FILE"),
         )
-    found = client._run_api.api_client.configuration.host
-    if host is None and found == kfp_server_api.Configuration().host:
+    configuration = client._run_api.api_client.configuration
+    if host is None and configuration.host == kfp_server_api.Configuration().host:
         raise ClusterError(
             "address: none is known: give --host or set KF_PIPELINES_ENDPOINT (e.g. http://localhost:8888 after "
             "`kubectl port-forward -n kubeflow svc/ml-pipeline 8888`), or have a kubeconfig that reaches the cluster"
         )
+    _keep_host(configuration)
     return client
+
+
+def _keep_host(configuration: Any) -> None:
+    """Leave the address alone when a token is renewed.
+
+    The hook of a kubeconfig, called before every request, sets it back to the Kubernetes API's, without the path to
+    Kubeflow that kfp has put behind it.
+    """
+    host, renew = configuration.host.rstrip("/"), configuration.refresh_api_key_hook
+
+    def renew_token(renewed: Any) -> None:
+        renew(renewed)  # puts the host back, and itself in this function's place
+        renewed.host, renewed.refresh_api_key_hook = host, renew_token
+
+    configuration.host = host
+    if renew is not None:
+        configuration.refresh_api_key_hook = renew_token
 
 
 def _pod_namespace() -> str:

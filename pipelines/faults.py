@@ -65,7 +65,7 @@ def web_page(text: str, url: str | None, asked: Asked) -> ClusterError:
     """The error for an answer that is a web page: a login in front of the API, or the wrong address."""
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
     shown = f" ({_line(html.unescape(title[1]))})" if title else ""
-    elsewhere = url is not None and not url.startswith(asked.host)
+    elsewhere = url is not None and "://" in url and not url.startswith(asked.host)
     if elsewhere or re.search(r"log.?in|sign.?in|password|dex|oauth", text, re.IGNORECASE):
         return ClusterError(
             f"login at {asked.host}: a login page{shown} stands before the Kubeflow Pipelines API; give a token in "

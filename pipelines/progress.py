@@ -38,6 +38,7 @@ DRIVER = "-driver"  # the pod that prepares a task; only its failure is of inter
 class Task:
     """One task of a run: ``leaf`` if it does work, which loops, conditions and nested pipelines do not."""
 
+    task_id: str
     name: str
     state: str
     leaf: bool
@@ -69,7 +70,9 @@ def tasks_of(run: api.V2beta1Run, names: Mapping[str, bool]) -> list[Task]:
         if name not in names or (shown != name and not failed_driver):
             continue
         started, ended = _moment(detail.start_time), _moment(detail.end_time)
-        tasks.append(Task(name, detail.state or "PENDING", names[name], started, ended, _message(detail.error)))
+        tasks.append(
+            Task(detail.task_id, name, detail.state or "PENDING", names[name], started, ended, _message(detail.error))
+        )
     return sorted(tasks, key=lambda task: task.started or datetime.max.replace(tzinfo=UTC))
 
 
@@ -99,7 +102,7 @@ def follow(connection: Connection, run_id: str, console: Console) -> None:
         PipelineError: the run failed or was cancelled; names the tasks that failed.
         ClusterError: the server did not answer for minutes, or the login expired; the run goes on.
     """
-    seen: dict[tuple[str, datetime | None], str] = {}
+    seen: dict[str, str] = {}
     answered = time.monotonic()
     names: dict[str, bool] | None = None
     while True:
@@ -115,9 +118,8 @@ def follow(connection: Connection, run_id: str, console: Console) -> None:
             continue
         tasks = tasks_of(run, names)
         for task in tasks:
-            key = (task.name, task.started)
-            if seen.get(key) != task.state:
-                seen[key] = task.state
+            if seen.get(task.task_id) != task.state:
+                seen[task.task_id] = task.state
                 clock = datetime.now().strftime("%H:%M:%S")
                 console.print(f"{clock}  {escape(task.name)}", state_text(task.state), highlight=False)
         if run.state in FINISHED:

@@ -6,9 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import click
 import typer
-from click.core import ParameterSource
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -107,7 +105,7 @@ def schedule(
     placed = schedules.place(connection, version, wanted)
     typer.echo(f"schedule {wanted.name}: {'replaced' if placed.replaced else 'created'} ({placed.schedule_id})")
     typer.echo(f"pipeline {package.name}: version {package.version}")
-    typer.echo(f"{connection.ui}/#/recurringrun/details/{placed.schedule_id}")
+    typer.echo(connection.link(f"recurringrun/details/{placed.schedule_id}"))
     _print_times(fields, zone, wanted.max_concurrency, wanted.catch_up)
     if placed.paused:
         typer.echo(f"It is paused, as the one before was: whence schedule resume {wanted.name}")
@@ -242,5 +240,6 @@ def _zone(name: str) -> ZoneInfo:
 def _refuse_options_before(context: typer.Context) -> None:
     """``whence schedule --host X list`` would pass over the host in silence."""
     for parameter in context.command.params:
-        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"{parameter.opts[0]} belongs after `{context.invoked_subcommand}`", ctx=context)
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} belongs after `{context.invoked_subcommand}`")
