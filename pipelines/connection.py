@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 ATTEMPTS = 6
 PAUSE = tenacity.wait_exponential(multiplier=0.5, max=8)  # seconds: 0.5, 1, 2, 4, 8
-TIMEOUT = (10, 60)  # seconds to connect, to answer
+TIMEOUT = (10, 30)  # seconds to connect, to answer
 PAGE = 100  # entries of a list asked for at once
 POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -160,7 +160,10 @@ def _make_client(place: Place) -> _Client:
     host = place.host or os.environ.get("KF_PIPELINES_ENDPOINT") or None
     if host is not None and "@" in urlsplit(host if "//" in host else f"//{host}").netloc:
         raise ClusterError("address: a user name or password in it is not sent; give a token in KF_PIPELINES_TOKEN")
-    # kfp reads this variable only inside of a cluster without an address; it is as good a token with one.
+    for variable in ("KF_PIPELINES_SA_TOKEN_PATH", "SSL_CERT_FILE"):
+        if not Path(os.environ.get(variable) or __file__).is_file():
+            raise ClusterError(f"login: {variable} names {os.environ[variable]}, which is no file; correct or unset it")
+    # kfp reads the first only inside of a cluster without an address; it is as good a token with one.
     projected = ServiceAccountTokenVolumeCredentials() if os.environ.get("KF_PIPELINES_SA_TOKEN_PATH") else None
     # kfp warns of servers before 2.0 every time, and prints that there is no kubeconfig.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -170,7 +173,7 @@ def _make_client(place: Place) -> _Client:
             existing_token=place.token,
             kube_context=place.kube_context,
             credentials=projected,
-            ssl_ca_cert=os.environ.get("SSL_CERT_FILE"),
+            ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or None,
         )
     configuration = client._run_api.api_client.configuration
     if host is None and configuration.host == kfp_server_api.Configuration().host:
@@ -179,6 +182,9 @@ def _make_client(place: Place) -> _Client:
             "`kubectl port-forward -n kubeflow svc/ml-pipeline 8888`), or have a kubeconfig that reaches the cluster"
         )
     _keep_host(configuration)
+    # `ask` does the repeating; left alone urllib3 would do so too, at once and for each of ours.
+    pool = client._run_api.api_client.rest_client.pool_manager
+    pool.connection_pool_kw["retries"] = urllib3.Retry(connect=0, read=0, other=0, redirect=5)
     return client
 
 

@@ -50,11 +50,13 @@ def explain(error: Exception, asked: Asked) -> WhenceError:
     if isinstance(error, ApiException) and error.status:
         return _refused(error, asked)
     reason = _reason(error)
-    if "certificate" in reason.lower() or "ssl" in reason.lower():
+    if "certificate" in reason.lower():
         return ClusterError(
-            f"address {asked.host}: no trusted connection: {reason}; name your certificate authorities' file in "
+            f"address {asked.host}: its certificate is not trusted: {reason}; name the file of your authorities in "
             "SSL_CERT_FILE"
         )
+    if "ssl" in reason.lower():
+        return ClusterError(f"address {asked.host}: no secure connection: {reason}; is it http:// there?")
     return Unanswered(
         f"address {asked.host}: no answer: {reason}; check --host and KF_PIPELINES_ENDPOINT, and that a port-forward "
         "or VPN is up"

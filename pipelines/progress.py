@@ -103,17 +103,19 @@ def follow(connection: Connection, run_id: str, console: Console) -> None:
         ClusterError: the server did not answer for minutes, or the login expired; the run goes on.
     """
     seen: dict[str, str] = {}
-    answered = time.monotonic()
+    answered, silent = time.monotonic(), False
     names: dict[str, bool] | None = None
     while True:
         try:
             run = cluster.get_run(connection, run_id)
             names = cluster.task_names(connection, run) if names is None else names
-            answered = time.monotonic()
+            answered, silent = time.monotonic(), False
         except Unanswered as error:
             if time.monotonic() - answered > PATIENCE:
                 raise
-            console.print(f"[yellow]{escape(str(error))}; still trying[/]", soft_wrap=True, highlight=False)
+            if not silent:
+                console.print(f"[yellow]{escape(str(error))}; still trying[/]", soft_wrap=True, highlight=False)
+            silent = True
             time.sleep(POLL)
             continue
         tasks = tasks_of(run, names)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
@@ -26,6 +28,7 @@ import yaml
 
 PREFIX = "/apis/v2beta1"
 INT64 = re.compile(r"-?[0-9]+")
+HANG_UP = -1  # in place of a status: the connection ends without an answer
 Json = dict[str, Any]
 
 
@@ -339,6 +342,9 @@ def _handler(state: KubeflowState) -> type[BaseHTTPRequestHandler]:
                 require(status is None, "upstream request timeout", status or 500)
                 self._send(200, "application/json", json.dumps(answer))
             except Refused as refused:
+                if refused.status == HANG_UP:
+                    self.close_connection = True
+                    return
                 if refused.status == 400:
                     state.violations.append(str(refused))
                 body = {"error": str(refused), "code": 3, "message": str(refused), "details": []}
@@ -358,14 +364,18 @@ def _handler(state: KubeflowState) -> type[BaseHTTPRequestHandler]:
 
 
 @contextmanager
-def serving(state: KubeflowState) -> Iterator[str]:
-    """Serve ``state`` on a free port of this machine; yields the address."""
+def serving(state: KubeflowState, certificate: Path | None = None) -> Iterator[str]:
+    """Serve ``state`` on a free port, over TLS if there is a ``certificate`` (with its key); yields the address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import tenacity
 import yaml
-from kfp_server import Call, KubeflowState, serving
+from kfp_server import HANG_UP, Call, KubeflowState, serving
 
 from pipelines import connection, progress
 from whence.cli import main
@@ -229,9 +229,12 @@ def test_a_parameter_without_default_must_be_given(whence, host, state, compiled
     assert state.calls == []
 
 
+@pytest.mark.parametrize("status", [504, HANG_UP])
 @pytest.mark.parametrize("lost", ["/pipelines", "/upload_version", "/experiments", "/runs"])
-def test_what_was_created_though_the_answer_was_lost_is_not_created_twice(whence, host, state, compiled, lost) -> None:
-    state.lost = failing(1, 504, "POST", lost)
+def test_what_was_created_though_the_answer_was_lost_is_not_created_twice(
+    whence, host, state, compiled: Path, lost: str, status: int
+) -> None:
+    state.lost = failing(1, status, "POST", lost)
     outcome = whence("submit", "--file", compiled)
     assert outcome.code == 0, outcome.err
     assert [len(entries) for entries in (state.pipelines, state.versions, state.experiments, state.runs)] == [
@@ -325,7 +328,7 @@ def test_follow_goes_on_over_an_outage_of_the_server(whence, host, state, compil
     state.faults = failing(2 * connection.ATTEMPTS, 503, "GET", only(state.runs)["run_id"])
     outcome = whence("status", only(state.runs)["run_id"], "--follow")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.count("still trying") == 2
+    assert outcome.out.count("still trying") == 1
 
 
 def test_a_login_that_expires_while_following_says_that_the_run_goes_on(whence, host, state, compiled: Path) -> None:
@@ -539,6 +542,29 @@ def test_a_name_that_does_not_resolve_is_the_address_s_fault(whence) -> None:
     )
 
 
+def test_https_where_there_is_http_is_the_address_s_fault(whence, host) -> None:
+    address = host.replace("http:", "https:")
+    outcome = whence("status", "--host", address)
+    assert outcome.err.startswith(f"Error: address {address}: no secure connection: ")
+
+
+def test_a_certificate_that_is_not_trusted_is_the_address_s_fault_until_it_is(
+    whence, state, tmp_path, monkeypatch
+) -> None:
+    pem = tmp_path / "server.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=here -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        [*command.split(), "-keyout", pem, "-out", tmp_path / "certificate"], check=True, capture_output=True
+    )
+    pem.write_bytes(pem.read_bytes() + (tmp_path / "certificate").read_bytes())
+    with serving(state, certificate=pem) as address:
+        outcome = whence("status", "--host", address)
+        assert outcome.err.startswith(f"Error: address {address}: its certificate is not trusted: ")
+        assert "SSL_CERT_FILE" in outcome.err
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate"))
+        assert whence("status", "--host", address).code == 0
+
+
 def test_no_address_at_all_says_how_to_give_one(whence) -> None:
     outcome = whence("status")
     assert outcome.code == 1
@@ -571,7 +597,7 @@ def test_another_server_s_404_is_the_address_s_fault(whence, host) -> None:
     assert outcome.err.startswith(f"Error: address {host}/elsewhere: answers 404, so it is no Kubeflow Pipelines API")
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, HANG_UP])
 def test_a_server_that_recovers_is_waited_for(whence, host, state, compiled: Path, status: int) -> None:
     state.faults = failing(connection.ATTEMPTS - 1, status)
     outcome = whence("submit", "--file", compiled)
@@ -610,6 +636,13 @@ def test_a_projected_token_of_a_pod_is_used(whence, host, state, tmp_path: Path,
     (tmp_path / "token").write_text(TOKEN)
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "token"))
     assert whence("status").code == 0
+
+
+@pytest.mark.parametrize("variable", ["KF_PIPELINES_SA_TOKEN_PATH", "SSL_CERT_FILE"])
+def test_a_file_that_is_named_and_not_there_is_said(whence, host, monkeypatch, variable: str) -> None:
+    monkeypatch.delenv("KF_PIPELINES_TOKEN")
+    monkeypatch.setenv(variable, "/nowhere/file")
+    assert f"Error: login: {variable} names /nowhere/file, which is no file" in whence("status").err
 
 
 def test_a_kubeconfig_leads_to_the_service_behind_the_kubernetes_api(state, compiled, tmp_path, monkeypatch) -> None:
