@@ -23,6 +23,7 @@ from pipelines.cluster_options import (
     TokenOption,
     connect,
     packaged,
+    print_table,
 )
 from pipelines.schedule_commands import schedule_app
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption
@@ -140,7 +141,7 @@ def status(
         console = Console()
         console.print(f"{escape(found.display_name or '')}  ", state_text(found.state), highlight=False, soft_wrap=True)
         console.print(connection.link(f"runs/details/{run}"), highlight=False, soft_wrap=True)
-        console.print(task_table(tasks_of(found, cluster.task_names(connection, found))))
+        print_table(task_table(tasks_of(found, cluster.task_names(connection, found))))
 
 
 def _list_runs(connection: Connection, count: int, experiment: str | None) -> None:
@@ -156,7 +157,7 @@ def _list_runs(connection: Connection, count: int, experiment: str | None) -> No
     if not runs:
         typer.echo("No runs yet.")
         return
-    Console().print(table)
+    print_table(table)
 
 
 def _follow(connection: Connection, run_id: str) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from whence.cli.settings import find_settings
 from whence.errors import ConfigError
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 PANEL = "On a cluster"
 CONNECTION = "Kubeflow Pipelines"
+WIDEST = 1000  # characters of a table's line
 
 HostOption = Annotated[
     str | None,
@@ -80,6 +84,14 @@ def connect(host: str | None, namespace: str | None, token: str | None, kube_con
     from pipelines.connection import Connection, Place
 
     return Connection(Place(host, namespace, token, kube_context))
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as it is: an id that is cut to the width of the terminal, or of a pipe, is of no use."""
+    console = Console()
+    wide = console.options.update(max_width=WIDEST)
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,6 +22,7 @@ from pipelines.cluster_options import (
     TokenOption,
     connect,
     packaged,
+    print_table,
 )
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption
 from whence.errors import ConfigError, PipelineError
@@ -138,7 +138,7 @@ def list_(
         following = "" if paused else _next_time(cron, zone)
         row = (entry.display_name, state, cron, following, str(entry.max_concurrency), entry.recurring_run_id)
         table.add_row(*(escape(text or "") for text in row))
-    Console().print(table)
+    print_table(table)
 
 
 @schedule_app.command()

@@ -359,6 +359,14 @@ def test_status_lists_the_last_runs_newest_first(whence, host, state, compiled: 
     assert "experiment nowhere: there is none" in whence("status", "--experiment", "nowhere").err
 
 
+def test_ids_are_printed_whole_however_narrow_the_terminal(whence, host, state, compiled: Path, monkeypatch) -> None:
+    whence("submit", "--file", compiled, "--name", "a long name of a run, longer than a narrow terminal is wide")
+    scheduled(whence, compiled, "--name", "a long name of a schedule, longer than a narrow terminal")
+    monkeypatch.setenv("COLUMNS", "60")
+    assert only(state.runs)["run_id"] in whence("status").out
+    assert only(state.schedules)["recurring_run_id"] in whence("schedule", "list").out
+
+
 def test_a_run_that_is_not_there_is_named(whence, host) -> None:
     outcome = whence("status", "5b1e")
     assert outcome.code == 1
