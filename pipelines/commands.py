@@ -1,4 +1,4 @@
-"""The commands of ``whence`` that need the pipelines beside the library: ``run`` and ``compile``."""
+"""The commands of ``whence`` that need the pipelines beside the library: ``run``, ``compile``, those of a cluster."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from components.images import REGISTRY_VARIABLE, TAG_VARIABLE
+from pipelines import cluster_commands
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
 from whence.config import Config
 from whence.config_file import inline_prompts
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to ``app``."""
     app.command()(run)
     app.command("compile")(compile_)
+    cluster_commands.register(app)
 
 
 def run(
@@ -69,17 +71,14 @@ def compile_(
     # Read by the components, which are imported next.
     given = {REGISTRY_VARIABLE: image_registry, TAG_VARIABLE: image_tag}
     os.environ.update({name: value for name, value in given.items() if value is not None})
-    from pipelines.compile import compile_pipeline
+    from pipelines.compile import compile_pipeline, local_record_note
 
     settings = find_settings(profile, config, set_)
     compiled = compile_pipeline(settings.file, output, settings.overrides)
     typer.echo(f"{output}: pipeline of {settings.file}")
-    if compiled.tracking.uri.startswith("sqlite:"):
-        typer.echo(
-            f"note: {compiled.tracking.uri} would be a file inside each pod; give the form's tracking_uri the address "
-            "of an MLflow server, or compile with --set tracking.uri=...",
-            err=True,
-        )
+    note = local_record_note(compiled)
+    if note:
+        typer.echo(note, err=True)
 
 
 def _how_to_go_on(config: Config) -> str:

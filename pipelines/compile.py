@@ -39,3 +39,13 @@ def compile_pipeline(profile: Path, output: Path, overrides: Mapping[str, Any] |
     pipeline = attribution_pipeline(config, config.to_yaml(), Placement.of(config))
     Compiler().compile(pipeline, str(output))
     return config
+
+
+def local_record_note(config: Config) -> str | None:
+    """What to tell whoever compiles a pipeline whose record would be lost with its pods; None when it is not."""
+    if not config.tracking.uri.startswith("sqlite:"):
+        return None
+    return (
+        f"note: {config.tracking.uri} would be a file inside each pod; give the form's tracking_uri the address of an "
+        "MLflow server, or compile with --set tracking.uri=..."
+    )

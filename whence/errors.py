@@ -39,5 +39,9 @@ class StorageError(WhenceError):
     """S3-compatible storage cannot be reached, refuses the request, or holds damaged data."""
 
 
+class ClusterError(WhenceError):
+    """Kubeflow Pipelines cannot be reached, or refuses who asks; says whether address, login or namespace."""
+
+
 class PipelineError(WhenceError):
     """A pipeline or one of its stages failed, or cannot be compiled, submitted or found."""
