@@ -45,9 +45,7 @@ def main(file):
             print(f"{bucket}: {error}; check AWS_ENDPOINT_URL and the keys in Secret whence-s3", file=sys.stderr)
             return 1
         try:
-            s3.put_bucket_lifecycle_configuration(
-                Bucket=bucket, LifecycleConfiguration=lifecycle(bucket, **settings)
-            )
+            s3.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration=lifecycle(bucket, **settings))
             print(f"{bucket}: lifecycle set, {settings}")
         except ClientError as error:  # MinIO cleans up unfinished uploads by itself and refuses a rule about them alone
             print(f"{bucket}: the store takes no such lifecycle ({error}); clean it by other means if it grows")
