@@ -13,7 +13,7 @@ from whence import s3
 from whence.config import S3_SCHEME
 from whence.errors import ResourceError, StorageError
 from whence.storage.manifest import MANIFEST, Entry, Manifest, sha256_of
-from whence.storage.transfer import Transferred, Transfers, parts_of
+from whence.storage.transfer import Transferred, Transfers, parts_of, split_folder
 
 BLOCK = 2**20  # bytes read at once
 
@@ -29,7 +29,7 @@ def download_folder(address: str, folder: str | Path) -> Transferred:
         ResourceError: the disk has too little room.
     """
     folder = Path(folder)
-    bucket, prefix = s3.split(address.rstrip("/") + "/")
+    bucket, prefix = split_folder(address)
     with s3.explained(f"cannot download {address}", StorageError), Transfers("download") as transfers:
         client = s3.make_client()
         manifest = _manifest(client, bucket, prefix)

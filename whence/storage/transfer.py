@@ -18,8 +18,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
+from whence.config import is_address
 from whence.errors import StorageError
-from whence.s3 import CONNECTIONS
+from whence.s3 import CONNECTIONS, split
 
 MIB = 2**20
 PART = 16 * MIB
@@ -31,6 +32,19 @@ _BUSY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "Too
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def split_folder(address: str) -> tuple[str, str]:
+    """Bucket, and prefix with its slash (a whole bucket: none).
+
+    Raises:
+        StorageError: it is no address of a folder.
+    """
+    bucket, key = split(address)
+    if not is_address(address) or not bucket:
+        raise StorageError(f"{address!r} is not the address of a folder; use s3://bucket/prefix")
+    prefix = key.rstrip("/")
+    return bucket, f"{prefix}/" if prefix else ""
 
 
 def part_size(size: int) -> int:

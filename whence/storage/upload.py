@@ -13,10 +13,10 @@ from botocore.exceptions import ClientError
 from s3transfer.utils import ReadFileChunk
 
 from whence import s3
-from whence.config import S3_SCHEME, is_address
+from whence.config import S3_SCHEME
 from whence.errors import StorageError
 from whence.storage.manifest import MANIFEST, Entry, Manifest, sha256_of
-from whence.storage.transfer import PART, Transferred, Transfers, parts_of
+from whence.storage.transfer import PART, Transferred, Transfers, parts_of, split_folder
 
 CHECKSUM = "sha256"  # the objects' own record, by which an earlier try's are known again
 
@@ -37,7 +37,7 @@ def upload_folder(folder: str | Path, address: str) -> Transferred:
     Raises:
         StorageError: the folder cannot be read or changes, or the bucket cannot be reached or written.
     """
-    bucket, prefix = _destination(address)
+    bucket, prefix = split_folder(address)
     folder = Path(folder)
     files = _files_of(folder)
     with s3.explained(f"cannot upload {folder} to {address}", StorageError), Transfers("upload") as transfers:
@@ -56,7 +56,7 @@ def check_writable(address: str) -> None:
     Raises:
         StorageError: no such bucket, wrong credentials, no right to write, or no server.
     """
-    bucket, prefix = _destination(address)
+    bucket, prefix = split_folder(address)
     with s3.explained(f"cannot write to {address}", StorageError):
         client = s3.make_client()
         key = f"{prefix}{MANIFEST}"
@@ -180,14 +180,6 @@ class _Upload:
     def _pages(self, operation: str, field: str, **arguments: Any) -> list[Any]:
         pages = self._client.get_paginator(operation).paginate(Bucket=self._bucket, **arguments)
         return self._transfers.ask(lambda: [item for page in pages for item in page.get(field, [])])
-
-
-def _destination(address: str) -> tuple[str, str]:
-    """Bucket, and prefix with its slash."""
-    bucket, prefix = s3.split(address.rstrip("/") + "/")
-    if not is_address(address) or not bucket:
-        raise StorageError(f"{address!r} is not an address; use s3://bucket/prefix")
-    return bucket, prefix
 
 
 def _files_of(folder: Path) -> dict[str, int]:
