@@ -42,11 +42,25 @@ class Servers:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.ports = dict(zip(("proxy", *STORAGE), _free_ports(4), strict=True))
 
-    def start(self, name: str) -> None:
-        command = [str(self._programs / "python"), str(self._programs / f"swift-{name}-server")]
+    def start(self, name: str, program: str | None = None) -> None:
+        command = [str(self._programs / "python"), str(self._programs / f"swift-{program or name}-server")]
         self._processes[name] = subprocess.Popen(
             [*command, str(self._folder / f"{name}.conf")], stdout=self._log, stderr=subprocess.STDOUT
         )
+
+    @contextmanager
+    def tls(self, certificate: Path, key: Path) -> Iterator[str]:
+        """A second proxy before the same data, which shows ``certificate``; its address."""
+        (port,) = _free_ports(1)
+        config = (self._folder / "proxy.conf").read_text().replace(f"bind_port = {self.ports['proxy']}\n", "")
+        lines = f"[DEFAULT]\nbind_port = {port}\ncert_file = {certificate}\nkey_file = {key}\n"
+        (self._folder / "tls.conf").write_text(config.replace("[DEFAULT]\n", lines))
+        self.start("tls", program="proxy")
+        try:
+            _wait({"proxy": self.ports["proxy"], "tls": port}, [self._processes["tls"]], self._folder / "swift.log")
+            yield f"https://127.0.0.1:{port}"
+        finally:
+            self.kill("tls")
 
     def kill(self, name: str) -> None:
         self._processes[name].kill()
@@ -192,8 +206,8 @@ def _wait(ports: dict[str, int], processes: list[subprocess.Popen[bytes]], log: 
             break
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{ports['proxy']}/healthcheck", timeout=2):
-                for name in STORAGE:
-                    socket.create_connection(("127.0.0.1", ports[name]), timeout=2).close()
+                for port in ports.values():
+                    socket.create_connection(("127.0.0.1", port), timeout=2).close()
                 return
         except OSError:
             time.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Bucket
+from rich.console import Console
 from swift import Swift
 
+from pipelines.artifact_root import ArtifactRoot
+from pipelines.local import RunFailed
+from whence.cli import main
+from whence.errors import StorageError
 from whence.storage import download_folder
 
 WHENCE = Path(sys.executable).with_name("whence")
@@ -54,20 +60,42 @@ def test_a_run_is_found_in_the_bucket_as_it_is_on_disk(bucket: Bucket, tmp_path:
     assert (tmp_path / "back" / "artifacts" / "score" / "scores" / "scores.safetensors").stat().st_size > 0
 
 
-def test_a_failed_run_is_in_the_bucket_with_its_log(bucket: Bucket, tmp_path: Path) -> None:
-    bucket.put("data.csv", b"input,output\n,\n")  # read by the first stage
-    data = f"s3://{bucket.name}/data.csv"
-    overrides = ["dataset.name=null", f"dataset.train_files=[{data}]", f"dataset.eval_files=[{data}]"]
-    failed = whence(
-        tmp_path,
-        *("run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs"),
-        *(part for value in overrides for part in ("--set", value)),
-    )
-    assert failed.returncode == 1, failed.stdout + failed.stderr
-    run = (tmp_path / "whence-output" / "latest").resolve()
-    assert f"What it left is stored at s3://{bucket.name}/runs/{run.name}" in failed.stderr
-    download_folder(f"s3://{bucket.name}/runs/{run.name}", tmp_path / "back")
-    assert "prepare" in (tmp_path / "back" / "run.log").read_text()
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    """The folder of a run."""
+    folder = tmp_path / "20260102-030405-abcdef01"
+    folder.mkdir()
+    (folder / "run.log").write_text("it went wrong")
+    return folder
+
+
+def test_a_failed_run_is_in_the_bucket_with_its_log(
+    bucket: Bucket, left: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunFailed("train failed: no memory", left)
+
+    monkeypatch.setattr("pipelines.local.run_locally", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs"])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().err
+    assert "train failed: no memory" in printed
+    assert f"What it left is stored at s3://{bucket.name}/runs/{left.name}" in printed
+    download_folder(f"s3://{bucket.name}/runs/{left.name}", left.parent / "back")
+    assert (left.parent / "back" / "run.log").read_text() == "it went wrong"
+
+
+def test_a_finished_run_that_cannot_be_stored_can_be_stored_later(bucket: Bucket, left: Path) -> None:
+    root = ArtifactRoot.parse(f"s3://{bucket.name}/runs")
+    bucket.client.delete_bucket(Bucket=bucket.name)
+    with pytest.raises(StorageError, match="no such bucket") as caught:
+        root.keep(left, Console())
+    assert "finished and whole" in str(caught.value)
+    bucket.client.create_bucket(Bucket=bucket.name)
+    command = str(caught.value).rpartition("store it with: python ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)], check=True)
+    assert download_folder(f"s3://{bucket.name}/runs/{left.name}", left.parent / "back").files == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -305,6 +306,34 @@ def test_the_region_of_aws_region_is_taken(bucket: Bucket, small: Path, monkeypa
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
     assert upload_folder(small, f"s3://{bucket.name}/x").moved_files == 2
+
+
+def test_the_certificate_authority_of_aws_ca_bundle_is_taken(
+    bucket: Bucket, swift: Swift, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=here -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    with swift.servers.tls(certificate, key) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="set AWS_CA_BUNDLE to the certificate of the authority"):
+            upload_folder(small, f"s3://{bucket.name}/x")
+        assert time.monotonic() - began < 15
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        upload_folder(small, f"s3://{bucket.name}/x")
+        download_folder(f"s3://{bucket.name}/x", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(small)
+
+
+def test_a_log_says_how_far_it_is_and_how_fast(
+    bucket: Bucket, small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("whence.storage.transfer.LINE_SECONDS", 0.0)
+    upload_folder(small, f"s3://{bucket.name}/x")
+    lines = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"upload: 41\.9 MB of 41\.9 MB, [0-9.]+ .?B/s", lines[-1])
+    assert len(lines) >= 4
 
 
 def test_settings_and_what_they_name_beside_them_are_found_in_a_bucket(

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError, SSLError
+from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, IncompleteReadError
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -27,6 +27,7 @@ PART = 16 * MIB
 MAX_PARTS = 10_000  # S3's limits
 LARGEST = 5 * 2**40
 FILES_AT_ONCE = 4
+LINE_SECONDS = 15.0  # between lines of progress in a log
 PATIENCE = 300.0  # seconds for which a server may be away in the middle of a transfer
 _BUSY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
 
@@ -79,29 +80,31 @@ class Transferred:
     seconds: float
 
     def __str__(self) -> str:
-        rate = decimal(round(self.moved_bytes / max(self.seconds, 1e-9)))
+        rate = _rate(self.moved_bytes, self.seconds)
         there = self.files - self.moved_files
         before = f"; {there} more were there already" if there else ""
-        return f"{self.moved_files} files, {decimal(self.moved_bytes)} in {self.seconds:.1f} s ({rate}/s){before}"
+        return f"{self.moved_files} files, {decimal(self.moved_bytes)} in {self.seconds:.1f} s ({rate}){before}"
 
 
 class Transfers:
     """Works on several files at once and sends their requests over a fixed number of connections.
 
     Requests that fail because the server is away or busy are repeated for :data:`PATIENCE` seconds; the first other
-    failure, or Ctrl-C, ends all of them.
+    failure, or Ctrl-C, ends all of them. Progress and rate are shown on stderr: a bar on a terminal, else a line now
+    and then.
     """
 
     def __init__(self, title: str) -> None:
-        console = Console(file=sys.stderr)
+        self._console = console = Console(file=sys.stderr)
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-        self._bar = self._progress.add_task(title, total=None)
+        self._title, self._bar = title, self._progress.add_task(title, total=None)
         self._files = ThreadPoolExecutor(FILES_AT_ONCE, thread_name_prefix="file")
         self._requests = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="request")
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._began = time.monotonic()
+        self._next_line = self._began + LINE_SECONDS
         self._moved_files = self._moved_bytes = 0
 
     def __enter__(self) -> Transfers:
@@ -141,7 +144,10 @@ class Transfers:
         with self._lock:
             self._moved_bytes += size
             self._moved_files += files
+            line = self._line()
         self._progress.advance(self._bar, size)
+        if line:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def found(self, size: int) -> None:
         """Take what need not be moved out of the expectation, so that the rate is that of the network."""
@@ -152,6 +158,15 @@ class Transfers:
     def sum(self, files: int, size: int) -> Transferred:
         seconds = time.monotonic() - self._began
         return Transferred(files, size, self._moved_files, self._moved_bytes, seconds)
+
+    def _line(self) -> str | None:
+        """What to say of the progress where there is no bar, when it is time to."""
+        now = time.monotonic()
+        if self._console.is_terminal or now < self._next_line:
+            return None
+        self._next_line = now + LINE_SECONDS
+        total = decimal(int(self._progress.tasks[0].total or 0))
+        return f"{self._title}: {decimal(self._moved_bytes)} of {total}, {_rate(self._moved_bytes, now - self._began)}"
 
     def _persistently(self, call: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
         if self._ended.is_set():
@@ -166,11 +181,13 @@ class Transfers:
         return patient(call, *arguments, **named)
 
 
+def _rate(size: int, seconds: float) -> str:
+    return f"{decimal(round(size / max(seconds, 1e-9)))}/s"
+
+
 def _passes(error: BaseException) -> bool:
     """Whether an error is of the kind that goes away by itself."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status >= 500 or status == 429 or error.response.get("Error", {}).get("Code") in _BUSY
-    return isinstance(error, HTTPClientError | ConnectionError | IncompleteReadError) and not isinstance(
-        error, SSLError
-    )
+    return isinstance(error, HTTPClientError | ConnectionError | IncompleteReadError)
