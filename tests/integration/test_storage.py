@@ -82,20 +82,6 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     return calls
 
 
-def test_a_gigabyte_comes_back_as_it_was(bucket: Bucket, gigabyte: Path, tmp_path: Path) -> None:
-    address = f"s3://{bucket.name}/runs/one"
-    up = upload_folder(gigabyte, address)
-    down = download_folder(address, tmp_path / "back")
-    print(f"up {up}; down {down}")
-    assert contents(tmp_path / "back") == contents(gigabyte)
-    assert up.moved_bytes == down.moved_bytes == up.bytes == sum(p.stat().st_size for p in gigabyte.rglob("*.*"))
-    assert up.files == down.moved_files == 16
-
-    listed = json.loads(bucket.client.get_object(Bucket=bucket.name, Key="runs/one/manifest.json")["Body"].read())
-    assert {name: entry["sha256"] for name, entry in listed["files"].items()} == contents(gigabyte)
-    assert bucket.client.head_object(Bucket=bucket.name, Key="runs/one/model.safetensors")["ETag"].endswith('-44"')
-
-
 def test_what_is_there_is_neither_sent_nor_fetched_again(
     bucket: Bucket, small: Path, tmp_path: Path, sent: list[tuple[str, dict[str, Any]]]
 ) -> None:
@@ -135,7 +121,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_upload_goes_on_with_what_is_missing(
+def test_a_killed_upload_of_a_gigabyte_goes_on_with_what_is_missing_and_comes_back_as_it_was(
     bucket: Bucket, gigabyte: Path, tmp_path: Path, sent: list[tuple[str, dict[str, Any]]]
 ) -> None:
     address = f"s3://{bucket.name}/run"
@@ -160,8 +146,14 @@ def test_a_killed_upload_goes_on_with_what_is_missing(
     assert resumed.moved_files == resumed.files - len(objects)
     assert resumed.bytes - resumed.moved_bytes >= len(parts) * 16 * MIB
     assert {key: objects_there(bucket)[key] for key in objects} == objects, "an object was written again"
-    download_folder(address, tmp_path / "back")
-    assert contents(tmp_path / "back") == contents(gigabyte)
+
+    back, original = download_folder(address, tmp_path / "back"), contents(gigabyte)
+    assert contents(tmp_path / "back") == original
+    assert back.moved_bytes == resumed.bytes == sum(path.stat().st_size for path in gigabyte.rglob("*.*"))
+    assert back.moved_files == resumed.files == len(original) == 16
+    listed = json.loads(bucket.client.get_object(Bucket=bucket.name, Key="run/manifest.json")["Body"].read())
+    assert {name: entry["sha256"] for name, entry in listed["files"].items()} == original
+    assert bucket.client.head_object(Bucket=bucket.name, Key="run/model.safetensors")["ETag"].endswith('-44"')
 
 
 def test_parts_of_another_state_of_the_file_are_not_used(bucket: Bucket, small: Path, tmp_path: Path) -> None:
@@ -213,7 +205,7 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(
 ) -> None:
     """Both ways at once, so that both are in the middle of it when the server goes."""
     stored, new, back = f"s3://{bucket.name}/stored", f"s3://{bucket.name}/new", tmp_path / "back"
-    upload_folder(gigabyte, stored)
+    assert upload_folder(gigabyte, stored).moved_files == 16
     with ThreadPoolExecutor() as threads:
         up, down = threads.submit(upload_folder, gigabyte, new), threads.submit(download_folder, stored, back)
         wait_until(lambda: any(key.startswith("new/") for key in objects_there(bucket)) and any(back.rglob("*.bin")))
