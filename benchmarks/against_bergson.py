@@ -1,8 +1,7 @@
 """bergson 2.5.1 in an environment of its own, on the same model and the same token ids.
 
-The environment is made once, in ``$WHENCE_BENCH_CACHE`` or ``~/.cache/whence-benchmarks`` (about 1.6 GB with a CPU
-torch), with the versions of torch, transformers and so on that Whence runs with. bergson declares torchvision,
-torchaudio and bitsandbytes and imports none of them, so they are left out.
+The environment (about 1.6 GB with a CPU torch) has the versions of torch, transformers and so on that Whence runs
+with. bergson declares torchvision, torchaudio and bitsandbytes and imports none of them, so they are left out.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import venv
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import torch
 from common import LONGEST, Shape, make_model, quiet
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
+from environments import programs
 
 from whence.data.tokenization import TokenizedExamples
 from whence.models import train_tokenizer
@@ -32,36 +30,14 @@ UNTRACKED = "*self_attn*"  # bergson takes every linear layer but the output lay
 BUDGET = 8 * LONGEST
 
 
-class BergsonUnavailable(Exception):
-    """bergson could not be installed."""
-
-
-def environment() -> Path:
+def interpreter() -> Path:
     """bergson's interpreter, installed on the first call.
 
     Raises:
-        BergsonUnavailable: pip failed; the message is its last line.
+        Unavailable: it could not be installed.
     """
-    cache = Path(os.environ.get("WHENCE_BENCH_CACHE", Path.home() / ".cache" / "whence-benchmarks"))
-    folder = cache / f"bergson-{VERSION}"
-    python = folder / "bin" / "python"
-    done = folder / "installed"
-    if not done.exists():
-        print(f"installing bergson {VERSION} into {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True)
-        _pip(python, *(f"{name}=={version(name)}" for name in OURS), *THEIRS)
-        _pip(python, "--no-deps", f"bergson=={VERSION}")
-        done.touch()
-    return python
-
-
-def _pip(python: Path, *packages: str) -> None:
-    try:
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", *packages], check=True, capture_output=True, text=True
-        )
-    except subprocess.CalledProcessError as error:
-        raise BergsonUnavailable((error.stderr.strip() or "pip failed").splitlines()[-1]) from error
+    requirements = (*(f"{name}=={version(name)}" for name in OURS), *THEIRS)
+    return programs(f"bergson-{VERSION}", requirements, ("--no-deps", f"bergson=={VERSION}")) / "python"
 
 
 class Bergson:
@@ -72,7 +48,7 @@ class Bergson:
         with quiet():
             self._write(shape, train, queries)
         # -P: the worker's folder is not searched for modules
-        command = [environment(), "-P", Path(__file__).with_name("bergson_worker.py"), str(torch.get_num_threads())]
+        command = [interpreter(), "-P", Path(__file__).with_name("bergson_worker.py"), str(torch.get_num_threads())]
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with open(folder / "bergson.log", "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from against_bergson import Bergson, BergsonUnavailable
+from against_bergson import Bergson
 from common import LONGEST, NARROW, WIDE, Shape, examples, make_model, matrix_throughput, quiet, settings, timed
+from environments import Unavailable
 from peak import peak_memory
 from scipy.stats import spearmanr
 from stock import Batched, Stock
@@ -263,7 +264,7 @@ def main() -> None:
             try:
                 for row in ROWS[name](Bench(given.scale, given.repeats, Path(folder))):
                     print("| " + " | ".join(vars(row).values()) + " |", flush=True)
-            except BergsonUnavailable as error:
+            except Unavailable as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
 
 

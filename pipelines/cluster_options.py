@@ -96,7 +96,7 @@ def print_table(table: Table) -> None:
 
 @contextmanager
 def packaged(
-    profile: str | None, config: Path | None, values: list[str] | None, file: Path | None, name: str | None
+    profile: str | None, config: str | None, values: list[str] | None, file: Path | None, name: str | None
 ) -> Iterator[Package]:
     """The compiled pipeline that the options name: the file, or the settings compiled now."""
     from pipelines.package import Package

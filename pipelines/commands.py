@@ -12,6 +12,7 @@ from rich.console import Console
 
 from components.images import REGISTRY_VARIABLE, TAG_VARIABLE
 from pipelines import cluster_commands
+from pipelines.artifact_root import ArtifactRoot
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
 from whence.config import Config
 from whence.config_file import inline_prompts
@@ -31,8 +32,8 @@ def run(
     config: ConfigOption = None,
     set_: SetOption = None,
     artifact_root: Annotated[
-        Path, typer.Option(metavar="DIR", help="Receives a folder per run with its artifacts and log.")
-    ] = Path("whence-output"),
+        str, typer.Option(metavar="DIR", help="Receives a folder per run with its artifacts and log; may be s3://.")
+    ] = ArtifactRoot.LOCAL,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print everything the stages print.")] = False,
 ) -> None:
     """Run the whole pipeline on this machine; the built-in demo when no settings are named."""
@@ -42,17 +43,22 @@ def run(
         from whence.stages.checks import check
 
         check(resolved)
+        root = ArtifactRoot.parse(artifact_root)
+        root.check()
         from pipelines.attribution import attribution_pipeline, stages_of
-        from pipelines.local import run_locally
+        from pipelines.local import RunFailed, run_locally
         from pipelines.summary import print_result
 
         pipeline = attribution_pipeline(resolved, resolved.to_yaml())
     try:
-        result = run_locally(pipeline, stages_of(resolved), artifact_root, console, verbose)
+        result = run_locally(pipeline, stages_of(resolved), root.folder, console, verbose)
+    except RunFailed as failure:
+        raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
     except KeyboardInterrupt:
         console.print("Interrupted. " + _how_to_go_on(resolved))
         raise typer.Exit(INTERRUPTED) from None
     print_result(console, result, resolved)
+    root.keep(result.folder, console)
 
 
 def compile_(

@@ -10,11 +10,11 @@ from kfp.compiler import Compiler
 
 from pipelines.attribution import attribution_pipeline
 from pipelines.kubernetes import Placement
-from whence.config import Config
-from whence.config_file import inline_prompts, load_config, parse_config
+from whence.config import Config, is_address
+from whence.config_file import inline_prompts, load_config, parse_config, read_settings
 
 
-def portable_config(profile: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """The profile as it can travel: prompts inlined, paths as written, and no work folder of this machine.
 
     A relative ``general.work_dir`` means a folder of whoever runs locally; in a pod it would be lost with the pod, or
@@ -23,16 +23,18 @@ def portable_config(profile: Path, overrides: Mapping[str, Any] | None = None) -
     Raises:
         ConfigError: the profile or its prompts file cannot be used.
     """
-    prompts = inline_prompts(load_config(profile, overrides)).prompts.model_dump(mode="json")
-    text = profile.read_text(encoding="utf-8")
-    config = parse_config(text, {**(overrides or {}), "prompts": prompts}, origin=str(profile))
+    loaded = inline_prompts(load_config(profile, overrides))
+    travelling: dict[str, Any] = {"prompts": loaded.prompts.model_dump(mode="json")}
+    if is_address(profile):  # what lies beside it is at an address, too
+        travelling |= {f"dataset.{name}": getattr(loaded.dataset, name) for name in ("train_files", "eval_files")}
+    config = parse_config(read_settings(profile), {**(overrides or {}), **travelling}, origin=str(profile))
     work_dir = config.general.work_dir
     if work_dir is None or Path(work_dir).is_absolute():
         return config
     return parse_config(config.to_yaml(), {"general.work_dir": None})
 
 
-def compile_pipeline(profile: Path, output: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def compile_pipeline(profile: str | Path, output: Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Write the compiled pipeline of ``profile`` to ``output`` and return the configuration baked into it."""
     config = portable_config(profile, overrides)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,14 @@ STOP_SECONDS = 10.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
+class RunFailed(PipelineError):
+    """A stage failed; ``folder`` is what the run has left."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
+
+
 @dataclass(frozen=True)
 class LocalRun:
     """A pipeline run on this machine: its id, and the folder with ``artifacts/``, ``run.log`` and ``events.jsonl``."""
@@ -74,7 +82,8 @@ def run_locally(
         verbose: print what the stages print in place of the live table.
 
     Raises:
-        PipelineError: a stage failed; the message is the stage's own and says where the log is.
+        RunFailed: a stage failed; the message is the stage's own and says where the log is.
+        PipelineError: ``artifact_root`` cannot be written.
         KeyboardInterrupt: the run was interrupted or asked to terminate; its processes are ended first.
     """
     run = _new_run(artifact_root, Board(stages))
@@ -93,9 +102,9 @@ def run_locally(
                 failure: Exception | None = error
             else:
                 failure = None
-    _link_artifacts(run, pipeline.name)
+    _name_artifacts(run, pipeline.name)
     if failure is not None:
-        raise PipelineError(_explain(run, log, failure)) from failure
+        raise RunFailed(_explain(run, log, failure), run.folder) from failure
     return run
 
 
@@ -235,10 +244,14 @@ def _end_children() -> None:
             child.kill()
 
 
-def _link_artifacts(run: LocalRun, pipeline: str) -> None:
-    """kfp puts the artifacts into a folder named by pipeline and time; give it a name that can be told beforehand."""
-    for folder in run.folder.glob(f"{pipeline}-*"):
-        _link(run.artifacts, folder.name)
+def _name_artifacts(run: LocalRun, pipeline: str) -> None:
+    """kfp puts the artifacts into a folder named by pipeline and time; give it a name that can be told beforehand.
+
+    Its own name becomes a link, for the paths in kfp's log.
+    """
+    for folder in list(run.folder.glob(f"{pipeline}-*")):
+        folder.rename(run.artifacts)
+        _link(folder, run.artifacts.name)
 
 
 def _link(link: Path, target: str) -> None:

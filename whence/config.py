@@ -14,11 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 BUILTIN_DEMO = "builtin:demo"
 BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
+S3_SCHEME = "s3://"
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Cores = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
+
+
+def is_address(name: object) -> bool:
+    """Whether ``name`` is an object or folder in storage (``s3://...``) and not a file here."""
+    return str(name).startswith(S3_SCHEME)
 
 
 class Section(BaseModel):
@@ -121,7 +127,9 @@ class DatasetConfig(Section):
 
 
 class Prompts(Section):
-    path: str | None = Field(None, description="JSON list of strings, or of objects with prompt or input, reference.")
+    path: str | None = Field(
+        None, description="JSON list (file or s3://): strings, or objects with prompt or input, reference."
+    )
     items: list[str | dict[str, Any]] | None = Field(None, description="The prompts themselves, in place of a file.")
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from whence.config import Config
+from whence.config import S3_SCHEME, Config, is_address
 from whence.errors import ConfigError
 
 
@@ -21,21 +22,37 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     Relative paths of inputs (data, prompts, model folders) are taken from the file's own folder, those of outputs
     (``general.work_dir``, ``models.finetuned.path``) from the current one.
 
+    Args:
+        path: a file here or at ``s3://``.
+
     Raises:
         ConfigError: the file cannot be read, is not a YAML mapping, or does not validate.
     """
-    file = Path(path)
+    text = read_settings(path)
+    folder = str(path).rpartition("/")[0] if is_address(path) else Path(path).resolve().parent
+    return parse_config(text, overrides, origin=str(path), folder=folder)
+
+
+def read_settings(path: str | Path) -> str:
+    """The text of a settings file here or at ``s3://``.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
-        text = file.read_text(encoding="utf-8")
+        return _read_text(path, "--config")
     except OSError as error:
         raise ConfigError(
-            f"cannot read the configuration {file}: {error.strerror}; give an existing YAML file"
+            f"cannot read the configuration {path}: {error.strerror}; give an existing YAML file"
         ) from error
-    return parse_config(text, overrides, origin=str(file), folder=file.resolve().parent)
 
 
 def parse_config(
-    text: str, overrides: Mapping[str, Any] | None = None, *, origin: str = "configuration", folder: Path | None = None
+    text: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    origin: str = "configuration",
+    folder: Path | str | None = None,
 ) -> Config:
     """Validate YAML ``text`` with ``overrides`` applied; ``folder`` anchors its relative paths (none: kept)."""
     try:
@@ -66,15 +83,27 @@ def parse_override(text: str) -> tuple[str, Any]:
     return key.strip(), parsed
 
 
-def inline_prompts(config: Config) -> Config:
-    """The same configuration with the prompts file read into ``prompts.items``, so that it needs no file beside it."""
-    if config.prompts.path is None or config.prompts.path.startswith("s3://"):
+def inline_prompts(config: Config, *, from_storage: bool = False) -> Config:
+    """The same configuration with the prompts file read into ``prompts.items``, so that it needs no file beside it.
+
+    Prompts at ``s3://`` stay there unless ``from_storage``: a compiled pipeline is to read those of the day it runs.
+    """
+    path = config.prompts.path
+    if path is None or (is_address(path) and not from_storage):
         return config
     try:
-        items = json.loads(Path(config.prompts.path).read_text(encoding="utf-8"))
+        items = json.loads(_read_text(path, "prompts.path"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"prompts.path: cannot read {config.prompts.path} as JSON: {error}") from error
+        raise ConfigError(f"prompts.path: cannot read {path} as JSON: {error}") from error
     return parse_config(config.to_yaml(), {"prompts": {"items": items}})
+
+
+def _read_text(path: str | Path, setting: str) -> str:
+    if is_address(path):
+        from whence import s3  # with boto3, which settings in files do not need
+
+        return s3.read_text(str(path), setting, ConfigError)
+    return Path(path).read_text(encoding="utf-8-sig")
 
 
 def dotted_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
@@ -101,7 +130,7 @@ _INPUT_PATHS = ("prompts.path", "dataset.train_files", "dataset.eval_files")
 _NAMES_OR_PATHS = ("models.base.name", "evaluation.mmlu.source")  # anchored only where such a path exists
 
 
-def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+def _anchor_paths(values: dict[str, Any], folder: Path | str) -> None:
     for key in (*_OUTPUT_PATHS, *_INPUT_PATHS, *_NAMES_OR_PATHS):
         *parents, last = key.split(".")
         section: Any = values
@@ -115,9 +144,13 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
         section[last] = anchored if isinstance(value, list) else anchored[0]
 
 
-def _anchor(value: Any, folder: Path, must_exist: bool) -> Any:
+def _anchor(value: Any, folder: Path | str, must_exist: bool) -> Any:
     if not isinstance(value, str) or "://" in value or value.startswith("builtin:"):
         return value
+    if isinstance(folder, str):  # an address
+        if must_exist or value.startswith(("/", "~")):
+            return value
+        return S3_SCHEME + posixpath.normpath(f"{folder.removeprefix(S3_SCHEME)}/{value}")
     path = (folder / Path(value).expanduser()).resolve()
     return value if must_exist and not path.exists() else str(path)
 

@@ -33,11 +33,57 @@ class SwiftUnavailable(Exception):
     """Swift cannot be installed here (no package index), or does not start."""
 
 
+class Servers:
+    """Swift's four processes."""
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs, self._folder = programs, folder
+        self._log = (folder / "swift.log").open("a")
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.ports = dict(zip(("proxy", *STORAGE), _free_ports(4), strict=True))
+
+    def start(self, name: str, program: str | None = None) -> None:
+        command = [str(self._programs / "python"), str(self._programs / f"swift-{program or name}-server")]
+        self._processes[name] = subprocess.Popen(
+            [*command, str(self._folder / f"{name}.conf")], stdout=self._log, stderr=subprocess.STDOUT
+        )
+
+    @contextmanager
+    def tls(self, certificate: Path, key: Path) -> Iterator[str]:
+        """A second proxy before the same data, which shows ``certificate``; its address."""
+        (port,) = _free_ports(1)
+        config = (self._folder / "proxy.conf").read_text().replace(f"bind_port = {self.ports['proxy']}\n", "")
+        lines = f"[DEFAULT]\nbind_port = {port}\ncert_file = {certificate}\nkey_file = {key}\n"
+        (self._folder / "tls.conf").write_text(config.replace("[DEFAULT]\n", lines))
+        self.start("tls", program="proxy")
+        try:
+            _wait({"proxy": self.ports["proxy"], "tls": port}, [self._processes["tls"]], self._folder / "swift.log")
+            yield f"https://127.0.0.1:{port}"
+        finally:
+            self.kill("tls")
+
+    def kill(self, name: str) -> None:
+        self._processes[name].kill()
+        self._processes[name].wait(timeout=10)
+
+    def stop(self) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        for process in self._processes.values():
+            process.wait(timeout=10)
+        self._log.close()
+
+    def wait(self) -> None:
+        """Wait until all of them answer."""
+        _wait(self.ports, list(self._processes.values()), self._folder / "swift.log")
+
+
 @dataclass(frozen=True)
 class Swift:
     """A running server and the key that may use it."""
 
     endpoint: str
+    servers: Servers
     access_key: str = ACCESS_KEY
     secret_key: str = SECRET_KEY
 
@@ -51,6 +97,16 @@ class Swift:
             "AWS_DEFAULT_REGION": REGION,
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """The server is gone for as long as the block lasts: its proxy ends in the middle of what it is doing."""
+        self.servers.kill("proxy")
+        try:
+            yield
+        finally:
+            self.servers.start("proxy")
+            self.servers.wait()
 
 
 def install() -> Path:
@@ -83,25 +139,19 @@ def running(folder: Path) -> Iterator[Swift]:
         SwiftUnavailable: it cannot be installed or does not answer within 30 seconds.
     """
     programs = install()
-    ports = dict(zip(("proxy", *STORAGE), _free_ports(4), strict=True))
+    servers = Servers(programs, folder)
     for name in STORAGE:
-        _ring(programs, folder, name, ports[name])
+        _ring(programs, folder, name, servers.ports[name])
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = whence-tests\n")
-    processes, log = [], (folder / "swift.log").open("w")
     try:
-        for name, port in reversed(ports.items()):  # the proxy last
-            config = folder / f"{name}.conf"
-            config.write_text(_proxy(folder, port) if name == "proxy" else _storage(folder, name, port))
-            command = [str(programs / "python"), str(programs / f"swift-{name}-server"), str(config)]
-            processes.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
-        _wait(ports, processes, folder / "swift.log")
-        yield Swift(f"http://127.0.0.1:{ports['proxy']}")
+        for name, port in reversed(servers.ports.items()):  # the proxy last
+            config = _proxy(folder, port) if name == "proxy" else _storage(folder, name, port)
+            (folder / f"{name}.conf").write_text(config)
+            servers.start(name)
+        servers.wait()
+        yield Swift(f"http://127.0.0.1:{servers.ports['proxy']}", servers)
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(timeout=10)
-        log.close()
+        servers.stop()
 
 
 def _ring(programs: Path, folder: Path, name: str, port: int) -> None:
@@ -156,8 +206,8 @@ def _wait(ports: dict[str, int], processes: list[subprocess.Popen[bytes]], log: 
             break
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{ports['proxy']}/healthcheck", timeout=2):
-                for name in STORAGE:
-                    socket.create_connection(("127.0.0.1", ports[name]), timeout=2).close()
+                for port in ports.values():
+                    socket.create_connection(("127.0.0.1", port), timeout=2).close()
                 return
         except OSError:
             time.sleep(0.1)

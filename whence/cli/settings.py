@@ -20,23 +20,26 @@ DEFAULT_PROFILE = "demo"
 
 # Where settings come from: a profile by name, or a file, and single values that win over it.
 ProfileOption = Annotated[str | None, typer.Option("--profile", help="Profile by name, from configs/.")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="Settings file (YAML), in place of a profile.")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="Settings file (YAML) or its s3:// address, in place of a profile."),
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting by dotted key; repeatable.")
 ]
 
 
 class Settings(NamedTuple):
-    """A settings file and the values given on the command line."""
+    """A settings file, here or at ``s3://``, and the values given on the command line."""
 
-    file: Path
+    file: str | Path
     overrides: dict[str, Any]
 
     def load(self) -> Config:
         return load_config(self.file, self.overrides)
 
 
-def find_settings(profile: str | None, config: Path | None, values: Sequence[str] | None) -> Settings:
+def find_settings(profile: str | None, config: str | Path | None, values: Sequence[str] | None) -> Settings:
     """The settings that ``--profile``, ``--config`` and ``--set`` name; the demo's when neither of the first is given.
 
     Raises:

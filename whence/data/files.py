@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from whence.data import s3
+from whence import s3
+from whence.config import is_address
 from whence.errors import DataError
 
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
@@ -45,7 +46,7 @@ def expand(name: str, setting: str) -> list[str]:
     """
     if name.lower().endswith(SUFFIXES):
         return [name]
-    if name.startswith(s3.SCHEME):
+    if is_address(name):
         found = s3.list_objects(name, setting)
     elif not Path(name).exists():
         raise DataError(f"{setting}: {name} does not exist")
@@ -158,7 +159,7 @@ def local_copy(name: str, setting: str) -> Iterator[Path]:
     Raises:
         DataError: the file does not exist or cannot be fetched.
     """
-    if not name.startswith(s3.SCHEME):
+    if not is_address(name):
         if not Path(name).is_file():
             raise DataError(f"{setting}: {name} does not exist or is not a file")
         yield Path(name)

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from whence.config_file import parse_config
+from whence.config_file import inline_prompts, parse_config
 from whence.data.dataset import ExampleSet
 from whence.data.preparation import prepare_datasets
 from whence.models import load_base_tokenizer, write_base
@@ -43,6 +43,7 @@ def run(
     try:
         resolved = parse_config(settings, overrides, origin="the profile with its overrides")
         check(resolved)
+        resolved = inline_prompts(resolved, from_storage=True)  # so that all stages ask the same
     except Exception as error:
         emit("prepare", "failed", message=str(error))
         raise

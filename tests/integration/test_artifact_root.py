@@ -1,0 +1,112 @@
+"""``whence run --artifact-root s3://...``: the run in the bucket is the run on disk, and what fails is told early."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import Bucket
+from rich.console import Console
+from swift import Swift
+
+from pipelines.artifact_root import ArtifactRoot
+from pipelines.local import RunFailed
+from whence.cli import main
+from whence.errors import StorageError
+from whence.storage import download_folder
+
+WHENCE = Path(sys.executable).with_name("whence")
+SETTINGS = {
+    "models": {"base": {"name": "builtin:tiny-llama"}},
+    "dataset": {"name": "builtin:demo", "num_samples": 160, "num_eval_samples": 20},
+    "prompts": {"path": "prompts.json"},
+    "general": {"max_length": 64, "device": "cpu"},
+    "training": {"num_train_epochs": 1},
+    "generation": {"max_new_tokens": 4},
+    "evaluation": {"mmlu": {"enabled": False}},
+}
+
+
+def whence(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(WHENCE), *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def put_settings(bucket: Bucket) -> str:
+    bucket.put("configs/prompts.json", b'[{"prompt": "Who built it?", "reference": "Ada"}]')
+    return bucket.put("configs/mine.yaml", yaml.safe_dump(SETTINGS).encode())
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file, those behind links to folders once."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_run_is_found_in_the_bucket_as_it_is_on_disk(bucket: Bucket, tmp_path: Path) -> None:
+    finished = whence(tmp_path, "run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs/")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    run = (tmp_path / "whence-output" / "latest").resolve()
+    address = f"s3://{bucket.name}/runs/{run.name}"
+    assert f"Stored at {address}: " in finished.stdout
+    download_folder(address, tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(run)
+    config = yaml.safe_load((tmp_path / "back" / "artifacts" / "prepare" / "config").read_text())
+    assert [prompt["prompt"] for prompt in config["prompts"]["items"]] == ["Who built it?"]
+    assert (tmp_path / "back" / "artifacts" / "score" / "scores" / "scores.safetensors").stat().st_size > 0
+
+
+@pytest.fixture
+def left(tmp_path: Path) -> Path:
+    """The folder of a run."""
+    folder = tmp_path / "20260102-030405-abcdef01"
+    folder.mkdir()
+    (folder / "run.log").write_text("it went wrong")
+    return folder
+
+
+def test_a_failed_run_is_in_the_bucket_with_its_log(
+    bucket: Bucket, left: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RunFailed("train failed: no memory", left)
+
+    monkeypatch.setattr("pipelines.local.run_locally", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs"])
+    assert ended.value.code == 1
+    printed = capsys.readouterr().err
+    assert "train failed: no memory" in printed
+    assert f"What it left is stored at s3://{bucket.name}/runs/{left.name}" in printed
+    download_folder(f"s3://{bucket.name}/runs/{left.name}", left.parent / "back")
+    assert (left.parent / "back" / "run.log").read_text() == "it went wrong"
+
+
+def test_a_finished_run_that_cannot_be_stored_can_be_stored_later(bucket: Bucket, left: Path) -> None:
+    root = ArtifactRoot.parse(f"s3://{bucket.name}/runs")
+    bucket.client.delete_bucket(Bucket=bucket.name)
+    with pytest.raises(StorageError, match="no such bucket") as caught:
+        root.keep(left, Console())
+    assert "finished and whole" in str(caught.value)
+    bucket.client.create_bucket(Bucket=bucket.name)
+    command = str(caught.value).rpartition("store it with: python ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)], check=True)
+    assert download_folder(f"s3://{bucket.name}/runs/{left.name}", left.parent / "back").files == 1
+
+
+@pytest.mark.parametrize(
+    ("secret", "name", "words"),
+    [("testing", "nobody-made-this", "no such bucket"), ("wrong", "any", "AWS_SECRET_ACCESS_KEY is not the secret")],
+)
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    aws: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str, name: str, words: str
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    refused = whence(tmp_path, "run", "--artifact-root", f"s3://{name}/runs")
+    assert refused.returncode == 1
+    assert words in refused.stderr
+    assert not (tmp_path / "whence-output").exists()
