@@ -77,7 +77,10 @@ gc() {
   artifacts
   [ -n "${MLFLOW_TRACKING_URI:-}" ] || fail "MLFLOW_TRACKING_URI is empty: files are deleted through the server"
   from_file MLFLOW_TRACKING_PASSWORD
-  exec mlflow gc --older-than "${MLFLOW_GC_OLDER_THAN:-30d}" --tracking-uri "$MLFLOW_TRACKING_URI" \
+  # `mlflow gc` takes the database from the command line only, where everybody would see a password in it.
+  exec python -c 'import os, sys; from mlflow.cli import cli
+cli(["gc", "--backend-store-uri", os.environ["MLFLOW_BACKEND_STORE_URI"], *sys.argv[1:]])' \
+    --older-than "${MLFLOW_GC_OLDER_THAN:-30d}" --tracking-uri "$MLFLOW_TRACKING_URI" \
     --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION"
 }
 
