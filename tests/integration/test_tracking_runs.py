@@ -359,7 +359,9 @@ def test_kubeflow_and_mlflow_link_to_each_other(
 ) -> None:
     monkeypatch.setenv("KFP_RUN_ID", "5c0b-1")
     addresses = {"ui_url": "https://mlflow.example/", "kubeflow_url": "https://kubeflow.example/pipeline/"}
-    linked = make_config({f"tracking.{key}": value for key, value in (config.tracking.model_dump() | addresses).items()})
+    linked = make_config(
+        {f"tracking.{key}": value for key, value in (config.tracking.model_dump() | addresses).items()}
+    )
     with stage_run(linked, "prepare") as run:
         pass
     parent, nested = only(runs_of(client, config), "pipeline"), only(runs_of(client, config), "prepare")
