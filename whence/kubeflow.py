@@ -115,11 +115,7 @@ def log_metrics(artifact: Metrics, metrics: Mapping[str, float]) -> None:
 
 def link_to_mlflow(artifact: Artifact, url: str | None) -> None:
     """Write the way from the Kubeflow UI to the record of the run, as Markdown; ``url`` is None where there is none."""
-    text = (
-        f"[This run in MLflow]({url})"
-        if url
-        else "No link: the record is in a local file, or MLflow did not answer yet."
-    )
+    text = f"[This run in MLflow]({url})" if url else "No link: recorded in a local file, or MLflow did not answer yet."
     Path(artifact.path).write_text(text + "\n", encoding="utf-8")
 
 

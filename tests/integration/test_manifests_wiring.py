@@ -171,7 +171,7 @@ def test_the_runs_service_account_has_the_least_it_needs(overlay: str) -> None:
 
 
 def test_runs_in_a_profile_need_one_command(tmp_path: Path) -> None:
-    [command] = re.findall(r"^\$ (grep -rl .*sed -i .*)$", (ROOT / "k8s" / "README.md").read_text(), re.MULTILINE)
+    [command] = re.findall(r"^ *\$ (grep -rl .*sed -i .*)$", (ROOT / "k8s" / "README.md").read_text(), re.MULTILINE)
     folder = copy(tmp_path / "k8s")
     make_secrets(folder, "minio")
     subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=30)
