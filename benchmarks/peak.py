@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import resource
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 PAD = 0
+TRAIN_BATCH = 2  # examples of 512 tokens, on both sides: in small batches memory is what the method needs
 
 
 def peak_memory(way: str, factors: Path, queries: int, train: int) -> int:
-    """Bytes resident at the peak of a child process that scores ``way``: ``ours`` or ``stock``."""
+    """Peak of resident bytes of a process that scores ``way`` (``ours`` or ``stock``), above the bare one."""
     command = [sys.executable, __file__, way, str(factors), str(queries), str(train)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
@@ -25,15 +26,26 @@ def main(way: str, factors: Path, query_count: int, train_count: int) -> None:
     from whence.influence.scores import pairwise_scores
 
     torch.set_num_threads(1)
+    bare = resident_at_most()
     both = examples(train_count + query_count, WIDE.vocabulary)[0]
     train, queries = both.subset(range(train_count)), both.subset(range(train_count, len(both)))
     if way == "ours":
-        config = settings(scores__query_gradient_accumulation_steps=1)  # as few queries at once as stock holds
+        config = settings(
+            scores__train_batch_size=TRAIN_BATCH,
+            scores__query_batch_size=3,  # by tokens, which are 8 of these queries at most, as many as stock holds
+            scores__query_gradient_accumulation_steps=1,
+        )
         with quiet():
             pairwise_scores(make_model(WIDE), factors, queries, train, config, PAD, factors / "parts")
     else:
-        Stock(WIDE, factors).score(queries, train)
-    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        Stock(WIDE, factors).score(queries, train, query_batch=8, batch=TRAIN_BATCH)
+    print(resident_at_most() - bare)
+
+
+def resident_at_most() -> int:
+    """Bytes. Not ``ru_maxrss``, which begins with what the parent process held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import re
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +52,13 @@ def measure(connection: Connection, what: str, work: Work, factors: Path, scratc
         run(warm, TINY, scratch / "warm" / "factors", scratch / "warm")
     before = psutil.Process().memory_info().rss
     planned = run(what, work, factors, scratch)
-    connection.send((1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, planned))
+    connection.send((peak_resident() - before, planned))
+
+
+def peak_resident() -> int:
+    """Bytes. Not ``ru_maxrss``, which begins with what the parent process held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def run(what: str, work: Work, factors: Path, scratch: Path) -> int:

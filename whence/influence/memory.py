@@ -166,10 +166,9 @@ def score_phase(
     batch = Batch(model, shapes, batch_tokens, logit_tokens)
     gradients = sum(gradient_size(shape, low_rank) for shape in shapes.values())
     widest = max(shape.inputs**2 + shape.outputs**2 + 4 * shape.size for shape in shapes.values())
-    largest = FACTOR_BYTES * max(shape.size for shape in shapes.values())
     reduced = any(gradient_size(shape, low_rank) < shape.size for shape in shapes.values())
-    # A module's query gradients, preconditioned in pieces, joined, and factored by rank.
-    preconditioned = min(query_batch, queries) * largest * (3 if reduced else 2)
+    # A piece of a module's query gradients: as it was, preconditioned, and factored by rank.
+    preconditioned = batch.chunk * (3 if reduced else 2)
     return Phase(
         "scores",
         {

@@ -160,15 +160,17 @@ class QueryTracker(PairTracker, PreconditionTracker):
     def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
         factors = self.module.prepared_factors(gradients.device)
         basis, inverse = basis_of(factors), factors.get(LAMBDA_MATRIX_NAME)
-        pieces = []
         for _, piece in gradient_chunks(activations, gradients, basis):
-            pieces.append(basis.back(piece if inverse is None else piece.mul_(inverse)))
-        self._process_preconditioned_gradient(preconditioned_gradient=torch.cat(pieces))
+            # Put away piece by piece: a whole batch's gradients would take as much memory again, and again joined.
+            self._process_preconditioned_gradient(basis.back(piece if inverse is None else piece.mul_(inverse)))
+            self.accumulate_iterations()
 
     def accumulate_iterations(self) -> None:
-        """Put the batch's query gradients beside the earlier ones, in memory taken once for all that are expected."""
+        """Put new query gradients beside the earlier ones, in memory taken once for all that are expected."""
         storage = self.module.storage
         new = storage[PRECONDITIONED_GRADIENT_NAME]
+        if new is None:  # all are put away already
+            return
         if not self.module.expected_queries:
             super().accumulate_iterations()
             return
