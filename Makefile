@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit integration e2e ui compiled component-docs pictures clean
+.PHONY: help setup demo test lint types unit integration e2e ui compiled component-docs mlflow-requirements pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -48,6 +48,12 @@ compiled: setup ## Compile the checked-in pipelines again
 
 component-docs: setup ## Write the input/output tables of the components' READMEs again
 	$(BIN)/python -m components.docs
+
+mlflow-requirements: ## Pin everything the MLflow server's image installs again
+	rm -rf build/mlflow && $(PYTHON) -m venv build/mlflow
+	build/mlflow/bin/pip install --quiet -r mlflow/requirements.in
+	{ echo '# Pinned from requirements.in by `make mlflow-requirements`; edit that file, not this one.'; \
+	  build/mlflow/bin/pip freeze; } > mlflow/requirements.txt
 
 pictures: setup ## Take the README's pictures from the last run (needs Chromium)
 	$(BIN)/python docs/pictures.py

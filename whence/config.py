@@ -19,6 +19,7 @@ S3_SCHEME = "s3://"
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Cores = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
+Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
 
 
@@ -266,6 +267,10 @@ class Evaluation(Section):
 
 class Tracking(Section):
     uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking address: http(s) server or sqlite file.")
+    ui_url: Page | None = Field(None, description="Where people open MLflow, for links to it; null: the same as uri.")
+    kubeflow_url: Page | None = Field(
+        None, description="Where people open Kubeflow Pipelines, for links from MLflow to it; null for none."
+    )
     experiment: str = Field("whence", min_length=1, description="MLflow experiment.")
     registered_model: str = Field("whence", min_length=1, description="Registered model that gets a version per run.")
     retry_seconds: float = Field(

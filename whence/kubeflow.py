@@ -113,6 +113,12 @@ def log_metrics(artifact: Metrics, metrics: Mapping[str, float]) -> None:
             artifact.log_metric(name, value)
 
 
+def link_to_mlflow(artifact: Artifact, url: str | None) -> None:
+    """Write the way from the Kubeflow UI to the record of the run, as Markdown; ``url`` is None where there is none."""
+    text = f"[This run in MLflow]({url})" if url else "No link: recorded in a local file, or MLflow did not answer yet."
+    Path(artifact.path).write_text(text + "\n", encoding="utf-8")
+
+
 def describe_dataset(artifact: Artifact) -> None:
     """Copy what identifies a dataset into the artifact's metadata, where the Kubeflow UI shows it."""
     info = json.loads((Path(artifact.path) / "dataset.json").read_text(encoding="utf-8"))

@@ -38,6 +38,7 @@ def prepare(
     train_data: dsl.Output[dsl.Dataset],
     eval_data: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    mlflow_run: dsl.Output[dsl.Markdown],
     tasks: dsl.OutputPath(list[int]),  # type: ignore[valid-type]
 ) -> None:
     """Check the settings and everything they name, then write the resolved configuration and the datasets.
@@ -52,12 +53,13 @@ def prepare(
         train_data: The training examples, with every dropped row counted by reason.
         eval_data: The held-out examples.
         metrics: Rows kept, shortened and dropped.
+        mlflow_run: The link to the record of this run in MLflow.
         tasks: The numbers of the tasks that share fitting and scoring.
     """
     form = dict(locals())  # exactly the arguments, as the first statement
     from pathlib import Path
 
-    from whence.kubeflow import describe_dataset, describe_model, log_metrics, merge_form
+    from whence.kubeflow import describe_dataset, describe_model, link_to_mlflow, log_metrics, merge_form
     from whence.stages import prepare as stage
 
     result = stage.run(
@@ -70,6 +72,7 @@ def prepare(
         tasks=Path(tasks),
     )
     log_metrics(metrics, result.metrics)
+    link_to_mlflow(mlflow_run, result.pipeline_url)
     describe_model(base_model)
     describe_dataset(train_data)
     describe_dataset(eval_data)

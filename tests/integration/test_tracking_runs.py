@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -351,6 +352,49 @@ def test_a_run_at_a_server_has_an_address_for_people(
         assert run.url is not None
         assert run.url.startswith(f"{server.uri}/#/experiments/")
         assert run.url.endswith(f"/runs/{run.run_id}")
+
+
+def test_kubeflow_and_mlflow_link_to_each_other(
+    config: Config, make_config: MakeConfig, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "5c0b-1")
+    addresses = {"ui_url": "https://mlflow.example/", "kubeflow_url": "https://kubeflow.example/pipeline/"}
+    linked = make_config(
+        {f"tracking.{key}": value for key, value in (config.tracking.model_dump() | addresses).items()}
+    )
+    with stage_run(linked, "prepare") as run:
+        pass
+    parent, nested = only(runs_of(client, config), "pipeline"), only(runs_of(client, config), "prepare")
+    assert parent.data.tags["kfp.pipeline_run_url"] == "https://kubeflow.example/pipeline/#/runs/details/5c0b-1"
+    pages = f"https://mlflow.example/#/experiments/{parent.info.experiment_id}/runs"
+    assert (run.pipeline_url, run.url) == (f"{pages}/{parent.info.run_id}", f"{pages}/{nested.info.run_id}")
+
+    monkeypatch.setenv("KFP_RUN_ID", "5c0b-2")
+    with stage_run(config, "train"):
+        pass
+    [other] = [run for run in runs_of(client, config) if run.data.tags.get("kfp.pipeline_run_id") == "5c0b-2"]
+    assert "kfp.pipeline_run_url" not in other.data.tags, "nobody said where Kubeflow's UI is"
+
+
+def test_the_machine_is_watched_while_a_stage_runs_unless_mlflows_variable_says_no(
+    config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    with stage_run(config, "train"):
+        time.sleep(2)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with stage_run(config, "score"):
+        time.sleep(1)
+    watched, unwatched = (only(runs_of(client, config), stage) for stage in ("train", "score"))
+    assert unwatched.data.metrics == {}
+    assert all(name.startswith("system/") for name in watched.data.metrics)
+    assert 0 <= watched.data.metrics["system/cpu_utilization_percentage"] <= 100
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
+    assert 0 < watched.data.metrics["system/system_memory_usage_megabytes"] < available
+    history = client.get_metric_history(watched.info.run_id, "system/cpu_utilization_percentage")
+    assert sorted(point.step for point in history) == list(range(len(history)))
+    assert len(history) >= 2
+    assert watched.info.status == "FINISHED"
 
 
 def test_a_healthy_server_passes_the_check(server: MlflowProcess, folder: Path, make_config: MakeConfig) -> None:

@@ -22,6 +22,7 @@ from whence.errors import ConfigError, PipelineError
 from whence.kubeflow import FORM, describe_dataset, describe_model, form_default, form_help, log_metrics, merge_form
 
 ALL = (*STAGES, *SHARED_FIT, *SHARED_SCORE)
+OF_THE_RESULT = {"metrics", "mlflow_run"}  # outputs that a component writes from what its stage returns
 KFP_TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", list: "LIST"}
 MINIMAL = """
 models: {base: {name: "builtin:tiny-llama"}}
@@ -57,7 +58,7 @@ def test_every_input_and_output_is_described(stage: str) -> None:
 def test_a_component_passes_its_artifacts_to_the_stage_under_the_same_names(stage: str) -> None:
     spec = component(stage).component_spec
     wanted = inspect.signature(importlib.import_module(f"whence.stages.{stage}").run).parameters
-    offered = (set(spec.inputs) | set(spec.outputs)) - set(FORM) - {"metrics"}
+    offered = (set(spec.inputs) | set(spec.outputs)) - set(FORM) - OF_THE_RESULT
     assert offered == set(wanted)
 
 
@@ -68,7 +69,7 @@ def test_a_component_logs_the_stage_s_metrics(stage: str, tmp_path: Any, monkeyp
 
     def run(**arguments: Any) -> SimpleNamespace:
         given.update(arguments)
-        return SimpleNamespace(metrics={"loss": 0.5, "condition": float("inf")})
+        return SimpleNamespace(metrics={"loss": 0.5, "condition": float("inf")}, pipeline_url="http://mlflow/#/1")
 
     monkeypatch.setattr(f"whence.stages.{stage}.run", run)
     monkeypatch.setattr("whence.kubeflow.describe_dataset", lambda artifact: None)
@@ -86,6 +87,7 @@ def test_a_component_logs_the_stage_s_metrics(stage: str, tmp_path: Any, monkeyp
     if stage == "prepare":
         arguments |= form_of(parse_config(MINIMAL)) | {"settings": MINIMAL, "overrides": {"training.warmup_steps": 7}}
         arguments["tasks"] = "/tasks"
+        arguments["mlflow_run"].path = str(tmp_path / "link.md")
     component(stage).python_func(**arguments)
     assert logged == {"loss": 0.5}
     paths = set(given) - {"settings", "overrides"}
@@ -93,6 +95,7 @@ def test_a_component_logs_the_stage_s_metrics(stage: str, tmp_path: Any, monkeyp
     if stage == "prepare":
         assert given["overrides"]["training.warmup_steps"] == 7
         assert given["overrides"]["general.max_length"] == 512
+        assert (tmp_path / "link.md").read_text() == "[This run in MLflow](http://mlflow/#/1)\n"
 
 
 def test_prepare_has_every_parameter_of_the_form_in_its_type() -> None:

@@ -14,8 +14,14 @@ from whence.cli import build_app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^\$ (.+?)(?:\s{2,}#.*)?$", README, re.MULTILINE)
-WHENCE = [command for command in COMMANDS if command.startswith("whence ")]
+CLUSTER = (ROOT / "k8s" / "README.md").read_text(encoding="utf-8")
+
+
+def commands(text: str) -> list[str]:
+    return re.findall(r"^\$ (.+?)(?:\s{2,}#.*)?$", text, re.MULTILINE)
+
+
+WHENCE = [command for command in commands(README) + commands(CLUSTER) if command.startswith("whence ")]
 
 
 @pytest.mark.parametrize("command", WHENCE)
@@ -29,6 +35,19 @@ def test_every_command_is_one_that_whence_takes(command: str, tmp_path: Path, mo
         chosen = chosen.commands[name]
     assert not (hasattr(chosen, "commands") and arguments and not arguments[0].startswith("-")), "no such command"
     chosen.make_context(name, arguments)  # raises for what the command does not take
+
+
+@pytest.mark.parametrize("section", ["From an empty namespace to a finished run", "On kind"])
+def test_a_cluster_takes_ten_commands_at_most_and_they_end_with_a_run(section: str) -> None:
+    last_block = CLUSTER.partition(f"## {section}")[2].partition("\n## ")[0].rpartition("```console")[2]
+    taken = commands(last_block)
+    assert 0 < len(taken) <= 10
+    assert re.match(r"whence submit .* --follow$", taken[-1])
+
+
+def test_the_overlays_are_those_that_the_cluster_page_lists() -> None:
+    listed = re.findall(r"^\| `([\w-]+)` \|", CLUSTER, re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "k8s" / "overlays").iterdir())
 
 
 @pytest.mark.parametrize("target", re.findall(r"`?make ([a-z-]+)", README))

@@ -27,9 +27,10 @@ EVENTS_VARIABLE = "WHENCE_EVENTS"
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage tells its component: the scalar metrics for the Kubeflow UI."""
+    """What a stage tells its component, for the Kubeflow UI: scalar metrics, and where the record of the run is."""
 
     metrics: dict[str, float]
+    pipeline_url: str | None = None
 
 
 def run_stage(
@@ -71,13 +72,13 @@ def run_stage(
             run.set_tags({"whence.key": key, "whence.reused": str(reused).lower()})
             run.log_metrics(metrics)
             record(workspace, run)
-            run_id = run.run_id
+            run_id, pipeline_url = run.run_id, run.pipeline_url
     except BaseException as error:
         emit(name, "failed", seconds=time.monotonic() - started, message=explain(error))
         raise
     seconds = time.monotonic() - started
     emit(name, "reused" if reused else "finished", seconds=seconds, metrics=metrics, mlflow_run_id=run_id)
-    return StageResult(metrics)
+    return StageResult(metrics, pipeline_url)
 
 
 def emit(stage: str, state: str, **details: Any) -> None:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import pandas as pd
 import tenacity
@@ -23,6 +24,7 @@ from whence.tracking.address import Address, Unreachable
 from whence.tracking.names import flat, name_of, quotable, text_of
 from whence.tracking.server import MlflowServer, RunDescription, RunIds, is_mlflow_error, is_refusal
 from whence.tracking.spool import Call, Spool, link_or_copy
+from whence.tracking.system import SystemMetrics
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -123,12 +125,14 @@ class StageRun:
             profile=config.profile,
             started=_now(),
             pipeline_run=quotable(os.environ.get(PIPELINE_VARIABLE)),
+            pipeline_page=_pipeline_page(config),
             resume=quotable(os.environ.get(RESUME_VARIABLE)),
             settings=flat(config.model_dump(mode="json", exclude={"tracking"})),
         )
         self._server: MlflowServer | None = None
         self._ids: RunIds | None = None
         self._spool: Spool | None = None
+        self._system = SystemMetrics()
         self._next_try = 0.0
         try:
             self._retrying(self._open)
@@ -146,8 +150,13 @@ class StageRun:
 
     @property
     def url(self) -> str | None:
-        """Where to look at the run; None for a sqlite file, or while the server has never been reached."""
-        return self._server.url(self._ids) if self._server and self._ids else None
+        """Where people look at the run; None for a sqlite file, or while the server has never been reached."""
+        return self._page(self._ids.run_id) if self._ids else None
+
+    @property
+    def pipeline_url(self) -> str | None:
+        """Where people look at the parent run (at this one when it stands alone); None as for :attr:`url`."""
+        return self._page(self._ids.parent_id or self._ids.run_id) if self._ids else None
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Parameters, prefixed by the stage: sections become dotted keys, ``train.training.learning_rate``.
@@ -205,6 +214,7 @@ class StageRun:
 
     def close(self, status: str, error: BaseException | None = None) -> None:
         """End the run and deliver what is still on disk. Raises nothing: the stage's own outcome counts."""
+        self._system.stop()
         try:
             if error is not None:
                 self.set_tags({"whence.error": f"{type(error).__name__}: {error}"})
@@ -244,6 +254,13 @@ class StageRun:
         self._address.probe()
         self._server = MlflowServer(self._address, self._about.experiment)
         self._ids = self._server.open_run(self._about)
+        self._system.start(self._address.uri, self._ids.run_id)
+
+    def _page(self, run_id: str) -> str | None:
+        people = self._config.tracking.ui_url or (None if self._address.database else self._address.uri)
+        if people is None or self._ids is None:
+            return None
+        return f"{people.rstrip('/')}/#/experiments/{self._ids.experiment_id}/runs/{run_id}"
 
     def _send(self, call: Call) -> str | None:
         assert self._server is not None
@@ -279,6 +296,7 @@ class StageRun:
                 self._open()
             else:
                 self._address.probe()
+                self._system.start(self._address.uri, self._ids.run_id)
             calls = self._spool.deliver(self._send)
         except Exception as error:
             if not _is_passing(error):
@@ -322,6 +340,11 @@ def _explained(error: Exception, address: Address) -> Exception:
         f"tracking.uri: MLflow at {address.uri} refuses: {_first_line(error)}; check the address, the credentials "
         "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN) and the server's --allowed-hosts"
     )
+
+
+def _pipeline_page(config: Config) -> str | None:
+    kubeflow, run = config.tracking.kubeflow_url, os.environ.get(PIPELINE_VARIABLE)
+    return f"{kubeflow.rstrip('/')}/#/runs/details/{quote(run)}" if kubeflow and run else None
 
 
 def _existing(path: Path) -> Path:

@@ -17,7 +17,8 @@ from whence.errors import TrackingError
 from whence.tracking.address import Address
 from whence.tracking.spool import Call
 
-PIPELINE_TAG = "kfp.pipeline_run_id"
+PIPELINE_TAG = "kfp.pipeline_run_id"  # these two as Kubeflow's own MLflow plugin names them
+PIPELINE_PAGE_TAG = "kfp.pipeline_run_url"
 PARENT_TAG = "mlflow.parentRunId"
 KEY_TAG = "whence.key_of_record"
 STAGE_TAG = "whence.stage"
@@ -30,6 +31,7 @@ DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # MLflow's own seven retries take minutes; the caller retries instead
 }
 
@@ -42,6 +44,7 @@ class RunDescription:
         key: identifies the run at the server, so that it is not created twice.
         started: milliseconds since the epoch.
         pipeline_run: Kubeflow's run id, shared by the stages of one pipeline run.
+        pipeline_page: where people see that run in Kubeflow's UI.
         resume: MLflow run made for this task by Kubeflow's MLflow plugin, or a parent run made by the user.
         settings: flat parameters of the parent run.
     """
@@ -53,6 +56,7 @@ class RunDescription:
     profile: str
     started: int
     pipeline_run: str | None = None
+    pipeline_page: str | None = None
     resume: str | None = None
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -84,12 +88,6 @@ class MlflowServer:
         self.address = address
         self._client = MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
         self.experiment_id = self._find_or_create_experiment(experiment)
-
-    def url(self, run: RunIds) -> str | None:
-        """Where people look at the run; None for a local file."""
-        if self.address.database is not None:
-            return None
-        return f"{self.address.uri}/#/experiments/{run.experiment_id}/runs/{run.run_id}"
 
     def open_run(self, about: RunDescription) -> RunIds:
         """Find or create the stage's run, and the parent it is nested under."""
@@ -246,6 +244,8 @@ class MlflowServer:
     def _create_parent(self, about: RunDescription, pipeline_run: str) -> str:
         created_at = str(time.time_ns())  # not the start: how long it takes from there to here differs between stages
         tags = {PIPELINE_TAG: pipeline_run, STAGE_TAG: "pipeline", "whence.profile": about.profile, AGE_TAG: created_at}
+        if about.pipeline_page:
+            tags[PIPELINE_PAGE_TAG] = about.pipeline_page
         created = self._client.create_run(
             self.experiment_id,
             start_time=about.started,

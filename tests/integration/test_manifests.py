@@ -1,0 +1,169 @@
+"""Every overlay of `k8s/`: valid in three Kubernetes versions, and its pods are as they must be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+from manifests import (
+    OVERLAYS,
+    ROOT,
+    build,
+    built,
+    copy,
+    make_secrets,
+    only,
+    pod_of,
+    pods,
+    registry_image,
+)
+
+from whence import __version__
+
+KUBERNETES = ("1.33", "1.35", "1.37")
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_is_strictly_valid(overlay: str, version: str) -> None:
+    items = built(overlay)
+    assert len(items) > 15
+    for item in items:
+        kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_the_validation_sees_a_misspelt_field() -> None:
+    item = only(built("minio"), "Deployment", "mlflow")
+    wrong = {**item, "spec": {**item["spec"], "replica": 1}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
+        kubernetes_validate.validate(wrong, KUBERNETES[0], strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_meets_the_restricted_standard_and_more(overlay: str) -> None:
+    items = built(overlay)
+    levels = only(items, "Namespace", "whence")["metadata"]["labels"]
+    assert levels["pod-security.kubernetes.io/enforce"] == "restricted"
+    for pod in pods(items):
+        context = pod.spec["securityContext"]
+        assert context["runAsNonRoot"] is True, pod.owner
+        assert context["runAsUser"] > 0, pod.owner
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, pod.owner
+        assert pod.spec["automountServiceAccountToken"] is False, pod.owner
+        assert pod.spec["enableServiceLinks"] is False, f"{pod.owner}: a service's address would arrive as MLFLOW_PORT"
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.spec.keys(), pod.owner
+        kinds = {kind for volume in pod.spec.get("volumes", []) for kind in volume.keys() - {"name"}}
+        assert kinds <= {"emptyDir", "secret", "configMap"}, pod.owner
+        for container in pod.containers:
+            own = container["securityContext"]
+            assert own["allowPrivilegeEscalation"] is False, pod.owner
+            assert own["readOnlyRootFilesystem"] is True, pod.owner
+            assert own["capabilities"] == {"drop": ["ALL"]}, pod.owner
+            assert own.keys() == {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}, pod.owner
+            for side in ("requests", "limits"):
+                assert container["resources"][side].keys() >= {"cpu", "memory"}, f"{pod.owner} {side}"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_serves_is_probed_and_what_ends_has_an_end(overlay: str) -> None:
+    for pod in pods(built(overlay)):
+        if pod.owner.startswith(("Deployment", "StatefulSet")):
+            assert pod.spec["priorityClassName"] == "whence-services"
+            for container in pod.containers:
+                probes = [container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
+                named = {probe["httpGet"]["port"] for probe in probes if "httpGet" in probe}
+                assert named <= pod.listens_on().keys(), pod.owner
+        else:
+            assert pod.spec["restartPolicy"] in ("Never", "OnFailure"), pod.owner
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_image_is_pinned(overlay: str) -> None:
+    images = {container["image"] for pod in pods(built(overlay)) for container in pod.containers}
+    assert f"whence/mlflow:{__version__}" in images
+    for image in images:
+        name, version = registry_image(image)
+        assert re.search(r"\d+\.\d+|\d{4}-\d{2}-\d{2}", version), f"{image} is not pinned to a version"
+        assert name == "whence/mlflow" or "." in name.partition("/")[0], f"{image} names no registry"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_secret_and_config_map_that_a_pod_names_is_there_with_its_keys(overlay: str) -> None:
+    items = built(overlay)
+    data = {
+        (item["kind"], item["metadata"]["name"], item["metadata"]["namespace"]): item["data"].keys()
+        for item in items
+        if item["kind"] in ("Secret", "ConfigMap")
+    }
+    seen = 0
+    for pod in pods(items):
+        for kind, name, key in references(pod.spec):
+            there = data.get((kind, name, pod.namespace))
+            assert there is not None, f"{pod.owner} names {kind} {name}, which is not in {pod.namespace}"
+            assert key is None or key in there, f"{pod.owner}: {kind} {name} has no {key}"
+            seen += 1
+    assert seen >= 8
+
+
+def references(spec: Any) -> list[tuple[str, str, str | None]]:
+    """Kind, name and key of every Secret and ConfigMap named anywhere below."""
+    found: list[tuple[str, str, str | None]] = []
+    if isinstance(spec, list):
+        return [each for item in spec for each in references(item)]
+    if isinstance(spec, dict):
+        for field, value in spec.items():
+            kind = {"secret": "Secret", "configMap": "ConfigMap"}.get(re.sub(r"(KeyRef|Ref)$", "", field))
+            if kind and isinstance(value, dict):
+                found.append((kind, value.get("name") or value["secretName"], value.get("key")))
+            else:
+                found += references(value)
+    return found
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_services_reach_their_pods(overlay: str) -> None:
+    items = built(overlay)
+    services = [item for item in items if item["kind"] == "Service"]
+    assert len(services) >= 2
+    for service in services:
+        [pod] = [pod for pod in pods(items) if service["spec"]["selector"].items() <= pod.labels.items()]
+        assert pod.namespace == service["metadata"]["namespace"]
+        for port in service["spec"]["ports"]:
+            assert pod.listens_on()[port["targetPort"]] == port["port"], service["metadata"]["name"]
+
+
+def test_basic_auth_asks_everybody_and_only_there() -> None:
+    def variables(overlay: str, name: str) -> set[str]:
+        return {entry["name"] for each in pod_of(built(overlay), name).containers for entry in each.get("env", [])}
+
+    assert "MLFLOW_BASIC_AUTH" in variables("basic-auth", "mlflow")
+    assert variables("basic-auth", "mlflow-gc") >= {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+    assert "MLFLOW_BASIC_AUTH" not in variables("seaweedfs", "mlflow")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_missing_secrets_are_named_and_made_ones_are_not_weak(tmp_path: Path, overlay: str) -> None:
+    folder = copy(tmp_path / "k8s")
+    without = build(folder / "overlays" / overlay)
+    assert without.returncode != 0
+    assert re.search(r"\S+\.secret\.env", without.stderr)
+    make_secrets(folder, overlay)
+    made = {file: file.read_text() for file in folder.rglob("*.secret.env")}
+    values = [line.partition("=")[2] for text in made.values() for line in text.splitlines()]
+    assert all(values)
+    chosen = [value for value in values if re.fullmatch(r"[0-9a-f]{48}", value)]
+    assert len(chosen) == len(set(chosen)) >= 1
+    assert all(file.stat().st_mode & 0o077 == 0 for file in made)
+    assert "is there already" in make_secrets(folder, overlay)
+    assert {file: file.read_text() for file in made} == made
+
+
+def test_no_secret_has_a_value_in_the_repository() -> None:
+    assert not [path for path in (ROOT / "k8s").rglob("*.yaml") if re.search(r"^kind: Secret", path.read_text(), re.M)]
+    for example in (ROOT / "k8s").rglob("*.secret.env.example"):
+        values = dict(re.findall(r"^(\w+)=(.*)$", example.read_text(), re.MULTILINE))
+        for name, value in values.items():
+            assert ("PASSWORD" not in name and "SECRET" not in name) or value in ("", "your-secret-key"), example

@@ -1,0 +1,184 @@
+"""What the parts of an overlay of `k8s/` and the compiled pipelines say of each other agrees."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from manifests import (
+    OVERLAYS,
+    ROOT,
+    Network,
+    Object,
+    Pod,
+    build,
+    built,
+    copy,
+    make_secrets,
+    objects,
+    only,
+    pod_of,
+    pods,
+)
+
+from pipelines.compile import compile_pipeline
+from pipelines.kubernetes import PLATFORMS
+
+RUN = {"pipeline/runid": "5c0b"}  # Kubeflow's label on the pods of a run
+COMPLETE = tuple(name for name in OVERLAYS if name != "mlflow")  # those that also serve pipeline runs
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_who_may_call_whom(overlay: str) -> None:
+    items = built(overlay)
+    network, every = Network(items), {pod.labels["app.kubernetes.io/name"]: pod for pod in pods(items)}
+    run, stranger = Pod("run", "kubeflow", RUN, {}), Pod("stranger", "elsewhere", RUN, {})
+    beside, outside = Pod("beside", "whence", {}, {}), Pod("outside", "internet", {}, {})
+    store = next((name for name in ("seaweedfs", "minio") if name in every), None)
+    wanted = {("mlflow", "postgres", 5432), ("mlflow-gc", "postgres", 5432), ("mlflow-gc", "mlflow", 5000)}
+    if store:
+        [port] = every[store].listens_on().values()
+        wanted |= {("mlflow", store, port), ("buckets", store, port)}
+        assert network.allows(run, every[store], port)
+        assert network.allows(Pod("ui", "kubeflow", {}, {}), every[store], port), "Kubeflow's UI shows artifacts"
+    else:
+        assert all(network.allows(every[name], outside, 443) for name in ("mlflow", "buckets"))
+        assert not network.allows(every["postgres"], outside, 443)
+    ports = {5000, 5432, 8333, 9000}
+    allowed = {
+        (source, target, port)
+        for source, one in every.items()
+        for target, other in every.items()
+        for port in ports
+        if source != target and network.allows(one, other, port)
+    }
+    assert allowed == wanted
+    assert network.allows(run, every["mlflow"], 5000)
+    assert not network.allows(run, every["postgres"], 5432)
+    for pod in every.values():
+        assert network.allows(pod, Pod("dns", "kube-system", {}, {}), 53)
+        for other in (stranger, beside):
+            assert not any(network.allows(other, pod, port) for port in ports), f"{other.owner} reaches {pod.owner}"
+
+
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_a_run_reaches_what_it_needs_and_nobody_reaches_it(overlay: str) -> None:
+    network, run = Network(built(overlay)), Pod("run", "kubeflow", RUN, {})
+    for peer, port in (("kubeflow", 8887), ("kubeflow", 8080), ("internet", 443), ("kube-system", 53)):
+        assert network.allows(run, Pod(peer, peer, {}, {}), port), f"{peer}:{port}"
+    assert not network.allows(run, Pod("other", "team-b", {}, {}), 8080)
+    assert not network.allows(Pod("other", "kubeflow", {}, {}), run, 8080)
+
+
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_kubeflow_and_mlflow_and_runs_agree_on_the_store(overlay: str) -> None:
+    items = built(overlay)
+    here, there = (only(items, "ConfigMap", "whence-endpoints", namespace) for namespace in ("whence", "kubeflow"))
+    assert here["data"] == there["data"]
+    assert (
+        only(items, "Secret", "whence-s3", "whence")["data"] == only(items, "Secret", "whence-s3", "kubeflow")["data"]
+    )
+    launcher = only(items, "ConfigMap", "kfp-launcher", "kubeflow")["data"]
+    provider = yaml.safe_load(launcher["providers"])["s3"]["default"]
+    scheme = "http" if provider["disableSSL"] else "https"
+    assert f"{scheme}://{provider['endpoint']}" == there["data"]["AWS_ENDPOINT_URL"]
+    assert provider["region"] == there["data"]["AWS_REGION"]
+    secret = provider["credentials"]["secretRef"]
+    keys = only(items, "Secret", secret["secretName"], "kubeflow")["data"].keys()
+    assert {secret["accessKeyKey"], secret["secretKeyKey"]} == keys
+    made = yaml.safe_load(
+        next(i for i in items if i["metadata"]["name"].startswith("buckets-"))["data"]["buckets.json"]
+    )
+    settings = next(i for i in items if i["metadata"]["name"].startswith("mlflow-settings"))["data"]
+    assert {launcher["defaultPipelineRoot"].split("/")[2], settings["MLFLOW_ARTIFACTS_DESTINATION"][5:]} == made.keys()
+    host, _, port = provider["endpoint"].partition(":")
+    if overlay != "external-s3":
+        service = only(items, "Service", host.split(".")[0], host.split(".")[1])
+        assert [entry["port"] for entry in service["spec"]["ports"]] == [int(port)]
+
+
+def test_what_the_compiled_pipeline_asks_for_is_there_and_the_a100_reaches_its_tasks(tmp_path: Path) -> None:
+    items = built("seaweedfs")
+    target = tmp_path / "pipeline.yaml"
+    compile_pipeline(ROOT / "configs" / "patents-tinyllama.yaml", target)
+    pipeline, platform = yaml.safe_load_all(target.read_text(encoding="utf-8"))
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    on_gpu = 0
+    for name, executor in executors.items():
+        for entry in executor.get("secretAsEnv", []):
+            data = only(items, "Secret", entry["secretName"], "kubeflow")["data"]
+            assert {pair["secretKey"] for pair in entry["keyToEnv"]} <= data.keys()
+        for entry in executor.get("configMapAsEnv", []):
+            data = only(items, "ConfigMap", entry["configMapName"], "kubeflow")["data"]
+            assert {pair["configMapKey"] for pair in entry["keyToEnv"]} <= data.keys()
+        assert executor["securityContext"]["runAsNonRoot"] is True
+        asked = pipeline["deploymentSpec"]["executors"][name]["container"]["resources"]
+        on_gpu += "accelerator" in asked
+        assert ("accelerator" in asked) == ("nodeSelector" in executor), name
+    assert on_gpu >= 6
+    form = pipeline["root"]["inputDefinitions"]["parameters"]
+    selected = dict(node_selectors(pipeline, executors, "root", {n: p.get("defaultValue") for n, p in form.items()}))
+    assert len(selected) == on_gpu
+    a100 = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
+    assert all(labels == a100 == PLATFORMS["nvidia"].node_selector for labels in selected.values())
+    quota = only(items, "ResourceQuota", "whence-gpus", "kubeflow")["spec"]["hard"]
+    assert quota.keys() == {f"requests.{asked_for(pipeline)}"}
+
+
+def node_selectors(
+    pipeline: Object, executors: Object, component: str, values: Object
+) -> Iterator[tuple[str, dict[str, str] | None]]:
+    """What Kubeflow's driver reads for each task: the form's value, handed down through the graphs in between."""
+    graph = pipeline["root"] if component == "root" else pipeline["components"][component]
+    for task in graph["dag"]["tasks"].values():
+        name = task["componentRef"]["name"]
+        executor = pipeline["components"][name].get("executorLabel")
+        if executor is None:
+            given = task.get("inputs", {}).get("parameters", {})
+            below = {key: values.get(source.get("componentInputParameter")) for key, source in given.items()}
+            yield from node_selectors(pipeline, executors, name, below)
+        elif "nodeSelector" in executors[executor]:
+            yield executor, values[executors[executor]["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]]
+
+
+def asked_for(pipeline: Object) -> str:
+    """The resource name of the accelerator."""
+    [name] = {
+        accelerator.get("resourceType") or accelerator["type"]
+        for executor in pipeline["deploymentSpec"]["executors"].values()
+        if (accelerator := executor["container"]["resources"].get("accelerator"))
+    }
+    return str(name)
+
+
+@pytest.mark.parametrize("overlay", COMPLETE)
+def test_the_runs_service_account_has_the_least_it_needs(overlay: str) -> None:
+    items = built(overlay)
+    assert not [item for item in items if item["kind"].startswith("ClusterRole")]
+    role, binding = (only(items, kind, "whence-runner", "kubeflow") for kind in ("Role", "RoleBinding"))
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "whence-runner", "namespace": "kubeflow"}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    for rule in role["rules"]:
+        assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+        if {"secrets", "configmaps"} & set(rule["resources"]):
+            assert rule["verbs"] == ["get"]
+            kind = "Secret" if "secrets" in rule["resources"] else "ConfigMap"
+            assert [only(items, kind, name, "kubeflow") for name in rule["resourceNames"]]
+
+
+def test_runs_in_a_profile_need_one_command(tmp_path: Path) -> None:
+    [command] = re.findall(r"^ *\$ (grep -rl .*sed -i .*)$", (ROOT / "k8s" / "README.md").read_text(), re.MULTILINE)
+    folder = copy(tmp_path / "k8s")
+    make_secrets(folder, "minio")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=30)
+    items = objects(build(folder / "overlays" / "minio").stdout)
+    assert {item["metadata"].get("namespace") for item in items} == {None, "whence", "team-a"}
+    network, run = Network(items), Pod("run", "team-a", RUN, {})
+    assert network.allows(run, pod_of(items, "mlflow"), 5000)
+    assert network.allows(run, pod_of(items, "minio"), 9000)
+    assert network.allows(run, Pod("api", "kubeflow", {}, {}), 8887)
+    assert network.allows(Pod("ui", "kubeflow", {}, {}), pod_of(items, "minio"), 9000)
