@@ -5,7 +5,8 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit integration e2e ui compiled component-docs mlflow-requirements pictures clean
+.PHONY: help setup demo test lint types unit integration e2e ui compiled component-docs mlflow-requirements \
+  requirements images test-containers pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -54,6 +55,15 @@ mlflow-requirements: ## Pin everything the MLflow server's image installs again
 	build/mlflow/bin/pip install --quiet -r mlflow/requirements.in
 	{ echo '# Pinned from requirements.in by `make mlflow-requirements`; edit that file, not this one.'; \
 	  build/mlflow/bin/pip freeze; } > mlflow/requirements.txt
+
+requirements: setup ## Pin the images' requirements again (UPGRADE=1 takes the newest of what is not pinned)
+	$(BIN)/python docker/requirements.py $(if $(UPGRADE),--upgrade)
+
+images: ## Build the stages' images with docker or podman (REGISTRY=..., PUSH=1, TORCH=cpu: docker/README.md)
+	docker/build.sh
+
+test-containers: setup ## Build the images and run the demo in them (takes docker, or podman and root)
+	tests/containers/run.sh
 
 pictures: setup ## Take the README's pictures from the last run (needs Chromium)
 	$(BIN)/python docs/pictures.py

@@ -179,3 +179,11 @@ def test_the_library_needs_neither_components_nor_kfp() -> None:
     """Images hold the library alone, and kfp only to execute a component's body."""
     script = "import sys, whence.cli, whence.kubeflow\nassert not {'kfp', 'components', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("stage", ["inspect", "compare"])
+def test_stages_that_only_read_numbers_need_no_torch(stage: str) -> None:
+    """Their images are small because they have none."""
+    absent = "{'torch', 'transformers', 'kronfluence', 'scipy', 'sklearn', 'mlflow'}"
+    script = f"import sys, whence.stages.{stage}\nassert not {absent} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from whence.errors import DataError
 from whence.evaluation.truth import planted_truth_metrics
@@ -49,6 +50,12 @@ def test_flipped_labels_are_found_by_self_influence(truth):
     own[9] = 2.0  # the one clean example between them: 35 of 36 pairs are in order
     metrics = planted_truth_metrics(ranking()[None], [None], IDS, truth, own)
     assert metrics == {"flipped_auroc": pytest.approx(35 / 36)}
+
+
+def test_the_auroc_is_scikit_learn_s_also_with_ties(truth):
+    own = np.random.default_rng(3).integers(0, 4, size=20).astype(float)
+    expected = roc_auc_score([number in (6, 7) for number in range(20)], own)
+    assert planted_truth_metrics(ranking()[None], [None], IDS, truth, own)["flipped_auroc"] == pytest.approx(expected)
 
 
 def test_queries_whose_examples_were_not_sampled_are_counted_and_left_out(truth):

@@ -16,8 +16,8 @@ from whence.data.tokenization import Encoded, TokenizedExamples, collate
 from whence.errors import DataError, FactorError, ResourceError
 from whence.influence import memory
 from whence.influence.factors import fit_factors, load_factors, load_factors_info
+from whence.influence.layout import factors_folder
 from whence.influence.scores import pairwise_scores
-from whence.influence.store import factors_folder
 from whence.influence.task import LanguageModelingTask
 
 STRATEGIES = ["ekfac", "kfac", "diagonal", "identity"]

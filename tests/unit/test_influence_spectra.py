@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from influence_helpers import PAD, settings, tiny_examples, tiny_llama
+from kronfluence.utils import constants
 
 from whence.errors import ConfigError, FactorError
+from whence.influence import layout
 from whence.influence.factors import fit_factors, load_factors
 from whence.influence.spectra import Spectrum, load_spectra
 
@@ -64,3 +66,9 @@ def test_what_was_not_fitted_cannot_be_inspected(tmp_path: Path) -> None:
     fit_factors(tiny_llama(), tiny_examples(3, seed=1), settings(factors__strategy="identity"), tmp_path / "i", PAD)
     with pytest.raises(FactorError, match="no spectrum"):
         load_spectra(tmp_path / "i", settings().inspection)
+
+
+def test_files_have_the_names_that_kronfluence_gives_them() -> None:
+    ours = {name: value for name, value in vars(layout).items() if name.isupper() and hasattr(constants, name)}
+    assert len(ours) == 6
+    assert ours == {name: getattr(constants, name) for name in ours}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from components import STAGES
 from pipelines.compile import compile_pipeline, portable_config
 from whence.config_file import load_config
 from whence.errors import ConfigError
@@ -55,6 +58,20 @@ def test_no_image_is_a_moving_one_and_none_comes_from_elsewhere(profile: str) ->
     images = [executor["container"]["image"] for executor in executors.values()]
     assert len(images) == TASKS[profile]
     assert all(image.startswith("whence/") and not image.endswith(":latest") for image in images)
+
+
+def test_registry_and_tag_given_at_compile_time_reach_every_task(tmp_path: Path) -> None:
+    """In a process of its own: components take their images when they are imported."""
+    output, options = tmp_path / "p.yaml", ["--image-registry", "registry.example:5000/team", "--image-tag", "1.2-abc"]
+    command = [sys.executable, "-m", "whence.cli", "compile", "--profile", "patents-tinyllama", "-o", str(output)]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    executors = parsed(output)[0]["deploymentSpec"]["executors"]
+    images = {executor["container"]["image"] for executor in executors.values()}
+    assert images == {f"registry.example:5000/team/{stage.replace('_', '-')}:1.2-abc" for stage in STAGES}
+    refused = subprocess.run([*command, "--image-tag", "latest"], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "latest moves" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.parametrize("profile", PROFILES)

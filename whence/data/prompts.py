@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from transformers import PreTrainedTokenizerBase
 
 from whence.config import Config, DatasetConfig
 from whence.data.cleaning import clean_text
 from whence.data.files import open_text
 from whence.data.formatting import to_prompt
-from whence.data.tokenization import encode, encode_prompt
 from whence.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _UNLIMITED = 2**31
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -59,6 +60,8 @@ def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase,
     Raises:
         DataError: a prompt and its reference, or ``generation.max_new_tokens``, exceed ``general.max_length``.
     """
+    from whence.data.tokenization import encode, encode_prompt  # imports torch, which reading prompts does without
+
     longest = config.general.max_length
     for prompt in prompts:
         asked = len(encode_prompt(tokenizer, prompt.prompt, max_new_tokens=0, max_length=_UNLIMITED))

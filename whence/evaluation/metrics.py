@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import CHRF
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights [resamples, items] -> values [resamples]
 
@@ -39,6 +37,8 @@ def same_text(answer: str, reference: str) -> bool:
 
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """ROUGE-L F-measure of each answer, 0 to 1 (Lin, 2004; words lower-cased, no stemming)."""
+    from rouge_score.rouge_scorer import RougeScorer  # only where answers are compared
+
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     pairs = zip(references, answers, strict=True)
     return np.array([scorer.score(reference, answer)["rougeL"].fmeasure for reference, answer in pairs])
@@ -46,6 +46,8 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
 
 def chrf(answers: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """chrF2 of each answer by sacrebleu, here from 0 to 1 (Popović, 2015: character n-grams up to 6)."""
+    from sacrebleu.metrics import CHRF
+
     scorer = CHRF()
     pairs = zip(answers, references, strict=True)
     return np.array([scorer.sentence_score(answer, [reference]).score / 100 for answer, reference in pairs])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from whence.errors import DataError
 
@@ -51,8 +50,15 @@ def planted_truth_metrics(
     metrics = _found(scores, planted, rows["planted"].fillna("").to_numpy())
     flipped = rows["flipped"].to_numpy(dtype=bool)
     if self_influence is not None and flipped.any() and not flipped.all():
-        metrics["flipped_auroc"] = float(roc_auc_score(flipped, self_influence))
+        metrics["flipped_auroc"] = _auroc(flipped, self_influence)
     return metrics
+
+
+def _auroc(positive: np.ndarray, scores: np.ndarray) -> float:
+    """The chance that a positive example scores higher than another, ties counting half (Mann and Whitney, 1947)."""
+    ranks = pd.Series(scores).rank().to_numpy()
+    count = int(positive.sum())
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(positive) - count)))
 
 
 def _found(scores: np.ndarray, planted: Sequence[str | None], facts: np.ndarray) -> dict[str, float]:

@@ -13,58 +13,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from kronfluence.arguments import FactorArguments
 from kronfluence.factor.config import FactorConfig
-from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedModel
 
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
-from whence.errors import DataError, FactorError
-from whence.influence import store
+from whence.errors import DataError
+from whence.influence import layout, store
 from whence.influence.fingerprints import fingerprint, model_fingerprint, require_same
 from whence.influence.fit import Fit
+from whence.influence.info import FactorsInfo, FitIdentity, load_factors_info
 from whence.influence.modules import select_modules
 from whence.influence.partitions import Partitions
 from whence.influence.plan import plan_fit
-from whence.influence.tracked import Shape, module_shapes
+from whence.influence.tracked import module_shapes
 
 logger = logging.getLogger(__name__)
 
 WORK = "work"  # below the output while the fit is unfinished
-
-
-class FitIdentity(BaseModel):
-    """Everything that decides the values of factors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    strategy: str
-    modules: list[str]
-    shapes: dict[str, Shape]  # outputs x inputs of each module's gradient, the bias counted as an input
-    num_examples: int
-    num_tokens: int
-    model: str  # fingerprint of the weights
-    tokenizer: str | None  # fingerprint of the tokenizer, where the caller knows it
-    data: str  # fingerprint of token ids and loss mask
-    loss_on: str
-    arguments: dict[str, Any]  # kronfluence's own
-    seed: int
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 (hex) of the identity alone, also where more is known."""
-        return fingerprint(self.model_dump(include=set(FitIdentity.model_fields)))
-
-
-class FactorsInfo(FitIdentity):
-    """What ``factors.json`` says of the factors beside it."""
-
-    size_bytes: int
-    seconds: dict[str, float]
-    versions: dict[str, str]
 
 
 def fit_factors(
@@ -98,7 +66,7 @@ def fit_factors(
         FactorError: NaN or Inf in a factor, naming module and batch.
     """
     started = time.monotonic()
-    (output / store.INFO).unlink(missing_ok=True)
+    (output / layout.INFO).unlink(missing_ok=True)
     fit, identity = open_fit(
         model, examples, config, output / WORK, pad_token_id, tokenizer_fingerprint=tokenizer_fingerprint
     )
@@ -161,8 +129,8 @@ def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[s
     Raises:
         FactorError: a part is missing or damaged.
     """
-    folder = store.factors_folder(output, identity.strategy)
-    store.write_json(folder / store.ARGUMENTS, identity.arguments)
+    folder = layout.factors_folder(output, identity.strategy)
+    store.write_json(folder / layout.ARGUMENTS, identity.arguments)
     fit.assemble(folder)
     info = FactorsInfo(
         **identity.model_dump(),
@@ -170,7 +138,7 @@ def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[s
         seconds=seconds,
         versions={package: version(package) for package in ("whence", "kronfluence", "torch", "transformers")},
     )
-    store.write_json(output / store.INFO, info.model_dump(mode="json"))
+    store.write_json(output / layout.INFO, info.model_dump(mode="json"))
     return info
 
 
@@ -192,20 +160,6 @@ def factor_arguments(config: Config) -> FactorArguments:
     )
 
 
-def load_factors_info(folder: Path) -> FactorsInfo:
-    """Read ``factors.json``.
-
-    Raises:
-        FactorError: it is missing (the fit was not finished) or cannot be read.
-    """
-    path = folder / store.INFO
-    try:
-        return FactorsInfo.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its content is not what this version writes"
-        raise FactorError(f"cannot read {path}: {reason}; fit the factors again") from error
-
-
 def load_factors(folder: Path) -> store.Factors:
     """What scoring needs of the factors in ``folder``: by factor name, then by module.
 
@@ -219,7 +173,7 @@ def load_factors(folder: Path) -> store.Factors:
         names += store.EIGEN
     if needs.requires_lambda_matrices_for_precondition:
         names += store.LAMBDAS
-    return store.load_factors(store.factors_folder(folder, info.strategy), names)
+    return store.load_factors(layout.factors_folder(folder, info.strategy), names)
 
 
 def require_matching_model(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from whence.errors import FactorError
-from whence.influence.partitions import tensors_digest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def model_fingerprint(model: nn.Module) -> str:
     """sha256 (hex) over the names, precisions, shapes and values of all weights."""
+    from whence.influence.partitions import tensors_digest  # imports torch, which other fingerprints do without
+
     return tensors_digest(sorted(model.state_dict().items()))
 
 

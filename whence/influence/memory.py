@@ -16,9 +16,9 @@ from torch import nn
 
 from whence.errors import ResourceError
 from whence.influence.activations import kept_per_token
+from whence.influence.info import Shape
 from whence.influence.products import CHUNK_BYTES
 from whence.influence.queries import PIECE_BYTES, cheapest_way
-from whence.influence.tracked import Shape
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from whence.config import Factors
 from whence.errors import ConfigError
+from whence.influence.layout import layer_of
 
 SUPPORTED = (nn.Linear, Conv1D)
 
@@ -48,11 +49,6 @@ def select_modules(model: nn.Module, factors: Factors) -> list[str]:
     _refuse_unsupported(leaves, called, chosen)
     _refuse_shared(model, chosen)
     return [name for name in leaves if name in chosen]
-
-
-def layer_of(name: str) -> int | None:
-    """The transformer layer a module belongs to: ``model.layers.3.mlp.up_proj`` -> 3; None for ``lm_head``."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
 
 
 def _last_parts(model: nn.Module, name: str) -> list[str]:

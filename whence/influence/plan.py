@@ -14,8 +14,8 @@ from whence.config import Config, Factors
 from whence.data.batching import Batches, plan_batches
 from whence.data.tokenization import TokenizedExamples
 from whence.influence import memory
+from whence.influence.info import Shape
 from whence.influence.task import LanguageModelingTask
-from whence.influence.tracked import Shape
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from whence.data.batching import Batches, plan_batches
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError, FactorError
 from whence.influence import memory
-from whence.influence.factors import FactorsInfo, load_factors_info, require_matching_model
+from whence.influence.factors import require_matching_model
 from whence.influence.fingerprints import fingerprint
+from whence.influence.info import FactorsInfo, load_factors_info
 from whence.influence.partitions import Partitions
 from whence.influence.plan import count_partitions, logit_tokens
 from whence.influence.scoring import PairwiseScoring, SelfScoring

@@ -29,8 +29,8 @@ from transformers import PreTrainedModel
 
 from whence.data.batching import Batches, restore_order
 from whence.data.tokenization import TokenizedExamples
-from whence.influence import store
-from whence.influence.factors import FactorsInfo
+from whence.influence import layout, store
+from whence.influence.info import FactorsInfo
 from whence.influence.loader import Loader
 from whence.influence.partitions import Partitions
 from whence.influence.task import LanguageModelingTask
@@ -95,7 +95,7 @@ class Scoring:
 
     def _prepare(self, network: nn.Module) -> None:
         for module in tracked_modules(network).values():
-            module.source = partial(store.load_one, store.factors_folder(self.factors, self.info.strategy))
+            module.source = partial(store.load_one, layout.factors_folder(self.factors, self.info.strategy))
             module.longest = max(self.train.lengths)
 
     def _train_loader(self, part: int, description: str) -> Loader:

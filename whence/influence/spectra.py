@@ -1,4 +1,4 @@
-"""The eigenvalue spectra of fitted factors: what ``inspect`` shows, as arrays and numbers. Needs no model."""
+"""The eigenvalue spectra of fitted factors: what ``inspect`` shows. Arrays and numbers; no model, no torch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from kronfluence.utils.constants import (
+
+from whence.config import Inspection
+from whence.errors import ConfigError, FactorError
+from whence.influence.info import load_factors_info
+from whence.influence.layout import (
     ACTIVATION_EIGENVALUES_NAME,
     GRADIENT_EIGENVALUES_NAME,
     HEURISTIC_DAMPING_SCALE,
     LAMBDA_MATRIX_NAME,
     NUM_LAMBDA_PROCESSED,
+    factor_file,
+    factors_folder,
+    layer_of,
+    opened,
 )
-
-from whence.config import Inspection
-from whence.errors import ConfigError, FactorError
-from whence.influence import store
-from whence.influence.factors import load_factors_info
-from whence.influence.modules import layer_of
 
 
 @dataclass(frozen=True)
@@ -88,16 +90,21 @@ def load_spectra(factors: Path, inspection: Inspection) -> list[Spectrum]:
         raise ConfigError(
             f"inspection.module: {inspection.module!r} has no factors in layer {inspection.layer}; it has {names}"
         )
-    folder = store.factors_folder(factors, info.strategy)
+    folder = factors_folder(factors, info.strategy)
     return [Spectrum(name, _lambda_matrix(folder, info.strategy, name)) for name in chosen]
 
 
 def _lambda_matrix(folder: Path, strategy: str, module: str) -> np.ndarray:
     if strategy in ("ekfac", "diagonal"):
-        total = store.load_one(folder, LAMBDA_MATRIX_NAME, module)
-        return (total / store.load_one(folder, NUM_LAMBDA_PROCESSED, module)).numpy()
+        return _load(folder, LAMBDA_MATRIX_NAME, module) / _load(folder, NUM_LAMBDA_PROCESSED, module)
     if strategy == "kfac":
-        activations = store.load_one(folder, ACTIVATION_EIGENVALUES_NAME, module)
-        gradients = store.load_one(folder, GRADIENT_EIGENVALUES_NAME, module)
-        return gradients.outer(activations).clamp_(min=0).numpy()
+        activations = _load(folder, ACTIVATION_EIGENVALUES_NAME, module)
+        gradients = _load(folder, GRADIENT_EIGENVALUES_NAME, module)
+        return np.outer(gradients, activations).clip(min=0)
     raise FactorError(f"factors of strategy {strategy} have no spectrum to inspect; fit with ekfac, kfac or diagonal")
+
+
+def _load(folder: Path, factor: str, module: str) -> np.ndarray:
+    """One module's array of one factor; a count is given as float32, like the factors."""
+    with opened(factor_file(folder, factor), "numpy") as file:
+        return np.asarray(file.get_tensor(module), dtype=np.float32)

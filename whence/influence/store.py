@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,11 @@ import torch
 from kronfluence.utils.constants import (
     COVARIANCE_FACTOR_NAMES,
     EIGENDECOMPOSITION_FACTOR_NAMES,
-    FACTOR_SAVE_PREFIX,
     LAMBDA_FACTOR_NAMES,
 )
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from whence.errors import FactorError
-
-INFO = "factors.json"
-ARGUMENTS = "factor_arguments.json"
+from whence.influence.layout import factor_file, opened
 
 Tensors = dict[str, torch.Tensor]
 Factors = dict[str, Tensors]  # factor name -> module name -> tensor, as everywhere in kronfluence
@@ -30,15 +24,6 @@ Factors = dict[str, Tensors]  # factor name -> module name -> tensor, as everywh
 COVARIANCES = tuple(COVARIANCE_FACTOR_NAMES)
 EIGEN = tuple(EIGENDECOMPOSITION_FACTOR_NAMES)
 LAMBDAS = tuple(LAMBDA_FACTOR_NAMES)
-
-
-def factors_folder(output: Path, strategy: str) -> Path:
-    """Where kronfluence's ``Analyzer(output.name, output_dir=output.parent)`` keeps factors named ``strategy``."""
-    return output / f"{FACTOR_SAVE_PREFIX}{strategy}"
-
-
-def factor_file(folder: Path, factor: str) -> Path:
-    return folder / f"{factor}.safetensors"
 
 
 def save_factors(folder: Path, factors: Mapping[str, Tensors]) -> None:
@@ -66,7 +51,7 @@ def load_one(folder: Path, factor: str, module: str) -> torch.Tensor:
     Raises:
         FactorError: the file is missing or damaged, or does not know the module.
     """
-    with _opened(factor_file(folder, factor)) as file:
+    with opened(factor_file(folder, factor), "pt") as file:
         tensor: torch.Tensor = file.get_tensor(module)
         return tensor
 
@@ -96,14 +81,5 @@ def replace_durably(temporary: Path, path: Path) -> None:
 
 
 def _read(path: Path) -> Tensors:
-    with _opened(path) as file:
+    with opened(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise FactorError(f"the factor file {path} is missing or damaged ({error}); fit the factors again") from error

@@ -6,7 +6,6 @@ import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from kronfluence.analyzer import prepare_model
@@ -15,19 +14,9 @@ from kronfluence.utils.state import State
 from torch import nn
 from transformers import PreTrainedModel
 
+from whence.influence.info import Shape
 from whence.influence.linear import FastLinear
 from whence.influence.task import LanguageModelingTask
-
-
-class Shape(NamedTuple):
-    """A tracked module's gradient: ``outputs x inputs``, the bias counted as one more input."""
-
-    outputs: int
-    inputs: int
-
-    @property
-    def size(self) -> int:
-        return self.outputs * self.inputs
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 from whence.config import BUILTIN_DEMO, Config
 from whence.data.prompts import check_prompts, load_prompts
 from whence.errors import ConfigError, DataError
-from whence.influence.modules import layer_of, select_modules
+from whence.influence.layout import layer_of
+from whence.influence.modules import select_modules
 from whence.models import check_model, empty_base, load_base_tokenizer
 from whence.tracking import check_tracking
 

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from whence.influence.factors import load_factors_info
+from whence.influence.info import load_factors_info
 from whence.influence.ranking import influence_table
 from whence.models import tokenizer_fingerprint
 from whence.stages.artifacts import INFLUENCES, QUERIES, SCORES, SCORES_INFO, SELF_INFLUENCE

@@ -14,8 +14,9 @@ from whence.config import Config
 from whence.config_file import load_config
 from whence.data.dataset import ExampleSet
 from whence.data.tokenization import TokenizedExamples
-from whence.influence.factors import FactorsInfo, FitIdentity, open_fit
+from whence.influence.factors import open_fit
 from whence.influence.fit import Fit
+from whence.influence.info import FactorsInfo, FitIdentity
 from whence.influence.plan import share
 from whence.models import load_model, tokenizer_fingerprint
 from whence.stages.artifacts import GENERATIONS

@@ -1,0 +1,37 @@
+# docker buildx bake --file docker/docker-bake.hcl    (from the repository's root; TAG=$(docker/tag.sh) in the environment)
+
+variable "REGISTRY" { default = "whence" }
+
+variable "TAG" {
+  default = ""
+  validation {
+    condition     = TAG != "" && TAG != "latest"
+    error_message = "set TAG, e.g. TAG=$(docker/tag.sh); a moving tag would let Kubeflow reuse results of old code"
+  }
+}
+
+variable "VERSION" { default = "" }
+
+variable "REVISION" { default = "" }
+
+# cuda, or cpu.
+variable "TORCH" { default = "cuda" }
+
+group "default" { targets = ["stage"] }
+
+target "stage" {
+  name = stage
+  matrix = {
+    stage = ["prepare", "train", "fit_factors", "inspect", "score", "generate", "compare", "mmlu"]
+  }
+  context    = "."
+  dockerfile = "docker/Dockerfile"
+  target     = stage
+  platforms  = ["linux/amd64"]
+  tags       = ["${REGISTRY}/${replace(stage, "_", "-")}:${TAG}"]
+  args = {
+    TORCH    = TORCH
+    VERSION  = VERSION
+    REVISION = REVISION
+  }
+}

@@ -1,0 +1,59 @@
+"""What the tests of the images share: their names, and the program that runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "integration"))  # for its MLflow server
+
+STAGES = re.findall(r"^\[stages\.(\w+)\]$", (ROOT / "docker/requirements/layers.toml").read_text(), re.MULTILINE)
+HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none", "--tmpfs=/tmp"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A stage's image."""
+
+    stage: str
+    name: str
+
+    def run(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        """Run a command (the default one when none is given) as harshly as a cluster may."""
+        return engine("run", "--rm", *HARDENED, *options, self.name, *command)
+
+    def shell(self, script: str, *options: str) -> str:
+        """The output of a script that must succeed."""
+        finished = self.run("sh", "-c", script, options=options)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+        return finished.stdout
+
+    def inspect(self) -> dict[str, Any]:
+        """What the image says of itself."""
+        return dict(json.loads(engine("image", "inspect", self.name, check=True).stdout)[0])
+
+
+def engine(*arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
+    """docker or podman, away from the repository: podman leaves a note where it was started when memory ran out."""
+    command = [os.environ["CONTAINER_ENGINE"], *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=check, cwd=os.environ["WHENCE_TEST_SCRATCH"])
+
+
+def image_of(stage: str) -> Image:
+    registry, tag = os.environ["WHENCE_IMAGE_REGISTRY"], os.environ["WHENCE_TEST_TAG"]
+    return Image(stage, f"{registry}/{stage.replace('_', '-')}:{tag}")
+
+
+@pytest.fixture(params=STAGES)
+def image(request: pytest.FixtureRequest) -> Image:
+    """Each image in turn."""
+    return image_of(request.param)

@@ -1,0 +1,165 @@
+"""Each image by itself: who it runs as, what is in it, and what is not."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+
+import pytest
+from build_settings import SECRET
+from conftest import ROOT, STAGES, Image, engine, image_of
+
+from components import STAGES as COMPONENTS
+from components.docs import component
+
+LIGHT = ("inspect", "compare")
+MEGABYTE = 1_000_000
+# What each image must not have, whatever else may pull it in.
+HEAVY = {
+    "torch": {"inspect", "compare"},
+    "transformers": {"inspect", "compare"},
+    "kronfluence": set(STAGES) - {"fit_factors", "score"},
+    "deepeval": set(STAGES) - {"mmlu"},
+    "wandb": set(STAGES) - {"train"},
+    "kubernetes": set(STAGES),
+    "components": set(STAGES),
+    "pipelines": set(STAGES),
+    "pip": set(STAGES),
+}
+COMPILERS = r"(cc|c\+\+|gcc|g\+\+|clang|cpp|ld|as|make|cmake|rustc|nvcc|gfortran)(-[0-9.]+)?"
+
+
+def test_every_stage_has_an_image() -> None:
+    assert set(COMPONENTS) <= set(STAGES)
+    dockerfile = (ROOT / "docker/Dockerfile").read_text()
+    bake = (ROOT / "docker/docker-bake.hcl").read_text()
+    assert re.findall(r"^FROM .* AS (\w+)\nCOPY docker/requirements/\1\.txt .*\n(?:.*\n)*?CMD", dockerfile, re.M)
+    assert [re.search(rf"^FROM \S+ AS {stage}$", dockerfile, re.M) is None for stage in STAGES] == [False] * len(STAGES)
+    assert re.findall(r'"(\w+)"', re.search(r"stage = \[(.*)\]", bake)[1]) == STAGES
+
+
+def test_it_runs_as_nobody_in_particular(image: Image) -> None:
+    assert image.inspect()["Config"]["User"] == "1000:1000"
+    assert image.shell("id -u; id -g").split() == ["1000", "1000"]
+
+
+def test_the_default_command_explains_the_stage(image: Image) -> None:
+    finished = image.run()
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(rf"Usage: whence {image.stage.replace('_', '-')} ", finished.stdout)
+    assert "--config" in finished.stdout
+
+
+def test_nothing_of_it_can_be_changed(image: Image) -> None:
+    """Not even with a writable root: what it runs belongs to root."""
+    found = engine(
+        "run", "--rm", "--network=none", image.name, "find", "/", "-xdev", "-writable", "-not", "-type", "l",
+        "-not", "-path", "/proc/*", "-not", "-path", "/dev/*",
+    )  # fmt: skip
+    allowed = {"/work", "/cache", "/tmp", "/var/tmp", "/run/lock"}
+    assert set(found.stdout.split()) <= allowed
+
+
+def test_there_is_no_compiler(image: Image) -> None:
+    in_path = "for folder in $(echo $PATH | tr : ' '); do ls $folder; done"
+    programs = image.shell(f"{in_path}; find / -xdev -name '*cc1*' 2>/dev/null; true")
+    assert [name for name in programs.split() if re.fullmatch(COMPILERS, name.rpartition("/")[2])] == []
+
+
+def test_no_program_may_become_root(image: Image) -> None:
+    ours = image.shell("find /opt /work /cache -xdev -perm /6000")
+    assert ours == ""
+
+
+def test_it_holds_its_pinned_requirements_and_nothing_else(image: Image) -> None:
+    script = "import importlib.metadata as m\nfor d in m.distributions(): print(d.name, d.version)"
+    finished = image.run("python", "-c", script)
+    held = dict(line.split() for line in finished.stdout.splitlines())
+    files = image.shell("cd /opt/whence/requirements && cat *.txt")
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", files, re.MULTILINE))
+    with open(ROOT / "pyproject.toml", "rb") as project:
+        pins["whence"] = tomllib.load(project)["project"]["version"]
+    assert {_normal(name): version.partition("+")[0] for name, version in held.items()} == pins
+
+
+def _normal(name: str) -> str:
+    """A package's name in the form that compares (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_it_is_without_what_other_stages_need(image: Image) -> None:
+    script = "import importlib.util as u, sys\nprint(*[n for n in sys.argv[1:] if u.find_spec(n)])"
+    found = image.run("python", "-c", script, *HEAVY).stdout.split()
+    assert [name for name in found if image.stage in HEAVY[name]] == []
+
+
+def test_it_has_what_its_components_need(image: Image) -> None:
+    """Several components may run in one image."""
+    names = [path.parent.name for path in (ROOT / "components").glob("*/component.py")]
+    images = {name: component(name).component_spec.implementation.container.image for name in names}
+    repository = image.name.rpartition(":")[0].rpartition("/")[2]
+    ours = [name for name, base in images.items() if base.rpartition(":")[0].rpartition("/")[2] == repository]
+    assert image.stage in ours
+    image.shell(f"python -c 'import whence.kubeflow, {', '.join(f'whence.stages.{name}' for name in ours)}'")
+
+
+@pytest.mark.parametrize("stage", LIGHT)
+def test_light_images_are_light(stage: str) -> None:
+    size = image_of(stage).inspect()["Size"]
+    assert size < 600 * MEGABYTE, f"{size / MEGABYTE:.0f} MB"
+
+
+def test_stages_share_layers() -> None:
+    layers = {stage: image_of(stage).inspect()["RootFS"]["Layers"] for stage in STAGES}
+    unique = {layer for stage in STAGES for layer in layers[stage]}
+    assert len(unique) < sum(map(len, layers.values())) / 2
+    for one, other, at_least in [("inspect", "compare", 2), ("train", "mmlu", 2), ("fit_factors", "score", 3)]:
+        assert len(set(layers[one]) & set(layers[other])) > at_least
+
+
+def test_labels_say_what_it_is(image: Image) -> None:
+    labels = image.inspect()["Config"]["Labels"]
+    with open(ROOT / "pyproject.toml", "rb") as project:
+        version = tomllib.load(project)["project"]["version"]
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert labels["org.opencontainers.image.version"] == version
+    assert labels["org.opencontainers.image.revision"].removesuffix("-modified") == (revision or "unknown")
+    assert image.run("whence", "--version").stdout.split() == ["whence", version]
+
+
+def test_its_tag_names_version_and_content(image: Image) -> None:
+    assert re.fullmatch(r"\S+:\d+\.\d+\.\d+-[0-9a-f]{12}-cpu", image.name)
+
+
+def test_a_moving_tag_is_refused() -> None:
+    environment = os.environ | {"TAG": "latest"}
+    refused = subprocess.run([ROOT / "docker/build.sh", "inspect"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "TAG=latest moves" in refused.stderr
+
+
+def test_no_secret_of_the_build_is_left_in_it(image: Image) -> None:
+    """The index's configuration held a password while the image was built."""
+    history = engine("history", "--no-trunc", image.name, check=True).stdout
+    environment = "\n".join(image.inspect()["Config"]["Env"])
+    assert SECRET not in history + environment
+    assert not re.search(r"password|secret=|token=|AKIA|BEGIN [A-Z ]*PRIVATE KEY", history + environment, re.IGNORECASE)
+    skipped = "--exclude-dir=proc --exclude-dir=sys --exclude-dir=site-packages"
+    names = "pip.conf .netrc .pypirc credentials id_rsa .git"
+    script = f"""
+        grep -rlI {skipped} {SECRET} / 2> /dev/null
+        for name in {names}; do find / -xdev -name $name -not -path '*/site-packages/*'; done
+        find /root /run/secrets -type f -size +0 -path '*pip*'
+    """
+    found = engine("run", "--rm", "--network=none", "--user=0", image.name, "sh", "-c", script)
+    assert found.stdout == ""
+
+
+def test_its_memory_can_be_limited() -> None:
+    image = image_of("inspect")
+    script = "x = b'1' * (300 << 20)\nprint('had it all')"
+    limited = image.run("python", "-c", script, options=("--memory=128m", "--memory-swap=128m"))
+    assert limited.returncode == 137
+    assert image.run("python", "-c", script, options=("--memory=600m",)).stdout.strip() == "had it all"

@@ -1,0 +1,68 @@
+"""What ``factors.json`` says of the factors beside it. Needs no torch, so that factors can be inspected without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from whence.errors import FactorError
+from whence.influence import layout
+from whence.influence.fingerprints import fingerprint
+
+
+class Shape(NamedTuple):
+    """A tracked module's gradient: ``outputs x inputs``, the bias counted as one more input."""
+
+    outputs: int
+    inputs: int
+
+    @property
+    def size(self) -> int:
+        return self.outputs * self.inputs
+
+
+class FitIdentity(BaseModel):
+    """Everything that decides the values of factors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    strategy: str
+    modules: list[str]
+    shapes: dict[str, Shape]  # outputs x inputs of each module's gradient, the bias counted as an input
+    num_examples: int
+    num_tokens: int
+    model: str  # fingerprint of the weights
+    tokenizer: str | None  # fingerprint of the tokenizer, where the caller knows it
+    data: str  # fingerprint of token ids and loss mask
+    loss_on: str
+    arguments: dict[str, Any]  # kronfluence's own
+    seed: int
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the identity alone, also where more is known."""
+        return fingerprint(self.model_dump(include=set(FitIdentity.model_fields)))
+
+
+class FactorsInfo(FitIdentity):
+    """What ``factors.json`` says of the factors beside it."""
+
+    size_bytes: int
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+
+def load_factors_info(folder: Path) -> FactorsInfo:
+    """Read ``factors.json``.
+
+    Raises:
+        FactorError: it is missing (the fit was not finished) or cannot be read.
+    """
+    path = folder / layout.INFO
+    try:
+        return FactorsInfo.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its content is not what this version writes"
+        raise FactorError(f"cannot read {path}: {reason}; fit the factors again") from error

@@ -1,0 +1,53 @@
+"""Where factors lie on disk: kronfluence's own names. Needs no torch, so that factors can be inspected without.
+
+Importing kronfluence imports torch, so the names of its that are needed without it stand here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from whence.errors import FactorError
+
+INFO = "factors.json"
+ARGUMENTS = "factor_arguments.json"
+
+FACTOR_SAVE_PREFIX = "factors_"
+ACTIVATION_EIGENVALUES_NAME = "activation_eigenvalues"
+GRADIENT_EIGENVALUES_NAME = "gradient_eigenvalues"
+LAMBDA_MATRIX_NAME = "lambda_matrix"
+NUM_LAMBDA_PROCESSED = "num_lambda_processed"
+HEURISTIC_DAMPING_SCALE = 0.1
+
+
+def factors_folder(output: Path, strategy: str) -> Path:
+    """Where kronfluence's ``Analyzer(output.name, output_dir=output.parent)`` keeps factors named ``strategy``."""
+    return output / f"{FACTOR_SAVE_PREFIX}{strategy}"
+
+
+def factor_file(folder: Path, factor: str) -> Path:
+    return folder / f"{factor}.safetensors"
+
+
+def layer_of(name: str) -> int | None:
+    """The transformer layer a module belongs to: ``model.layers.3.mlp.up_proj`` -> 3; None for ``lm_head``."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+@contextmanager
+def opened(path: Path, framework: str) -> Iterator[Any]:
+    """A factor file open for reading, its tensors as those of ``framework`` (``pt`` or ``numpy``).
+
+    Raises:
+        FactorError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise FactorError(f"the factor file {path} is missing or damaged ({error}); fit the factors again") from error
