@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
-from whence.influence.products import Basis, gradient_chunks
+from whence.influence.products import CHUNK_BYTES, Basis, gradient_chunks
 
 QueryGradients = torch.Tensor | list[torch.Tensor]  # [queries, outputs, inputs], or its factors by rank
 Way = Literal["tokens", "examples"]
+Pairs = Sequence[tuple[int, torch.Tensor]]  # a query's place among those held, and rows of the batch
 
 PLAIN = Basis(None, None)
 PIECE_BYTES = 1 << 28  # of intermediate results held at once
+
+
+@dataclass
+class BatchDetail:
+    """Scores of some pairs in a batch, divided among tokens and modules; filled as the backward pass goes.
+
+    Attributes:
+        pairs: which; the dimension of pairs below has the queries in this order, and each query's rows in theirs.
+        tokens: ``[pairs, tokens]`` fp32, summed over the modules so far.
+        modules: ``[pairs]`` by module, summed over tokens.
+    """
+
+    pairs: Pairs
+    tokens: torch.Tensor
+    modules: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, module: str, queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Take in what one module contributes; arguments are those of :func:`query_scores`."""
+        scores = token_scores(queries, activations, gradients, self.pairs)
+        self.modules[module] = scores.sum(dim=1)
+        self.tokens += scores
 
 
 def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
@@ -37,13 +61,28 @@ def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: 
     return torch.cat(pieces)
 
 
-def token_scores(queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """The same, divided among the tokens of the training examples: ``[queries, batch, tokens]``."""
-    if isinstance(queries, list):
-        left, right = queries
-        return _by_tokens(left, right, activations, gradients)
-    rotated = torch.einsum("qoi,bti->qbto", queries, activations)
-    return (rotated * gradients).sum(dim=3)
+def token_scores(
+    queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor, pairs: Pairs
+) -> torch.Tensor:
+    """Scores of some pairs, divided among the tokens of the training examples: ``[pairs, tokens]``, query by query.
+
+    As ``G_b`` is the sum of its tokens' ``s_t a_t^T``, token ``t`` gives the score ``s_t^T P_q a_t``; only pairs that
+    are asked for are computed. Arguments are those of :func:`query_scores`.
+    """
+    tokens, inputs = activations.shape[1:]
+    held = CHUNK_BYTES.get(activations.device.type, CHUNK_BYTES["cuda"])
+    size = max(1, held // (4 * tokens * (2 * inputs + gradients.shape[2])))
+    pieces = [gradients.new_empty(0, tokens)]
+    for query, rows in pairs:
+        for some in rows.split(size):
+            seen, moved = activations[some], gradients[some]
+            if isinstance(queries, list):
+                left, right = queries
+                seen, moved = seen @ right[query].T, moved @ left[query]
+            else:
+                moved = moved @ queries[query]
+            pieces.append(seen.mul_(moved).sum(dim=2))
+    return torch.cat(pieces)
 
 
 def cheapest_way(queries: int, rank: int, batch: int, tokens: int, outputs: int, inputs: int) -> Way:
