@@ -98,7 +98,7 @@ def _entry(
     base, own = (_text(value) for value in (answer.base_answer, answer.finetuned_answer))
     pieces = differences(base or "", own or "")
     reference = _text(answer.reference)
-    query_id = None if row is None else str(material.queries["query_id"].iloc[row])
+    query_id = "" if row is None else str(material.queries["query_id"].iloc[row])
     ends = {
         direction: _cards(material, details, row, direction, listed.get((query_id, direction)))
         for direction in DIRECTIONS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from whence.report.templating import environment
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 44  # room for ticks and labels
+Place = Callable[[float], float]
 MAX_POINTS = 400  # of a line; more is no different at this size
 
 
@@ -47,8 +48,12 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *,
     values = [value for line in kept for value in line.y]
     low, high = (min(values), max(values)) if log_y else (min(0.0, *values), max(values))
     x = _scale(x_low, x_high, LEFT, WIDTH - RIGHT)
-    y = _scale(*(map(math.log10, (low, high)) if log_y else (low, high)), HEIGHT - BOTTOM, TOP)
-    place = (lambda value: y(math.log10(value))) if log_y else y
+    unit: Place = math.log10 if log_y else float
+    scaled = _scale(unit(low), unit(high), HEIGHT - BOTTOM, TOP)
+
+    def y(value: float) -> float:
+        return scaled(unit(value))
+
     return _render(
         title=title,
         x_label=x_label,
@@ -60,9 +65,13 @@ def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *,
         bottom=HEIGHT - BOTTOM,
         top=TOP,
         x_ticks=[Tick(x(value), _short(value)) for value in _steps(x_low, x_high)],
-        y_ticks=[Tick(place(value), _short(value)) for value in (_decades(low, high) if log_y else _steps(low, high))],
+        y_ticks=[Tick(y(value), _short(value)) for value in (_decades if log_y else _steps)(low, high)],
         lines=[
-            (line.name, line.marked, [(round(x(a), 1), round(place(b), 1)) for a, b in zip(line.x, line.y, strict=True)])
+            (
+                line.name,
+                line.marked,
+                [(round(x(a), 1), round(y(b), 1)) for a, b in zip(line.x, line.y, strict=True)],
+            )
             for line in kept
         ],
     )
@@ -74,22 +83,24 @@ def _render(**values: object) -> Markup:
 
 def _drawable(line: Line, log_y: bool) -> Line:
     points = [
-        (a, b) for a, b in zip(line.x, line.y, strict=True) if math.isfinite(a) and math.isfinite(b) and (b > 0 or not log_y)
+        (a, b)
+        for a, b in zip(line.x, line.y, strict=True)
+        if math.isfinite(a) and math.isfinite(b) and (b > 0 or not log_y)
     ]
-    chosen = np.unique(np.linspace(0, len(points) - 1, min(len(points), MAX_POINTS)).astype(int)) if points else []
+    chosen = np.unique(np.linspace(0, max(len(points) - 1, 0), min(len(points), MAX_POINTS)).astype(int)).tolist()
     return Line(line.name, [points[i][0] for i in chosen], [points[i][1] for i in chosen], line.marked)
 
 
-def _scale(low: float, high: float, start: float, end: float):  # type: ignore[no-untyped-def]
+def _scale(low: float, high: float, start: float, end: float) -> Place:
     span = high - low or 1.0
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def _steps(low: float, high: float, about: int = 5) -> list[float]:
-    """Round values from ``low`` to ``high``."""
+def _steps(low: float, high: float) -> list[float]:
+    """About five round values from ``low`` to ``high``."""
     if not high > low:
         return [low]
-    rough = (high - low) / about
+    rough = (high - low) / 5
     size = 10.0 ** math.floor(math.log10(rough))
     step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
     first = math.ceil(low / step)

@@ -11,8 +11,8 @@ import pandas as pd
 
 from whence.report.answers import EXCERPT
 from whence.report.material import Material
-from whence.report.words import shortened
 from whence.report.templating import visible
+from whence.report.words import shortened
 
 OFTEN_SHOWN = 10
 SUSPECTS_SHOWN = 20
@@ -34,7 +34,10 @@ class Often:
 
 @dataclass(frozen=True)
 class Suspect:
-    """An example with high self-influence: the model had to learn it by itself. ``flipped`` where the truth is known."""
+    """An example with high self-influence: the model had to learn it by itself.
+
+    ``flipped`` says whether its label is wrong, where the truth is known.
+    """
 
     rank: int
     example_id: str

@@ -10,6 +10,7 @@ import pandas as pd
 
 from whence.report.material import Material
 
+OUTSIDE = "outside layers"
 Pair = tuple[str, str]  # query_id, example_id
 
 
@@ -58,9 +59,11 @@ class Details:
 
     def _read_modules(self, table: pd.DataFrame) -> None:
         kinds = [str(name).rsplit(".", 1)[-1] for name in table["module"]]
-        self.layers = [f"layer {layer}" for layer in sorted(table["layer"].unique())]
+        layers = sorted(table["layer"].dropna().unique())
+        places = [OUTSIDE if pd.isna(layer) else f"layer {layer}" for layer in table["layer"]]
+        self.layers = [f"layer {layer}" for layer in layers] + ([OUTSIDE] if OUTSIDE in places else [])
         self.kinds = list(dict.fromkeys(kinds))
-        self._by_layer = _sums(table.assign(part=table["layer"]), sorted(table["layer"].unique()))
+        self._by_layer = _sums(table.assign(part=places), self.layers)
         self._by_kind = _sums(table.assign(part=kinds), self.kinds)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from markupsafe import Markup
 
 from whence.evaluation.attribution.evidence import METHOD_NAMES
-from whence.report import data_view, overview
+from whence.report import data_view, model_view, overview
 from whence.report.answers import WITHOUT_SCRIPT, Entry, entries
 from whence.report.details import Details
 from whence.report.material import Material
@@ -75,7 +75,9 @@ def _left_out(material: Material, found: Sequence[Entry], limits: Limits, pictur
         sentences.append(f"Of {len(found):,} answers the first {limits.queries:,} are here.")
     longest = max((len(cards) for entry in found for cards in (entry.helpful, entry.harmful)), default=0)
     if limits.examples < longest:
-        sentences.append(f"Of up to {longest} examples listed at each end of a ranking the first {limits.examples} are here.")
+        sentences.append(
+            f"Of up to {longest} examples listed at each end of a ranking the first {limits.examples} are here."
+        )
     shown = {
         card.place
         for entry in found[: limits.queries]
@@ -96,7 +98,7 @@ def _left_out(material: Material, found: Sequence[Entry], limits: Limits, pictur
 def _fixed(material: Material) -> dict[str, Any]:
     """What the page shows whatever its limits are."""
     suspects = data_view.suspects(material)
-    shown, pictures_left_out = overview.pictures(material)
+    shown, pictures_left_out = model_view.pictures(material)
     return {
         "title": f"What {material.config.models.finetuned.id} learned, and from what",
         "facts": overview.facts(material),
@@ -114,9 +116,9 @@ def _fixed(material: Material) -> dict[str, Any]:
         "suspects_in_file": len(suspects),
         "suspects_csv": _data_address("text/csv", data_view.suspects_csv(suspects)) if suspects else "",
         "flow": data_view.class_flow(material),
-        "loss_chart": overview.loss_chart(material),
-        "lambda_chart": overview.lambda_chart(material),
-        "spectra": overview.spectra_rows(material),
+        "loss_chart": model_view.loss_chart(material),
+        "lambda_chart": model_view.lambda_chart(material),
+        "spectra": model_view.spectra_rows(material),
         "pictures": shown,
         "pictures_left_out": pictures_left_out,
         "settings": settings_of(material),
@@ -131,18 +133,22 @@ def _render(
     material: Material, details: Details, found: Sequence[Entry], limits: Limits, context: dict[str, Any]
 ) -> str:
     style, script = asset("report.css"), asset("report.js")
-    return environment().get_template("report.html").render(
-        context,
-        style=Markup(style),
-        style_hash=_hash(style),
-        script=Markup(script),
-        script_hash=_hash(script),
-        entries=found,
-        without_script=WITHOUT_SCRIPT,
-        data=json_for_script(script_data(material, details, found, limits)),
-        number=number,
-        percent=percent,
-        name=lambda text: shortened(str(text), LONGEST_NAME),
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            context,
+            style=Markup(style),
+            style_hash=_hash(style),
+            script=Markup(script),
+            script_hash=_hash(script),
+            entries=found,
+            without_script=WITHOUT_SCRIPT,
+            data=json_for_script(script_data(material, details, found, limits)),
+            number=number,
+            percent=percent,
+            name=lambda text: shortened(str(text), LONGEST_NAME),
+        )
     )
 
 

@@ -37,9 +37,7 @@ def script_data(material: Material, details: Details, found: Sequence[Entry], li
         "layers": details.layers,
         "kinds": details.kinds,
         "count": count,
-        "standing": {
-            end: [standing(rank, count, end) for rank in range(1, limits.examples + 1)] for end in DIRECTIONS
-        },
+        "standing": {end: [standing(rank, count, end) for rank in range(1, limits.examples + 1)] for end in DIRECTIONS},
         "examples": [_example(material, place, tokens[place], limits.characters) for place in places],
         "entries": [
             {end: [_card(card, index, tokens[card.place]) for card in entry.ends[end]] for end in DIRECTIONS}

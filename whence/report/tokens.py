@@ -77,4 +77,5 @@ def _without_middle(
         first, last = 0, len(texts)
     left_out = int(ends[last - 1] - (ends[first - 1] if first else 0))
     middle = f" {gap(left_out)} "
-    return (*texts[:first], middle, *texts[last:]), (*groups[:first], (groups[first][0], groups[last - 1][1]), *groups[last:])
+    gone = (groups[first][0], groups[last - 1][1])
+    return (*texts[:first], middle, *texts[last:]), (*groups[:first], gone, *groups[last:])

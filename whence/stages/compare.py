@@ -14,7 +14,6 @@ from whence.config import Config
 from whence.config_file import load_config
 from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
-from whence.errors import DataError
 from whence.evaluation.comparison import compare_models, headline_metrics, join_influences
 from whence.evaluation.truth import planted_truth_metrics
 from whence.report.page import Section, Table, page
@@ -26,10 +25,10 @@ from whence.stages.artifacts import (
     INFLUENCES,
     QUERIES,
     SCORES,
-    SCORES_INFO,
     SELF_INFLUENCE,
 )
 from whence.stages.runner import StageResult, run_stage
+from whence.stages.scored import require_scores_of
 from whence.stages.workspace import Workspace, write_atomically
 from whence.tracking import StageRun
 
@@ -57,7 +56,7 @@ def run(
     references = {prompt.prompt_id: prompt.reference for prompt in load_prompts(settings)}
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        _require_scores_of(train_data, scores)
+        require_scores_of(train_data, scores)
         answers = pd.read_parquet(generations / GENERATIONS)
         measured = compare_models(pd.read_parquet(generations / EVAL_ANSWERS), answers, references, settings)
         truth = _truth(settings, scores, train_data)
@@ -86,21 +85,6 @@ def run(
         compute=compute,
         record=record,
     )
-
-
-def _require_scores_of(train_data: Path, scores: Path) -> None:
-    """Scores of other examples would be shown beside these examples' text.
-
-    Raises:
-        DataError: naming both fingerprints.
-    """
-    scored = json.loads((scores / SCORES_INFO).read_text(encoding="utf-8"))["train_data"]
-    given = ExampleSet.read(train_data).info.fingerprint
-    if scored != given:
-        raise DataError(
-            f"the scores in {scores} are of other training data ({scored[:12]}...) than {train_data} "
-            f"({given[:12]}...); score these examples first"
-        )
 
 
 def _truth(settings: Config, scores: Path, train_data: Path) -> dict[str, float]:

@@ -158,6 +158,11 @@ class StageRun:
         """Where people look at the parent run (at this one when it stands alone); None as for :attr:`url`."""
         return self._page(self._ids.parent_id or self._ids.run_id) if self._ids else None
 
+    @property
+    def kubeflow_url(self) -> str | None:
+        """Where people look at the pipeline run in Kubeflow; None where no address is set, or outside a pipeline."""
+        return self._about.pipeline_page
+
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Parameters, prefixed by the stage: sections become dotted keys, ``train.training.learning_rate``.
 
