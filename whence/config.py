@@ -304,7 +304,7 @@ GPU_STAGES = (
     "generate",
     "mmlu",
 )
-CPU_STAGES = ("prepare", "inspect", "compare")
+CPU_STAGES = ("prepare", "inspect", "compare", "report")
 
 
 class Cluster(Section):

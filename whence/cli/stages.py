@@ -184,6 +184,41 @@ def mmlu(
     _run(stage.run, config=config, base_model=base_model, model=model, benchmark=benchmark)
 
 
+@stages_app.command(rich_help_panel=PANEL)
+def report(
+    config: ResolvedConfig,
+    train_data: TrainData,
+    history: Annotated[Path, _input("What was logged while training.", file=True)],
+    generations: Generations,
+    scores: ScoresFolder,
+    comparison: Annotated[Path, _input("The measures of both models.")],
+    spectra: Annotated[Path, _input("The spectra of the factors.")],
+    report: Annotated[Path, _output("Receives the report, one HTML page.", file=True)],
+    summary: Annotated[Path, _output("Receives its headlines as Markdown.", file=True)],
+    tables: Annotated[Path, _output("Receives its tables as CSV.")],
+    evidence: Annotated[Path | None, _input("Whether the influences can be trusted, of `whence validate`.")] = None,
+    benchmark: Annotated[Path | None, _input("The multiple-choice benchmark, of `whence mmlu`.")] = None,
+) -> None:
+    """Write everything of a run on one page."""
+    from whence.stages import report as stage
+
+    _run(
+        stage.run,
+        config=config,
+        train_data=train_data,
+        history=history,
+        generations=generations,
+        scores=scores,
+        comparison=comparison,
+        spectra=spectra,
+        report=report,
+        summary=summary,
+        tables=tables,
+        evidence=evidence,
+        benchmark=benchmark,
+    )
+
+
 def _run(run: Callable[..., Any], **arguments: Any) -> None:
     for name, value in run(**arguments).metrics.items():
         typer.echo(f"{name}: {value:g}")

@@ -100,7 +100,7 @@ def _fixed(material: Material) -> dict[str, Any]:
     suspects = data_view.suspects(material)
     shown, pictures_left_out = model_view.pictures(material)
     return {
-        "title": f"What {material.config.models.finetuned.id} learned, and from what",
+        "title": overview.title(material),
         "facts": overview.facts(material),
         "measures": overview.measures(material),
         "confidence": material.measured["confidence"],

@@ -50,6 +50,11 @@ class Row:
     difference: Estimate | None
 
 
+def title(material: Material) -> str:
+    """What the page is called."""
+    return f"What {material.config.models.base.name} learned from {material.train.info.source}"
+
+
 def measures(material: Material) -> list[Row]:
     """The comparison's measures, all from 0 to 1, with bootstrap intervals."""
     counts = {PROMPTS: material.measured["prompts_with_reference"]}
@@ -58,8 +63,8 @@ def measures(material: Material) -> list[Row]:
         count = counts.get(measured["over"], material.measured["eval_rows"])
         found = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
         over = f"{count:,} {measured['over']}"
-        title = NAMES.get(name, name.replace("_", " "))
-        rows.append(Row(title, over, found.get("base"), found.get("finetuned"), found.get("difference")))
+        named = NAMES.get(name, name.replace("_", " "))
+        rows.append(Row(named, over, found.get("base"), found.get("finetuned"), found.get("difference")))
     return rows
 
 
@@ -79,9 +84,9 @@ def benchmark(material: Material) -> list[Row]:
         scored = {role: result if task is None else result["tasks"][task] for role, result in found.items()}
         questions = next(iter(scored.values()))["questions"]
         estimates = {role: _wilson(result["accuracy"], questions) for role, result in scored.items()}
-        title = "All subjects" if task is None else task.replace("_", " ").capitalize()
+        name = "All subjects" if task is None else task.replace("_", " ").capitalize()
         over = f"{questions:,} questions"
-        rows.append(Row(title, over, estimates.get("base"), estimates.get("finetuned"), difference=None))
+        rows.append(Row(name, over, estimates.get("base"), estimates.get("finetuned"), difference=None))
     return rows
 
 

@@ -14,7 +14,7 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>#|~])")
 
 def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
     """What was trained on what, the grade of the evidence and the headline numbers, in Markdown."""
-    lines = [f"# {_plain(material.config.models.finetuned.id)}", ""]
+    lines = [f"# {_plain(overview.title(material))}", ""]
     lines += [f"- **{name}:** {_plain(text)}" for name, text in overview.facts(material)]
     lines += ["", "## Evidence", ""]
     if material.evidence is None:

@@ -54,10 +54,10 @@ def run(
     scores: Path,
     comparison: Path,
     spectra: Path,
-    evidence: Path,
     report: Path,
     summary: Path,
     tables: Path,
+    evidence: Path | None = None,
     benchmark: Path | None = None,
 ) -> StageResult:
     """Write the report of a run.
@@ -65,15 +65,15 @@ def run(
     Args:
         config: the resolved configuration.
         train_data: the training examples.
-        history: what training logged, JSON.
+        history: what training logged, as in ``training.json``.
         generations: the answers of both models.
         scores: the influences, with their parts by token and module.
         comparison: the measures of both models and the answers side by side.
         spectra: the spectra of the factors.
-        evidence: whether the influences can be trusted.
         report: receives the self-contained HTML page.
         summary: receives the headlines as Markdown.
         tables: receives what the page's tables hold, as CSV.
+        evidence: whether the influences can be trusted; None where nobody has measured it.
         benchmark: the multiple-choice benchmark; None where it was switched off.
     """
     settings = load_config(config)
@@ -84,8 +84,8 @@ def run(
         "scores": scores,
         "comparison": comparison,
         "spectra": spectra,
-        "evidence": evidence,
-    } | ({} if benchmark is None else {"benchmark": benchmark})
+    }
+    given |= {name: path for name, path in (("evidence", evidence), ("benchmark", benchmark)) if path is not None}
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
         links = Links(run.pipeline_url, run.kubeflow_url, Address.parse(settings.tracking.uri).uri, run.run_id)
@@ -129,7 +129,7 @@ def _material(settings: Config, given: dict[str, Path], links: Links) -> Materia
     return Material(
         config=settings,
         train=ExampleSet.read(given["train_data"]),
-        history=_json(given["history"]),
+        history=_json(given["history"])["history"],
         measured=_json(comparison / COMPARISON),
         answers=pd.read_parquet(comparison / COMPARISON_TABLE).drop_duplicates("prompt_id")[ANSWER_COLUMNS],
         confidence={(row.prompt_id, row.model_id): float(np.exp(row.mean_logprob)) for row in answers.itertuples()},
@@ -142,7 +142,7 @@ def _material(settings: Config, given: dict[str, Path], links: Links) -> Materia
         self_influence=None if own is None else own["self_influence"].to_numpy(),
         spectra=_table(given["spectra"] / SPECTRA),
         pictures={file.stem: file.read_bytes() for file in sorted(given["spectra"].glob("*.png"))},
-        evidence=_evidence(given["evidence"] / EVIDENCE, origin),
+        evidence=_evidence(given["evidence"] / EVIDENCE, origin) if "evidence" in given else None,
         benchmark=_json(given["benchmark"] / MMLU) if "benchmark" in given else None,
         links=links,
     )

@@ -73,7 +73,7 @@
     const tokens = example.n.map((length, i) => {
       const share = Math.abs(weights[i]) / card.m;
       const side = share < 0.02 ? "" : weights[i] > 0 ? " more" : " less";
-      const answer = at >= example.a ? " answer" : "";
+      const answer = at + length > example.a ? " answer" : "";
       const token = make("span", { class: "token" + side + answer }, example.t.slice(at, at + length));
       token.style.setProperty("--weight", share.toFixed(3));
       at += length;
