@@ -38,8 +38,10 @@ class PipelineKind(StrEnum):
 
 
 KindOption = Annotated[
-    PipelineKind,
+    PipelineKind | None,
     typer.Option(
-        "--pipeline", help="retraining trains only after a change, and promotes only what is better than the champion."
+        "--pipeline",
+        help="attribution when not given; retraining trains only after a change, and promotes only what is better than "
+        "the champion.",
     ),
 ]

@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.catalog import KindOption
 from pipelines.cluster_options import (
     PANEL,
     ContextOption,
     ExperimentOption,
     FileOption,
     HostOption,
-    KindChoice,
     NamespaceOption,
     ParamOption,
     PipelineNameOption,
@@ -51,7 +51,7 @@ def upload(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    pipeline: KindChoice = None,
+    pipeline: KindOption = None,
     file: FileOption = None,
     pipeline_name: PipelineNameOption = None,
     host: HostOption = None,
@@ -74,7 +74,7 @@ def submit(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    pipeline: KindChoice = None,
+    pipeline: KindOption = None,
     file: FileOption = None,
     param: ParamOption = None,
     pipeline_name: PipelineNameOption = None,

@@ -56,10 +56,6 @@ ContextOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", rich_help_panel=CONNECTION, help="Context of the kubeconfig, without a --host."),
 ]
-KindChoice = Annotated[
-    PipelineKind | None,
-    typer.Option("--pipeline", help="Which pipeline of the settings; attribution when not given."),
-]
 FileOption = Annotated[
     Path | None,
     typer.Option(

@@ -32,13 +32,14 @@ def run(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    pipeline: KindOption = PipelineKind.ATTRIBUTION,
+    pipeline: KindOption = None,
     artifact_root: Annotated[
         str, typer.Option(metavar="DIR", help="Receives a folder per run with its artifacts and log; may be s3://.")
     ] = ArtifactRoot.LOCAL,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print everything the stages print.")] = False,
 ) -> None:
     """Run a whole pipeline on this machine; the built-in demo when no settings are named."""
+    kind = pipeline or PipelineKind.ATTRIBUTION
     resolved = inline_prompts(find_settings(profile, config, set_).load())
     console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
     with console.status("checking the settings"):
@@ -50,9 +51,9 @@ def run(
         from pipelines.local import RunFailed, run_locally
         from pipelines.summary import print_result
 
-        graph = pipeline.build(resolved)
+        graph = kind.build(resolved)
     try:
-        result = run_locally(graph, pipeline.stages(resolved), root.folder, console, verbose)
+        result = run_locally(graph, kind.stages(resolved), root.folder, console, verbose)
     except RunFailed as failure:
         raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
     except KeyboardInterrupt:
@@ -67,7 +68,7 @@ def compile_(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    pipeline: KindOption = PipelineKind.ATTRIBUTION,
+    pipeline: KindOption = None,
     image_registry: Annotated[
         str | None, typer.Option(envvar=REGISTRY_VARIABLE, help="Registry and folder of the stages' images.")
     ] = None,
@@ -81,9 +82,9 @@ def compile_(
     os.environ.update({name: value for name, value in given.items() if value is not None})
     from pipelines.compile import compile_pipeline, local_record_note
 
-    settings = find_settings(profile, config, set_)
-    compiled = compile_pipeline(settings.file, output, settings.overrides, pipeline)
-    typer.echo(f"{output}: {pipeline} pipeline of {settings.file}")
+    settings, kind = find_settings(profile, config, set_), pipeline or PipelineKind.ATTRIBUTION
+    compiled = compile_pipeline(settings.file, output, settings.overrides, kind)
+    typer.echo(f"{output}: {kind} pipeline of {settings.file}")
     note = local_record_note(compiled)
     if note:
         typer.echo(note, err=True)

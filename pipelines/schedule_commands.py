@@ -10,12 +10,12 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.catalog import KindOption
 from pipelines.cluster_options import (
     ContextOption,
     ExperimentOption,
     FileOption,
     HostOption,
-    KindChoice,
     NamespaceOption,
     ParamOption,
     PipelineNameOption,
@@ -60,7 +60,7 @@ def schedule(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
-    pipeline: KindChoice = None,
+    pipeline: KindOption = None,
     file: FileOption = None,
     param: ParamOption = None,
     pipeline_name: PipelineNameOption = None,

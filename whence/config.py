@@ -292,11 +292,11 @@ class Retraining(Section):
         0.0,
         ge=-1,
         le=1,
-        description="Least gain: the lower bound of its interval; 0 takes what is as good for certain.",
+        description="The lower bound of its gain must be above this; negative: as good will do.",
     )
     max_loss: dict[Measure, Fraction] = Field(
         {"accuracy": 0.02, "macro_f1": 0.02, "mmlu": 0.05},
-        description="Guarded measures, and the greatest loss of each: again a bound of the interval.",
+        description="Guarded measures: the lower bound of each difference may be this far below 0.",
     )
     explain: Literal["champion", "always"] = Field(
         "champion", description="Factors, scores and report: of a new champion only, or of refused models, too."

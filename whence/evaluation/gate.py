@@ -32,8 +32,8 @@ class Check:
     difference: float
     low: float
     high: float
-    least: float
-    """What ``low`` must not be below."""
+    bound: float
+    """What ``low`` must be above (the gain), or at least (a guarded measure)."""
     passed: bool
 
 
@@ -54,9 +54,10 @@ class Decision:
         """In one sentence what decided."""
         failed = [check for check in self.checks if not check.passed]
         if not failed:
-            return "better where it must be, and no guarded measure has lost more than it may"
+            return f"{self.checks[0].measure} has gained, and no guarded measure has lost more than it may"
+        words = {"gain": "more than", "loss": "at least"}
         return "; ".join(
-            f"{check.measure}: at least {check.least:+.4f} is asked for, only {check.low:+.4f} is certain"
+            f"{check.measure}: {words[check.rule]} {check.bound:+.4f} is asked for, only {check.low:+.4f} is certain"
             for check in failed
         )
 
@@ -68,8 +69,9 @@ class Decision:
 def decide(metrics: Mapping[str, Mapping[str, Any]], rules: Retraining) -> Decision:
     """Apply the rules.
 
-    A candidate passes when the lower bound of its gain in ``metric`` is at least ``min_gain``, and the lower bound of
-    the difference in every guarded measure is at least minus its ``max_loss``.
+    A candidate passes when the lower bound of its gain in ``metric`` is above ``min_gain``, and the lower bound of the
+    difference in every guarded measure is at least minus its ``max_loss``. So with a ``min_gain`` of 0 the gain must be
+    certain, however small; a negative one also takes candidates that are as good.
 
     Args:
         metrics: by measure ``base`` (the champion), ``finetuned`` (the candidate) and ``difference``, each
@@ -81,9 +83,9 @@ def decide(metrics: Mapping[str, Mapping[str, Any]], rules: Retraining) -> Decis
     """
     asked = [(rules.metric, "gain", rules.min_gain), *((name, "loss", -most) for name, most in rules.max_loss.items())]
     checks, notes = [], []
-    for name, rule, least in asked:
+    for name, rule, bound in asked:
         if name in metrics:
-            checks.append(_check(name, rule, least, metrics[name]))
+            checks.append(_check(name, rule, bound, metrics[name]))
         elif name == "mmlu" and rule == "loss":
             notes.append("mmlu is guarded but was not measured: evaluation.mmlu.enabled is false")
         else:
@@ -113,7 +115,7 @@ def check_rules(config: Config, labels: Sequence[str], references: int) -> None:
             raise ConfigError(f"retraining.{key}: {name} cannot be measured, because {why}; {_way_out(name)}")
 
 
-def _check(name: str, rule: str, least: float, measured: Mapping[str, Any]) -> Check:
+def _check(name: str, rule: str, bound: float, measured: Mapping[str, Any]) -> Check:
     if "difference" not in measured:
         raise DataError(f"retraining: {name} was measured of one model only; both must answer")
     difference = measured["difference"]
@@ -125,8 +127,8 @@ def _check(name: str, rule: str, least: float, measured: Mapping[str, Any]) -> C
         difference=difference["value"],
         low=difference["low"],
         high=difference["high"],
-        least=least,
-        passed=difference["low"] >= least,
+        bound=bound,
+        passed=difference["low"] > bound if rule == "gain" else difference["low"] >= bound,
     )
 
 

@@ -11,11 +11,13 @@ from whence.config import Config
 from whence.config_file import load_config
 from whence.data.prompts import load_prompts
 from whence.evaluation.comparison import compare_benchmark, compare_models
-from whence.evaluation.gate import Decision, decide
+from whence.evaluation.gate import Check, Decision, decide
 from whence.stages.artifacts import ANSWERED_BY, DECISION, EVAL_ANSWERS, GENERATIONS, PREDICTIONS
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.workspace import Workspace, write_atomically
 from whence.tracking import StageRun
+
+RULES = {"gain": "above", "loss": "at least"}
 
 
 def run(
@@ -97,20 +99,29 @@ def _write(folder: Path, decided: Decision, champion_version: str, candidate: st
 def _summary(decided: Decision, champion_version: str, settings: Config) -> str:
     against = f"the champion, version {champion_version}" if champion_version else "the base model (no champion yet)"
     verdict = "Passed" if decided.passed else "Refused"
-    rows = [
-        f"| {check.measure} | {check.rule} | {check.champion:.4f} | {check.candidate:.4f} | {check.difference:+.4f} | "
-        f"{check.low:+.4f} to {check.high:+.4f} | {check.least:+.4f} | {'yes' if check.passed else '**no**'} |"
-        for check in decided.checks
-    ]
+    rows = ["| " + " | ".join(_cells(check)) + " |" for check in decided.checks]
     lines = [
         f"**{verdict}** against {against}: {decided.reason}.",
         "",
-        "| measure | rule | champion | candidate | difference | interval | at least | passed |",
+        "| measure | rule | champion | candidate | difference | interval | lower bound must be | passed |",
         "|---|---|---|---|---|---|---|---|",
         *rows,
         "",
         f"Paired bootstrap intervals of {settings.evaluation.confidence:.0%} over "
-        f"{settings.evaluation.bootstrap_samples} resamples; the lower bound must not be below *at least*.",
+        f"{settings.evaluation.bootstrap_samples} resamples, of candidate minus champion.",
         *(f"\n{note}." for note in decided.notes),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cells(check: Check) -> list[str]:
+    return [
+        check.measure,
+        check.rule,
+        f"{check.champion:.4f}",
+        f"{check.candidate:.4f}",
+        f"{check.difference:+.4f}",
+        f"{check.low:+.4f} to {check.high:+.4f}",
+        f"{RULES[check.rule]} {check.bound:+.4f}",
+        "yes" if check.passed else "**no**",
+    ]
