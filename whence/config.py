@@ -23,6 +23,9 @@ Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
 
 
+Measure = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
+
+
 def is_address(name: object) -> bool:
     """Whether ``name`` is an object or folder in storage (``s3://...``) and not a file here."""
     return str(name).startswith(S3_SCHEME)
@@ -273,11 +276,32 @@ class Tracking(Section):
         None, description="Where people open Kubeflow Pipelines, for links from MLflow to it; null for none."
     )
     experiment: str = Field("whence", min_length=1, description="MLflow experiment.")
-    registered_model: str = Field("whence", min_length=1, description="Registered model that gets a version per run.")
+    registered_model: str = Field(
+        "whence", min_length=1, description="Registered model that gets a version per new model, and the champion."
+    )
     retry_seconds: float = Field(
         10.0, ge=0, description="How long a call is retried before it is kept on disk and uploaded later."
     )
     wandb: bool = Field(False, description="Also report training to Weights & Biases when wandb is installed.")
+
+
+class Retraining(Section):
+    """When a new model takes the champion's place; the rule is that of :func:`whence.evaluation.gate.decide`."""
+
+    metric: Measure = Field("accuracy", description="What a new model must be better at.")
+    min_gain: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="The lower bound of its gain must be above this; negative: as good will do.",
+    )
+    max_loss: dict[Measure, Fraction] = Field(
+        {"accuracy": 0.02, "macro_f1": 0.02, "mmlu": 0.05},
+        description="Guarded measures: the lower bound of each difference may be this far below 0.",
+    )
+    explain: Literal["champion", "always"] = Field(
+        "champion", description="Factors, scores and report: of a new champion only, or of refused models, too."
+    )
 
 
 class StageResources(Section):
@@ -304,7 +328,7 @@ GPU_STAGES = (
     "generate",
     "mmlu",
 )
-CPU_STAGES = ("prepare", "inspect", "compare", "report")
+CPU_STAGES = ("prepare", "inspect", "compare", "report", "find_champion", "gate", "promote")
 
 
 class Cluster(Section):
@@ -359,6 +383,7 @@ class Config(Section):
     generation: Generation = Field(default_factory=lambda: Generation())
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation())
     tracking: Tracking = Field(default_factory=lambda: Tracking())
+    retraining: Retraining = Field(default_factory=lambda: Retraining())
     cluster: Cluster = Field(default_factory=lambda: Cluster())
 
     @model_validator(mode="after")
@@ -368,6 +393,8 @@ class Config(Section):
                 f"inspection.layer {self.inspection.layer} is not among factors.layers {self.factors.layers}; "
                 "inspect a layer whose factors are fitted"
             )
+        if self.retraining.metric == "mmlu" and not self.evaluation.mmlu.enabled:
+            raise ValueError("retraining.metric is mmlu, and evaluation.mmlu.enabled is false; enable it")
         if self.generation.max_new_tokens >= self.general.max_length:
             raise ValueError(
                 f"generation.max_new_tokens {self.generation.max_new_tokens} leaves no room for a prompt within "

@@ -14,6 +14,8 @@ from whence.config_file import inline_prompts
 stages_app = typer.Typer(rich_markup_mode="rich")
 PANEL = "One stage at a time, on plain folders"
 
+RETRAINING_PANEL = "Retraining, stage by stage"
+
 
 def _input(help_text: str, *, file: bool = False) -> Any:
     metavar = "FILE" if file else "DIR"
@@ -217,6 +219,68 @@ def report(
         evidence=evidence,
         benchmark=benchmark,
     )
+
+
+@stages_app.command(rich_help_panel=RETRAINING_PANEL)
+def find_champion(
+    config: ResolvedConfig,
+    base_model: BaseModel,
+    train_data: TrainData,
+    eval_data: EvalData,
+    champion: Annotated[Path, _output("Receives the champion's model; the base model where there is none.")],
+    challenge: Annotated[Path, _output("Receives the settings to compare champion and candidate with.", file=True)],
+    champion_version: Annotated[Path, _output("Receives its version number, empty where there is none.", file=True)],
+    summary: Annotated[Path, _output("Receives what has changed, as Markdown.", file=True)],
+) -> None:
+    """Look up the champion, and whether data or settings have changed since."""
+    from whence.stages import find_champion as stage
+
+    _run(
+        stage.run,
+        config=config,
+        base_model=base_model,
+        train_data=train_data,
+        eval_data=eval_data,
+        champion=champion,
+        challenge=challenge,
+        champion_version=champion_version,
+        summary=summary,
+    )
+
+
+@stages_app.command(rich_help_panel=RETRAINING_PANEL)
+def gate(
+    config: Annotated[Path, _input("The settings to compare champion and candidate with.", file=True)],
+    generations: Annotated[Path, _input("The answers of champion and candidate.")],
+    decision: Annotated[Path, _output("Receives the decision and its numbers.")],
+    summary: Annotated[Path, _output("Receives the same as Markdown.", file=True)],
+    champion_version: Annotated[str, typer.Option(help="The champion's version number, if there is a champion.")] = "",
+    benchmark: Annotated[Path | None, _input("Their predictions for multiple-choice questions.")] = None,
+) -> None:
+    """Decide whether the candidate may take the champion's place."""
+    from whence.stages import gate as stage
+
+    _run(
+        stage.run,
+        config=config,
+        champion_version=champion_version,
+        generations=generations,
+        benchmark=benchmark,
+        decision=decision,
+        summary=summary,
+    )
+
+
+@stages_app.command(rich_help_panel=RETRAINING_PANEL)
+def promote(
+    config: ResolvedConfig,
+    decision: Annotated[Path, _input("What the gate decided.")],
+    summary: Annotated[Path, _output("Receives what was done, as Markdown.", file=True)],
+) -> None:
+    """Make the candidate the champion, if the one it was compared with still is."""
+    from whence.stages import promote as stage
+
+    _run(stage.run, config=config, decision=decision, summary=summary)
 
 
 def _run(run: Callable[..., Any], **arguments: Any) -> None:

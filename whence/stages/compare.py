@@ -108,7 +108,8 @@ def _page(measured: dict[str, Any], truth: dict[str, float], table: pd.DataFrame
     sections = [
         Section(
             "Base against fine-tuned",
-            text=f"Bars are values from 0 to 1, whiskers {measured['confidence']:.0%} bootstrap intervals.",
+            text=f"Bars are values from 0 to 1, whiskers {measured['confidence']:.0%} bootstrap intervals."
+            + _who_is_who(measured["models"]),
             figures=[("Measures of both models", plots.comparison_bars(measured["metrics"]))],
         )
     ]
@@ -117,6 +118,13 @@ def _page(measured: dict[str, Any], truth: dict[str, float], table: pd.DataFrame
     names = table["query_id"].fillna(table["prompt_id"])  # a prompt without a reference is no query
     sections += [_prompt_section(str(name), rows) for name, rows in table.groupby(names, sort=False)]
     return page("Comparison", sections, text=HOW_TO_READ)
+
+
+def _who_is_who(models: dict[str, str]) -> str:
+    """Which models stand under the two names, where they have others: champion and candidate, when retraining."""
+    named = {"base": "base", "finetuned": "fine-tuned"}
+    other = [f"{named[role]} is {model_id}" for role, model_id in models.items() if model_id != role]
+    return f" Here {' and '.join(other)}." if other else ""
 
 
 def _prompt_section(name: str, rows: pd.DataFrame) -> Section:
