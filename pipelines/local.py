@@ -247,11 +247,17 @@ def _end_children() -> None:
 def _name_artifacts(run: LocalRun, pipeline: str) -> None:
     """kfp puts the artifacts into a folder named by pipeline and time; give it a name that can be told beforehand.
 
-    Its own name becomes a link, for the paths in kfp's log.
+    Its own name becomes a link, for the paths in kfp's log. So does the number that kfp gives to the second task of a
+    stage: of two tasks in two branches only one has run.
     """
     for folder in list(run.folder.glob(f"{pipeline}-*")):
         folder.rename(run.artifacts)
         _link(folder, run.artifacts.name)
+    for task in list(run.artifacts.glob("*-2")):
+        plain = task.with_name(task.name.removesuffix("-2"))
+        if not plain.exists():
+            task.rename(plain)
+            _link(task, plain.name)
 
 
 def _link(link: Path, target: str) -> None:

@@ -19,6 +19,7 @@ from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE
 from whence.tracking.address import Address
 
 PAGES = {
+    "The report": "report/report",
     "Answers, and the examples behind them": "compare/comparison_page",
     "Spectra of the factors": "inspect/spectra_page",
     "Loss curve": "train/loss_curve",

@@ -14,12 +14,12 @@ from conftest import ROOT, STAGES, Image, engine, image_of
 from components import STAGES as COMPONENTS
 from components.docs import component
 
-LIGHT = ("inspect", "compare")
+LIGHT = ("inspect", "compare", "report")
 MEGABYTE = 1_000_000
 # What each image must not have, whatever else may pull it in.
 HEAVY = {
-    "torch": {"inspect", "compare"},
-    "transformers": {"inspect", "compare"},
+    "torch": {"inspect", "compare", "report"},
+    "transformers": {"inspect", "compare", "report"},
     "kronfluence": set(STAGES) - {"fit_factors", "score"},
     "deepeval": set(STAGES) - {"mmlu"},
     "wandb": set(STAGES) - {"train"},

@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu"}
-PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("compare", "comparison_page")]
+STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report"}
+PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("compare", "comparison_page"), ("report", "report")]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_a_second_run_reuses_everything_and_still_has_a_complete_record(demo: Fo
     before = (demo.artifact("compare", "comparison") / "comparison.json").read_bytes()
     again = demo.whence("run", "--profile", "demo")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert demo.states() == dict.fromkeys(STAGES - {"prepare"}, "reused") | {"prepare": "finished"}
+    assert demo.states() == dict.fromkeys(STAGES, "reused") | {"prepare": "finished", "report": "finished"}
     assert (demo.artifact("compare", "comparison") / "comparison.json").read_bytes() == before
     client = MlflowClient(f"sqlite:///{demo.path}/mlflow.db")
     experiment = client.get_experiment_by_name("whence")

@@ -15,7 +15,7 @@ from whence.cli import build_app, main
 from whence.cli.settings import find_profile, find_settings
 from whence.errors import ConfigError
 
-STAGES = ("prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu")
+STAGES = ("prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report")
 
 
 class Outcome:

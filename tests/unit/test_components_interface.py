@@ -181,7 +181,7 @@ def test_the_library_needs_neither_components_nor_kfp() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("stage", ["inspect", "compare"])
+@pytest.mark.parametrize("stage", ["inspect", "compare", "report"])
 def test_stages_that_only_read_numbers_need_no_torch(stage: str) -> None:
     """Their images are small because they have none."""
     absent = "{'torch', 'transformers', 'kronfluence', 'scipy', 'sklearn', 'mlflow'}"
