@@ -18,6 +18,7 @@ OFTEN_SHOWN = 10
 SUSPECTS_SHOWN = 20
 SUSPECTS_IN_FILE = 500
 CLASSES_SHOWN = 12
+SHADES = 5
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute such a cell
 
 
@@ -61,9 +62,10 @@ class Flow:
     values: np.ndarray
     notes: list[str]
 
-    @property
-    def strongest(self) -> float:
-        return float(np.abs(self.values).max(initial=0.0))
+    def step(self, value: float) -> int:
+        """The shade of a cell, -5 to 5, by the root of its size: one strong cell is not to hide all others."""
+        strongest = float(np.abs(self.values).max(initial=0.0))
+        return round(float(np.sign(value)) * SHADES * (abs(value) / strongest) ** 0.5) if strongest > 0 else 0
 
 
 def often(material: Material, direction: str) -> list[Often]:
@@ -112,13 +114,17 @@ def suspects_csv(found: Sequence[Suspect]) -> str:
 def class_flow(material: Material) -> Flow | None:
     """How the examples of each class act on the answers of each class; None without queries or labels.
 
-    The most frequent :data:`CLASSES_SHOWN` classes stand by name, all others together in one.
+    Up to :data:`CLASSES_SHOWN` classes of a side stand by name: those of the most answers, then of the most examples,
+    in the same order on both sides, so that a class meets itself on the diagonal. All others are together in one.
     """
     labels = material.train.frame["label"].fillna("").astype(str)
     if not len(material.queries) or not labels.str.len().any():
         return None
-    rows, row_codes, row_note = _classes(labels, "classes of examples")
-    columns, column_codes, column_note = _classes(material.queries["completion"].astype(str), "answers")
+    answers = material.queries["completion"].astype(str)
+    asked, taught = answers.value_counts(), labels.value_counts()
+    order = sorted({*asked.index, *taught.index}, key=lambda name: (-asked.get(name, 0), -taught.get(name, 0), name))
+    rows, row_codes, row_note = _classes(labels, order, "classes of examples")
+    columns, column_codes, column_note = _classes(answers, order, "answers")
     deviation = material.scores.std(axis=1, keepdims=True)
     centred = material.scores - material.scores.mean(axis=1, keepdims=True)
     z = np.divide(centred, deviation, out=np.zeros_like(centred, dtype=np.float64), where=deviation > 0)
@@ -146,10 +152,12 @@ def flow_table(flow: Flow) -> pd.DataFrame:
     )
 
 
-def _classes(values: pd.Series, what: str) -> tuple[list[str], np.ndarray, str]:
-    counts = values.value_counts()
-    names = sorted(counts.index) if len(counts) <= CLASSES_SHOWN else list(counts.index[: CLASSES_SHOWN - 1])
-    rest = len(counts) - len(names)
+def _classes(values: pd.Series, order: Sequence[str], what: str) -> tuple[list[str], np.ndarray, str]:
+    present = set(values)
+    names = [name for name in order if name in present]
+    if len(names) > CLASSES_SHOWN:
+        names = names[: CLASSES_SHOWN - 1]
+    rest = len(present) - len(names)
     number = {name: code for code, name in enumerate(names)}
     codes = np.array([number.get(value, len(names)) for value in values], dtype=int)
     if not rest:

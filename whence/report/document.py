@@ -25,7 +25,7 @@ from whence.report.material import Material
 from whence.report.method import reproduction, settings_of
 from whence.report.script_data import Limits, script_data
 from whence.report.templating import environment, json_for_script
-from whence.report.words import number, percent, shortened
+from whence.report.words import number, percent, shortened, signed
 
 LARGEST = 5_000_000  # bytes
 LONGEST_TEXT = 4000  # characters of an example, even where there is room
@@ -147,6 +147,7 @@ def _render(
             data=json_for_script(script_data(material, details, found, limits)),
             number=number,
             percent=percent,
+            signed=signed,
             name=lambda text: shortened(str(text), LONGEST_NAME),
         )
     )

@@ -78,6 +78,12 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %".replace("-", "−")
 
 
+def signed(value: float) -> str:
+    """Two decimals with a sign, as z-scores are written; what rounds to nothing has none."""
+    text = f"{value:+.2f}".replace("-", "−")
+    return "0.00" if text[1:] == "0.00" else text
+
+
 def number(value: float) -> str:
     """Four significant digits, thousands apart."""
     if value == int(value) and abs(value) < 1e15:

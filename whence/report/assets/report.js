@@ -85,9 +85,10 @@
     let active = -1;
 
     function say(i, lead) {
-      const word = tokens[i].textContent.trim() || "white space";
+      const name = (token) => `“${token.textContent.trim() || "white space"}”`;
       const share = `${Math.round((Math.abs(weights[i]) / size) * 100)} % of the influence`;
-      readout.replaceChildren(lead, make("b", {}, `“${word}”`), ` ${signed(weights[i])}, ${share}`);
+      const next = i + 1 < tokens.length ? ` before ${name(tokens[i + 1])}` : "";
+      readout.replaceChildren(lead, make("b", {}, name(tokens[i])), `${next}: ${signed(weights[i])}, ${share}`);
     }
 
     function activate(i) {
