@@ -1,9 +1,10 @@
 #!/bin/sh
-# Build the images: all of them, or the targets named. Arguments that begin with -- go to the builder.
+# Build the images: all of them, or those named: the targets of docker/Dockerfile, and mlflow, the tracking server (its
+# tag is the version, as k8s/ has it). Arguments that begin with -- go to the builder.
 #   CONTAINER_ENGINE  docker or podman; by default docker where its daemon answers, otherwise podman
 #   REGISTRY          registry and folder of the images (whence)
 #   PUSH              1 pushes each image as soon as it is built
-#   TAG               default: version and content, as docker/tag.sh prints it; never latest
+#   TAG               of the stages' images; default: version and content, as docker/tag.sh prints it; never latest
 #   TORCH             cuda, or cpu
 set -eu
 cd "$(dirname "$0")/.."
@@ -22,16 +23,25 @@ for argument in "$@"; do
   esac
 done
 if [ -z "$targets" ]; then
-  targets=$(sed -n 's/^\[stages\.\(.*\)\]$/\1/p' docker/requirements/layers.toml)
+  targets="$(sed -n 's/^\[stages\.\(.*\)\]$/\1/p' docker/requirements/layers.toml) mlflow"
 fi
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-modified
+format=
+# Without it podman leaves the server's HEALTHCHECK out.
+[ "$CONTAINER_ENGINE" != podman ] || format=--format=docker
 for target in $targets; do
-  image=$REGISTRY/$(echo "$target" | tr _ -):$TAG
-  # shellcheck disable=SC2086  # options and engine are lists of words
-  $CONTAINER_ENGINE build --file docker/Dockerfile --target "$target" --tag "$image" --build-arg TORCH="${TORCH:-cuda}" \
-    --build-arg VERSION="$version" --build-arg REVISION="$revision" $options . || { echo "$image: not built" >&2; exit 1; }
+  if [ "$target" = mlflow ]; then
+    image=$REGISTRY/mlflow:$version
+    from="--file mlflow/Dockerfile mlflow"
+  else
+    image=$REGISTRY/$(echo "$target" | tr _ -):$TAG
+    from="--file docker/Dockerfile --target $target --build-arg TORCH=${TORCH:-cuda} ."
+  fi
+  # shellcheck disable=SC2086  # lists of words
+  $CONTAINER_ENGINE build $format --tag "$image" --build-arg VERSION="$version" --build-arg REVISION="$revision" \
+    $options $from || { echo "$image: not built" >&2; exit 1; }
   [ -z "${PUSH:-}" ] || $CONTAINER_ENGINE push --quiet "$image"
   echo "$image"
 done

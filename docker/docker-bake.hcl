@@ -10,14 +10,20 @@ variable "TAG" {
   }
 }
 
-variable "VERSION" { default = "" }
+variable "VERSION" {
+  default = ""
+  validation {
+    condition     = VERSION != ""
+    error_message = "set VERSION to that of pyproject.toml; k8s/ looks for the MLflow server's image under it"
+  }
+}
 
 variable "REVISION" { default = "" }
 
 # cuda, or cpu.
 variable "TORCH" { default = "cuda" }
 
-group "default" { targets = ["stage"] }
+group "default" { targets = ["stage", "mlflow"] }
 
 target "stage" {
   name = stage
@@ -31,6 +37,17 @@ target "stage" {
   tags       = ["${REGISTRY}/${replace(stage, "_", "-")}:${TAG}"]
   args = {
     TORCH    = TORCH
+    VERSION  = VERSION
+    REVISION = REVISION
+  }
+}
+
+# The tracking server.
+target "mlflow" {
+  context   = "mlflow"
+  platforms = ["linux/amd64"]
+  tags      = ["${REGISTRY}/mlflow:${VERSION}"]
+  args = {
     VERSION  = VERSION
     REVISION = REVISION
   }

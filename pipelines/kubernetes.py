@@ -12,7 +12,7 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from whence.config import GPU_STAGES, Cluster, Config
+from whence.config import GPU_STAGE, GPU_STAGES, Cluster, Config
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 UID = 1000  # the user of the images
@@ -20,6 +20,10 @@ BACKOFF = {"backoff_duration": "30s", "backoff_factor": 2.0, "backoff_max_durati
 FORM_HELP = {
     "gpu_node_selector": "Labels of the nodes for the GPU stages [cluster.gpu_node_selector].",
     "gpu_tolerations": "Taints that the GPU stages tolerate [cluster.gpu_tolerations].",
+    "gpu_accelerator": "Resource name of the GPU stages' accelerator [cluster.accelerator].",
+    "gpu_count": "Accelerators per task of a GPU stage [cluster.accelerator_count].",
+    "gpu_cpu": "Cores per task of a GPU stage, but of those that [cluster.stages] names.",
+    "gpu_memory": "Memory per task of a GPU stage, but of those that [cluster.stages] names.",
 }
 
 
@@ -81,6 +85,11 @@ class Placement:
         return {
             "gpu_node_selector": platform.node_selector if selector is None else selector,
             "gpu_tolerations": list(platform.tolerations) if tolerations is None else tolerations,
+            # Text, the number too: Kubeflow reads nothing else where a pod's resources are put together.
+            "gpu_accelerator": given.accelerator,
+            "gpu_count": str(given.accelerator_count),
+            "gpu_cpu": GPU_STAGE.cpu,
+            "gpu_memory": GPU_STAGE.memory,
         }
 
     def place(self, form: dict[str, Any], **tasks: PipelineTask) -> None:
@@ -89,26 +98,32 @@ class Placement:
             # How stages find the record of their pipeline run; `whence run` sets it the same way locally.
             kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
             if self.cluster is not None:
-                self._resources(self.cluster, stage, task)
+                self._resources(self.cluster, stage, task, form)
                 self._node(self.cluster, stage, task, form)
                 self._environment(self.cluster, task)
 
-    def _resources(self, cluster: Cluster, stage: str, task: PipelineTask) -> None:
+    def _resources(self, cluster: Cluster, stage: str, task: PipelineTask, form: dict[str, Any]) -> None:
         asked = cluster.resources(stage)
-        task.set_cpu_request(asked.cpu).set_cpu_limit(asked.cpu)
-        task.set_memory_request(asked.memory).set_memory_limit(asked.memory)
+        cpu, memory = asked.cpu, asked.memory
+        if self._on_gpu(stage) and stage not in cluster.stages:
+            cpu, memory = form["gpu_cpu"], form["gpu_memory"]
+        task.set_cpu_request(cpu).set_cpu_limit(cpu)
+        task.set_memory_request(memory).set_memory_limit(memory)
         task.set_retry(asked.retries, **BACKOFF)
         kubernetes.set_timeout(task, round(asked.timeout_hours * 3600))
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=asked.shm)
         kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
 
     def _node(self, cluster: Cluster, stage: str, task: PipelineTask, form: dict[str, Any]) -> None:
-        if stage in GPU_STAGES and self.gpu:
-            task.set_accelerator_type(cluster.accelerator).set_accelerator_limit(cluster.accelerator_count)
+        if self._on_gpu(stage):
+            task.set_accelerator_type(form["gpu_accelerator"]).set_accelerator_limit(form["gpu_count"])
             kubernetes.add_node_selector_json(task, form["gpu_node_selector"])
             kubernetes.add_toleration_json(task, form["gpu_tolerations"])
         else:
             kubernetes.add_node_affinity(task, match_expressions=[PLATFORMS[cluster.platform].not_gpu])
+
+    def _on_gpu(self, stage: str) -> bool:
+        return self.gpu and stage in GPU_STAGES
 
     def _environment(self, cluster: Cluster, task: PipelineTask) -> None:
         for name, keys in cluster.secrets.items():

@@ -51,7 +51,8 @@ def material(
             "prompt": [said[number % len(said)] for number in range(queries)],
             "completion": [CLASSES[number % len(CLASSES)] for number in range(queries)],
             "source": "reference",
-        }
+        },
+        dtype=object,
     )
     scores = rng.normal(size=(queries, examples)).astype(np.float32) * 100
     influences = listed(scores, frame, train.frame, top_k)
@@ -62,7 +63,8 @@ def material(
             "reference": [*frame["completion"], None],
             "base_answer": [texts[0] if texts else "a b c d"] * (queries + 1),
             "finetuned_answer": [*frame["completion"][:-1], "something else", "an answer"],
-        }
+        },
+        dtype=object,
     )
     made = Material(
         config=config(),
@@ -108,7 +110,8 @@ def train_set(examples: int, texts: list[str] | None) -> ExampleSet:
             "completion": [CLASSES[number % len(CLASSES)] for number in range(examples)],
             "label": [CLASSES[number % len(CLASSES)] for number in range(examples)],
             "source_id": [str(number) for number in range(examples)],
-        }
+        },
+        dtype=object,  # what pandas keeps as text cannot hold every string that JSON can
     )
     info = DatasetInfo(
         split="train",

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from whence import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "integration"))  # for its MLflow server
 
-STAGES = re.findall(r"^\[stages\.(\w+)\]$", (ROOT / "docker/requirements/layers.toml").read_text(), re.MULTILINE)
+SERVER = "mlflow"
+LAYERS = tomllib.loads((ROOT / "docker/requirements/layers.toml").read_text(encoding="utf-8"))
+STAGES = list(LAYERS["stages"])
 HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none", "--tmpfs=/tmp"]
 
 
 @dataclass(frozen=True)
 class Image:
-    """A stage's image."""
+    """The image of a stage, or of the tracking server."""
 
     stage: str
     name: str
@@ -42,6 +46,15 @@ class Image:
         return dict(json.loads(engine("image", "inspect", self.name, check=True).stdout)[0])
 
 
+def layers_of(stage: str) -> set[str]:
+    """The names of the layers that a stage's image is made on."""
+    below, name = set(), LAYERS["stages"][stage].get("on")
+    while name:
+        below.add(name)
+        name = LAYERS["layers"][name].get("on")
+    return below
+
+
 def engine(*arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:
     """docker or podman, away from the repository: podman leaves a note where it was started when memory ran out."""
     command = [os.environ["CONTAINER_ENGINE"], *arguments]
@@ -49,11 +62,17 @@ def engine(*arguments: str, check: bool = False) -> subprocess.CompletedProcess[
 
 
 def image_of(stage: str) -> Image:
-    registry, tag = os.environ["WHENCE_IMAGE_REGISTRY"], os.environ["WHENCE_TEST_TAG"]
-    return Image(stage, f"{registry}/{stage.replace('_', '-')}:{tag}")
+    tag = __version__ if stage == SERVER else os.environ["WHENCE_TEST_TAG"]
+    return Image(stage, f"{os.environ['WHENCE_IMAGE_REGISTRY']}/{stage.replace('_', '-')}:{tag}")
 
 
 @pytest.fixture(params=STAGES)
 def image(request: pytest.FixtureRequest) -> Image:
-    """Each image in turn."""
+    """The image of each stage in turn."""
+    return image_of(request.param)
+
+
+@pytest.fixture(params=[*STAGES, SERVER])
+def any_image(request: pytest.FixtureRequest) -> Image:
+    """Each image in turn, the tracking server's included."""
     return image_of(request.param)

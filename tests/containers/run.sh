@@ -28,7 +28,8 @@ if [ "${CONTAINER_ENGINE:=docker}" = podman ]; then
     [ "$(id -u)" = 0 ] || no_engine "podman, runc and debootstrap are not installed, and only root can install them ($needed)"
     command -v apt-get > /dev/null || no_engine "podman, runc and debootstrap are not installed, and there is no apt-get"
     # shellcheck disable=SC2086  # a list of words
-    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $needed > /dev/null \
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq \
+      --no-install-recommends $needed > /dev/null \
       || no_engine "apt-get could not install $needed"
   fi
   # Modest settings that also hold inside a virtual machine or container: the host's network, no systemd.

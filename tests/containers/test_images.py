@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import tomllib
 
 import pytest
 from build_settings import SECRET
-from conftest import ROOT, STAGES, Image, engine, image_of
+from conftest import ROOT, SERVER, STAGES, Image, engine, image_of, layers_of
 
 from components import STAGES as COMPONENTS
 from components.docs import component
+from whence import __version__
 
-LIGHT = ("inspect", "compare", "report")
+LIGHT = {stage for stage in STAGES if "models" not in layers_of(stage)}
 MEGABYTE = 1_000_000
 # What each image must not have, whatever else may pull it in.
 HEAVY = {
-    "torch": {"inspect", "compare", "report"},
-    "transformers": {"inspect", "compare", "report"},
-    "kronfluence": set(STAGES) - {"fit_factors", "score"},
+    "torch": LIGHT,
+    "transformers": LIGHT,
+    "kronfluence": {stage for stage in STAGES if "influence" not in layers_of(stage)},
     "deepeval": set(STAGES) - {"mmlu"},
     "wandb": set(STAGES) - {"train"},
     "kubernetes": set(STAGES),
@@ -40,9 +40,9 @@ def test_every_stage_has_an_image() -> None:
     assert re.findall(r'"(\w+)"', re.search(r"stage = \[(.*)\]", bake)[1]) == STAGES
 
 
-def test_it_runs_as_nobody_in_particular(image: Image) -> None:
-    assert image.inspect()["Config"]["User"] == "1000:1000"
-    assert image.shell("id -u; id -g").split() == ["1000", "1000"]
+def test_it_runs_as_nobody_in_particular(any_image: Image) -> None:
+    assert any_image.inspect()["Config"]["User"] == "1000:1000"
+    assert any_image.shell("id -u; id -g").split() == ["1000", "1000"]
 
 
 def test_the_default_command_explains_the_stage(image: Image) -> None:
@@ -52,24 +52,24 @@ def test_the_default_command_explains_the_stage(image: Image) -> None:
     assert "--config" in finished.stdout
 
 
-def test_nothing_of_it_can_be_changed(image: Image) -> None:
+def test_nothing_of_it_can_be_changed(any_image: Image) -> None:
     """Not even with a writable root: what it runs belongs to root."""
     found = engine(
-        "run", "--rm", "--network=none", image.name, "find", "/", "-xdev", "-writable", "-not", "-type", "l",
+        "run", "--rm", "--network=none", any_image.name, "find", "/", "-xdev", "-writable", "-not", "-type", "l",
         "-not", "-path", "/proc/*", "-not", "-path", "/dev/*",
     )  # fmt: skip
     allowed = {"/work", "/cache", "/tmp", "/var/tmp", "/run/lock"}
     assert set(found.stdout.split()) <= allowed
 
 
-def test_there_is_no_compiler(image: Image) -> None:
+def test_there_is_no_compiler(any_image: Image) -> None:
     in_path = "for folder in $(echo $PATH | tr : ' '); do ls $folder; done"
-    programs = image.shell(f"{in_path}; find / -xdev -name '*cc1*' 2>/dev/null; true")
+    programs = any_image.shell(f"{in_path}; find / -xdev -name '*cc1*' 2>/dev/null; true")
     assert [name for name in programs.split() if re.fullmatch(COMPILERS, name.rpartition("/")[2])] == []
 
 
-def test_no_program_may_become_root(image: Image) -> None:
-    ours = image.shell("find /opt /work /cache -xdev -perm /6000")
+def test_no_program_may_become_root(any_image: Image) -> None:
+    ours = any_image.shell("find /opt /work /cache -xdev -perm /6000")
     assert ours == ""
 
 
@@ -79,8 +79,7 @@ def test_it_holds_its_pinned_requirements_and_nothing_else(image: Image) -> None
     held = dict(line.split() for line in finished.stdout.splitlines())
     files = image.shell("cd /opt/whence/requirements && cat *.txt")
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", files, re.MULTILINE))
-    with open(ROOT / "pyproject.toml", "rb") as project:
-        pins["whence"] = tomllib.load(project)["project"]["version"]
+    pins["whence"] = __version__
     assert {_normal(name): version.partition("+")[0] for name, version in held.items()} == pins
 
 
@@ -105,10 +104,28 @@ def test_it_has_what_its_components_need(image: Image) -> None:
     image.shell(f"python -c 'import whence.kubeflow, {', '.join(f'whence.stages.{name}' for name in ours)}'")
 
 
-@pytest.mark.parametrize("stage", LIGHT)
+def test_what_only_draws_needs_no_model() -> None:
+    assert {"inspect", "compare"} <= LIGHT
+
+
+@pytest.mark.parametrize("stage", sorted(LIGHT))
 def test_light_images_are_light(stage: str) -> None:
     size = image_of(stage).inspect()["Size"]
     assert size < 600 * MEGABYTE, f"{size / MEGABYTE:.0f} MB"
+
+
+def test_the_sizes_that_the_page_lists_are_true() -> None:
+    """To a twentieth: the base differs from one Debian to the next."""
+    page = (ROOT / "docker/README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+) \|.*\| ([\d.]+) (MB|GB) \|$", page, re.MULTILINE)
+    listed = {
+        name: float(size) * {"MB": 1e6, "GB": 1e9}[unit]
+        for names, size, unit in rows
+        for name in re.findall(r"`([\w-]+)`", names)
+    }
+    assert sorted(listed) == sorted(stage.replace("_", "-") for stage in [*STAGES, SERVER])
+    actual = {name: image_of(name.replace("-", "_")).inspect()["Size"] for name in listed}
+    assert listed == pytest.approx(actual, rel=0.05)
 
 
 def test_stages_share_layers() -> None:
@@ -119,14 +136,16 @@ def test_stages_share_layers() -> None:
         assert len(set(layers[one]) & set(layers[other])) > at_least
 
 
-def test_labels_say_what_it_is(image: Image) -> None:
-    labels = image.inspect()["Config"]["Labels"]
-    with open(ROOT / "pyproject.toml", "rb") as project:
-        version = tomllib.load(project)["project"]["version"]
+def test_labels_say_what_it_is(any_image: Image) -> None:
+    labels = any_image.inspect()["Config"]["Labels"]
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    assert labels["org.opencontainers.image.version"] == version
+    assert labels["org.opencontainers.image.title"] == f"whence {any_image.stage.replace('_', '-')}"
+    assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.revision"].removesuffix("-modified") == (revision or "unknown")
-    assert image.run("whence", "--version").stdout.split() == ["whence", version]
+
+
+def test_it_says_its_version(image: Image) -> None:
+    assert image.run("whence", "--version").stdout.split() == ["whence", __version__]
 
 
 def test_its_tag_names_version_and_content(image: Image) -> None:
@@ -140,10 +159,10 @@ def test_a_moving_tag_is_refused() -> None:
     assert "TAG=latest moves" in refused.stderr
 
 
-def test_no_secret_of_the_build_is_left_in_it(image: Image) -> None:
+def test_no_secret_of_the_build_is_left_in_it(any_image: Image) -> None:
     """The index's configuration held a password while the image was built."""
-    history = engine("history", "--no-trunc", image.name, check=True).stdout
-    environment = "\n".join(image.inspect()["Config"]["Env"])
+    history = engine("history", "--no-trunc", any_image.name, check=True).stdout
+    environment = "\n".join(any_image.inspect()["Config"]["Env"])
     assert SECRET not in history + environment
     assert not re.search(r"password|secret=|token=|AKIA|BEGIN [A-Z ]*PRIVATE KEY", history + environment, re.IGNORECASE)
     skipped = "--exclude-dir=proc --exclude-dir=sys --exclude-dir=site-packages"
@@ -153,7 +172,7 @@ def test_no_secret_of_the_build_is_left_in_it(image: Image) -> None:
         for name in {names}; do find / -xdev -name $name -not -path '*/site-packages/*'; done
         find /root /run/secrets -type f -size +0 -path '*pip*'
     """
-    found = engine("run", "--rm", "--network=none", "--user=0", image.name, "sh", "-c", script)
+    found = engine("run", "--rm", "--network=none", "--user=0", any_image.name, "sh", "-c", script)
     assert found.stdout == ""
 
 

@@ -25,6 +25,7 @@ from mlflow_server import running
 from components import STAGES as COMPONENTS
 from whence.config_file import inline_prompts, load_config
 
+pytestmark = pytest.mark.timeout(2400)  # the demo takes minutes, and many more on a machine that others use too
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Path(__file__).with_name("run_pipeline.py")
 LIMIT = 3 << 30
@@ -47,7 +48,12 @@ class Watch:
                 continue  # gone between being listed and being looked at
 
     def end(self) -> None:
+        """Stop, and remove what an interrupted run left behind."""
         self._ended.set()
+        images = {image_of(stage).name for stage in STAGES}
+        for container in docker.from_env().containers.list():
+            if container.attrs["Config"]["Image"] in images:
+                container.remove(force=True)
 
 
 @dataclass(frozen=True)
@@ -81,12 +87,14 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         watch = Watch()
         thread = threading.Thread(target=watch.run, daemon=True)
         thread.start()
-        finished = subprocess.run(
-            [sys.executable, str(RUN), str(folder / "config.yaml"), str(folder), run_id],
-            env=environment, cwd=folder, capture_output=True, text=True,
-        )  # fmt: skip
-        watch.end()
-        thread.join()
+        try:
+            finished = subprocess.run(
+                [sys.executable, str(RUN), str(folder / "config.yaml"), str(folder), run_id],
+                env=environment, cwd=folder, capture_output=True, text=True,
+            )  # fmt: skip
+        finally:
+            watch.end()
+            thread.join()
         assert finished.returncode == 0, (finished.stdout + finished.stderr)[-6000:]
         yield Run(folder, watch.seen, server.client, run_id)
 

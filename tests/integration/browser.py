@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pytest
+from absent import absent
 
 ARGUMENTS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -18,11 +18,14 @@ ARGUMENTS = (
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A Playwright browser."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no browser: playwright is not installed")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        absent("playwright, the package")
     executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if executable is None:
-        pytest.skip("no browser: chromium is not installed")
-    with playwright.sync_playwright() as driver:
+        absent("chromium, the browser")
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=executable, args=ARGUMENTS.split())
         try:
             yield browser

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import boto3
 import pytest
+from absent import absent
 from swift import Swift, SwiftUnavailable, running
 
 
@@ -20,7 +21,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
         with running(tmp_path_factory.mktemp("swift")) as server:
             yield server
     except SwiftUnavailable as error:
-        pytest.skip(f"no S3 server: {error}")
+        absent(f"an S3 server: {error}")
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def test_what_the_compiled_pipeline_asks_for_is_there_and_the_a100_reaches_its_t
     a100 = {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
     assert all(labels == a100 == PLATFORMS["nvidia"].node_selector for labels in selected.values())
     quota = only(items, "ResourceQuota", "whence-gpus", "kubeflow")["spec"]["hard"]
-    assert quota.keys() == {f"requests.{asked_for(pipeline)}"}
+    assert quota.keys() == {f"requests.{form['gpu_accelerator']['defaultValue']}"}
 
 
 def node_selectors(
@@ -143,16 +143,6 @@ def node_selectors(
             yield from node_selectors(pipeline, executors, name, below)
         elif "nodeSelector" in executors[executor]:
             yield executor, values[executors[executor]["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]]
-
-
-def asked_for(pipeline: Object) -> str:
-    """The resource name of the accelerator."""
-    [name] = {
-        accelerator.get("resourceType") or accelerator["type"]
-        for executor in pipeline["deploymentSpec"]["executors"].values()
-        if (accelerator := executor["container"]["resources"].get("accelerator"))
-    }
-    return str(name)
 
 
 @pytest.mark.parametrize("overlay", COMPLETE)

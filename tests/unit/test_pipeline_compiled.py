@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from components import STAGES
 from pipelines.compile import compile_pipeline, portable_config
+from pipelines.kubernetes import FORM_HELP
 from whence.config_file import load_config
 from whence.errors import ConfigError
 from whence.kubeflow import form_default, form_of
@@ -44,7 +46,7 @@ def test_the_form_shows_the_profile_s_values_each_with_a_description(profile: st
     config = load_config(profile_file(profile))
     form = checked_in(profile)[0]["root"]["inputDefinitions"]["parameters"]
     fields = form_of(config)
-    places = {"gpu_node_selector", "gpu_tolerations"} if profile == "patents-tinyllama" else set()
+    places = set(FORM_HELP) if profile == "patents-tinyllama" else set()
     assert set(form) == {*fields, *places, "overrides"}
     assert {name: form[name]["defaultValue"] for name in fields} == {
         name: form_default(config, field) for name, field in fields.items()
@@ -99,14 +101,28 @@ GPU_WORK = {
 }  # fmt: skip
 
 
+def from_form(form: dict[str, Any], text: str) -> Any:
+    """The default of the field that Kubeflow reads ``text`` from."""
+    [name] = re.findall(r"^\{\{\$\.inputs\.parameters\['pipelinechannel--(\w+)'\]\}\}$", text)
+    return form[name]["defaultValue"]
+
+
 def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes() -> None:
     pipeline, platform = checked_in("patents-tinyllama")
     containers = {name: one["container"] for name, one in pipeline["deploymentSpec"]["executors"].items()}
     places = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     asking = {name for name, one in containers.items() if "accelerator" in one["resources"]}
     assert asking == GPU_WORK
-    assert {containers[name]["resources"]["accelerator"]["resourceType"] for name in asking} == {"nvidia.com/gpu"}
-    assert {containers[name]["resources"]["accelerator"]["resourceCount"] for name in asking} == {"1"}
+    form = pipeline["root"]["inputDefinitions"]["parameters"]
+    assert all(form[name]["parameterType"] == "STRING" for name in form if re.match("gpu_(acc|count|cpu|mem)", name))
+    for name in asking:
+        given = containers[name]["resources"]
+        accelerator = given.pop("accelerator")
+        assert from_form(form, accelerator["resourceType"]) == "nvidia.com/gpu"
+        assert from_form(form, accelerator["resourceCount"]) == "1"
+        sizes = {side: from_form(form, value) for side, value in given.items()}
+        cpus = {"resourceCpuLimit": "8", "resourceCpuRequest": "8"}
+        assert sizes == cpus | {"resourceMemoryLimit": "96Gi", "resourceMemoryRequest": "96Gi"}
     for name, place in places.items():
         if name in GPU_WORK:
             selector = place["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
@@ -118,14 +134,25 @@ def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes() -> None
             assert "tolerations" not in place
 
 
-def test_the_form_s_node_selector_reaches_the_nested_pipelines() -> None:
+def test_the_form_s_places_reach_the_nested_pipelines() -> None:
     pipeline, _ = checked_in("patents-tinyllama")
     form = pipeline["root"]["inputDefinitions"]["parameters"]
     assert form["gpu_node_selector"]["defaultValue"] == {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
     for name in ("shared-fit", "shared-score"):
         given = pipeline["root"]["dag"]["tasks"][name]["inputs"]["parameters"]
-        assert given["gpu_node_selector"] == {"componentInputParameter": "gpu_node_selector"}
-        assert given["gpu_tolerations"] == {"componentInputParameter": "gpu_tolerations"}
+        assert {field: given[field] for field in FORM_HELP} == {
+            field: {"componentInputParameter": field} for field in FORM_HELP
+        }
+
+
+def test_a_gpu_stage_with_resources_of_its_own_keeps_them(tmp_path: Path) -> None:
+    own = {"cluster.stages": {"train": {"cpu": "3", "memory": "12Gi"}}, "cluster.accelerator_count": 2}
+    compile_pipeline(profile_file("patents-tinyllama"), tmp_path / "p.yaml", own)
+    pipeline, _ = parsed(tmp_path / "p.yaml")
+    form = pipeline["root"]["inputDefinitions"]["parameters"]
+    resources = pipeline["deploymentSpec"]["executors"]["exec-train"]["container"]["resources"]
+    assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == ("3", "12Gi")
+    assert from_form(form, resources["accelerator"]["resourceCount"]) == "2"
 
 
 @pytest.mark.parametrize(
