@@ -151,12 +151,10 @@ def listed(scores: np.ndarray, queries: pd.DataFrame, train: pd.DataFrame, top_k
 
 def tokens(influences: pd.DataFrame, train: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
     """As ``tokens.parquet``: words and spaces as pieces, special tokens around them, shares that sum to the score."""
-    by_id = train.set_index("example_id")
     pieces = {
-        example_id: ["", *(word if not at else f" {word}" for at, word in enumerate(str(row.prompt).split(" "))),
-                     f" {row.completion}", ""]
-        for example_id, row in by_id.iterrows()
-    }  # fmt: skip
+        example_id: ["", *(f" {word}" if at else word for at, word in enumerate(prompt.split(" "))), f" {answer}", ""]
+        for example_id, prompt, answer in zip(train["example_id"], train["prompt"], train["completion"], strict=True)
+    }
     rows = []
     for row in influences.itertuples():
         shares = rng.normal(size=len(pieces[row.example_id]))

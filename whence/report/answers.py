@@ -103,8 +103,7 @@ def _entry(
         direction: _cards(material, details, row, direction, listed.get((query_id, direction)))
         for direction in DIRECTIONS
     }
-    ids = material.train.frame["example_id"]
-    layers, kinds = details.split([(query_id, ids.iloc[card.place]) for card in ends["helpful"]])
+    layers, kinds = details.split([(query_id, material.examples[card.place].example_id) for card in ends["helpful"]])
     neighbours, shared = _neighbours(material, row, ends["helpful"])
     models = material.config.models
     return Entry(

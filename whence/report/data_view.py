@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -85,13 +87,12 @@ def suspects(material: Material, count: int = SUSPECTS_IN_FILE) -> list[Suspect]
     if material.self_influence is None:
         return []
     order = np.argsort(-material.self_influence, kind="stable")[:count]
-    ids = material.train.frame["example_id"]
     flipped = None if material.train.truth is None else material.train.truth["flipped"].to_numpy(dtype=bool)
     return [
         Suspect(
             rank,
-            ids.iloc[place],
-            *_shown(material, ids.iloc[place]),
+            material.examples[place].example_id,
+            *_shown(material, material.examples[place].example_id),
             float(material.self_influence[place]),
             None if flipped is None else bool(flipped[place]),
         )
@@ -101,13 +102,15 @@ def suspects(material: Material, count: int = SUSPECTS_IN_FILE) -> list[Suspect]
 
 def suspects_csv(found: Sequence[Suspect]) -> str:
     """The suspects as CSV that a spreadsheet takes for text and numbers, not for formulas."""
-    frame = pd.DataFrame([vars(suspect) for suspect in found])
-    if len(frame) and frame["flipped"].isna().all():
-        frame = frame.drop(columns="flipped")
-    for column in ("example_id", "text", "label"):
-        frame[column] = [_no_formula(visible(str(value))) for value in frame[column]]
+    columns = ["rank", "self_influence", "example_id", "label", "text"]
+    if any(suspect.flipped is not None for suspect in found):
+        columns.append("flipped")
     stream = io.StringIO()
-    frame.to_csv(stream, index=False)
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    for suspect in found:
+        values = (getattr(suspect, column) for column in columns)
+        writer.writerow([_no_formula(visible(value)) if isinstance(value, str) else value for value in values])
     return stream.getvalue()
 
 
@@ -117,12 +120,12 @@ def class_flow(material: Material) -> Flow | None:
     Up to :data:`CLASSES_SHOWN` classes of a side stand by name: those of the most answers, then of the most examples,
     in the same order on both sides, so that a class meets itself on the diagonal. All others are together in one.
     """
-    labels = material.train.frame["label"].fillna("").astype(str)
-    if not len(material.queries) or not labels.str.len().any():
+    labels = [str(example.label or "") for example in material.examples]
+    answers = [str(answer) for answer in material.queries["completion"]]
+    if not answers or not any(labels):
         return None
-    answers = material.queries["completion"].astype(str)
-    asked, taught = answers.value_counts(), labels.value_counts()
-    order = sorted({*asked.index, *taught.index}, key=lambda name: (-asked.get(name, 0), -taught.get(name, 0), name))
+    asked, taught = Counter(answers), Counter(labels)
+    order = sorted(asked | taught, key=lambda name: (-asked[name], -taught[name], name))
     rows, row_codes, row_note = _classes(labels, order, "classes of examples")
     columns, column_codes, column_note = _classes(answers, order, "answers")
     deviation = material.scores.std(axis=1, keepdims=True)
@@ -152,7 +155,7 @@ def flow_table(flow: Flow) -> pd.DataFrame:
     )
 
 
-def _classes(values: pd.Series, order: Sequence[str], what: str) -> tuple[list[str], np.ndarray, str]:
+def _classes(values: Sequence[str], order: Sequence[str], what: str) -> tuple[list[str], np.ndarray, str]:
     present = set(values)
     names = [name for name in order if name in present]
     if len(names) > CLASSES_SHOWN:
@@ -168,7 +171,7 @@ def _classes(values: pd.Series, order: Sequence[str], what: str) -> tuple[list[s
 
 def _shown(material: Material, example_id: str) -> tuple[str, str]:
     place = material.places[example_id]
-    label = material.train.frame["label"].iloc[place]
+    label = material.examples[place].label
     return shortened(material.texts[place], EXCERPT), "" if label is None else str(label)
 
 

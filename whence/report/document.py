@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,14 +26,13 @@ from whence.report.material import Material
 from whence.report.method import reproduction, settings_of
 from whence.report.script_data import Limits, script_data
 from whence.report.templating import environment, json_for_script
-from whence.report.words import number, percent, shortened, signed
+from whence.report.words import LONGEST_NAME, number, percent, shortened, signed
 
 LARGEST = 5_000_000  # bytes
 LONGEST_TEXT = 4000  # characters of an example, even where there is room
-# Tried in this order until the page is small enough: shorter texts, then fewer examples, then fewer answers.
-CHARACTERS = (LONGEST_TEXT, 1500, 800, 400, 200)
+# In this order until the page is small enough: shorter texts, then fewer examples, then fewer answers.
+CHARACTERS = (LONGEST_TEXT, 2000, 1400, 1000, 700, 500, 350, 250)
 EXAMPLES = (10, 5, 3)
-LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,23 @@ def report(material: Material, largest: int = LARGEST) -> Report:
     details = Details(material)
     found = entries(material, details)
     fixed = _fixed(material)
-    for limits in _ladder(material, found):
+
+    @cache
+    def made(limits: Limits) -> Report:
         left_out = _left_out(material, found, limits, fixed["pictures_left_out"])
         html = _render(material, details, found[: limits.queries], limits, fixed | {"left_out": left_out})
-        if len(html.encode("utf-8")) < largest:
-            break
-    return Report(html, left_out)
+        return Report(html, left_out)
+
+    def fits(limits: Limits) -> bool:
+        return len(made(limits).html.encode("utf-8")) < largest
+
+    ladder = list(_ladder(found))
+    step = 0 if fits(ladder[0]) else bisect_left(ladder, True, lo=1, hi=len(ladder) - 1, key=fits)
+    return made(ladder[step])
 
 
-def _ladder(material: Material, found: Sequence[Entry]) -> Iterator[Limits]:
+def _ladder(found: Sequence[Entry]) -> Iterator[Limits]:
+    """From everything to next to nothing, each step smaller than the one before."""
     queries = len(found)
     listed = max((len(cards) for entry in found for cards in (entry.helpful, entry.harmful)), default=0)
     for characters in CHARACTERS:

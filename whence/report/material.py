@@ -78,15 +78,19 @@ class Material:
             raise DataError(f"influences.parquet lists {min(unknown)!r}, which is no training example; score again")
 
     @cached_property
+    def examples(self) -> list[Any]:
+        """The training examples, with ``example_id, prompt, completion, label`` as attributes."""
+        return list(self.train.frame.itertuples(index=False, name="Example"))
+
+    @cached_property
     def places(self) -> dict[str, int]:
         """The column of ``scores`` by example_id."""
-        return {example_id: place for place, example_id in enumerate(self.train.frame["example_id"])}
+        return {example.example_id: place for place, example in enumerate(self.examples)}
 
     @cached_property
     def texts(self) -> list[str]:
         """Every training example as one text."""
-        frame = self.train.frame
-        return [f"{prompt} {answer}" for prompt, answer in zip(frame["prompt"], frame["completion"], strict=True)]
+        return [f"{example.prompt} {example.completion}" for example in self.examples]
 
     @cached_property
     def word_overlap(self) -> np.ndarray:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from whence.report.answers import DIRECTIONS, Card, Entry
 from whence.report.details import Details
 from whence.report.material import Material
-from whence.report.tokens import TokenText
-from whence.report.words import shortened, standing
+from whence.report.templating import visible
+from whence.report.tokens import TokenText, utf16_length
+from whence.report.words import LONGEST_NAME, shortened, standing
 
 
 class Limits(NamedTuple):
@@ -64,22 +65,22 @@ class _Shown:
 
 
 def _tokens(material: Material, details: Details, place: int, limit: int) -> TokenText | None:
-    pieces = details.pieces.get(material.train.frame["example_id"].iloc[place])
+    pieces = details.pieces.get(material.examples[place].example_id)
     text = None if pieces is None else TokenText.of(pieces, limit)
     return text if text is not None and text.text else None
 
 
 def _example(material: Material, place: int, tokens: TokenText | None, limit: int) -> dict[str, Any]:
-    row = material.train.frame.iloc[place]
-    text = tokens.text if tokens else shortened(material.texts[place], limit)
-    answer = str(row["completion"])
-    begins = len(text) - len(answer) if text.endswith(answer) else len(text)
+    example = material.examples[place]
+    text = tokens.text if tokens else visible(shortened(material.texts[place], limit))
+    ending = visible(str(example.completion))
+    begins = len(text) - len(ending) if text.endswith(ending) else len(text)
     return {
-        "i": row["example_id"],
-        "l": row["label"],
+        "i": shortened(str(example.example_id), LONGEST_NAME),
+        "l": None if example.label is None else shortened(str(example.label), LONGEST_NAME),
         "t": text,
         "n": tokens.lengths() if tokens else None,
-        "a": len(text[:begins].encode("utf-16-le", "replace")) // 2,
+        "a": utf16_length(text[:begins]),
     }
 
 

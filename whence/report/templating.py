@@ -52,5 +52,5 @@ def _visible(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {visible(str(key)): _visible(value) for key, value in data.items()}
     if isinstance(data, Sequence):
-        return [_visible(value) for value in data]
+        return [value if type(value) is int else _visible(value) for value in data]  # numbers by the hundred thousand
     return data

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+LONGEST_NAME = 80  # characters of an id, a label or a class
 SHARES = (0.1, 0.5, 1, 2, 5, 10, 25, 50)  # percent
 _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
 
