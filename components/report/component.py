@@ -18,7 +18,7 @@ def report(
     summary: dsl.Output[dsl.Markdown],
     tables: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-    evidence: dsl.Input[dsl.Artifact] = None,
+    evidence: dsl.Input[dsl.Dataset] = None,
     benchmark: dsl.Input[dsl.Dataset] = None,
 ) -> None:
     """Write everything of the run on one page: answers, the examples behind them, and whether to believe it.

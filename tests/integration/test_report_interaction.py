@@ -78,14 +78,6 @@ def watch(window: Any, faults: list[str]) -> None:
     window.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
 
 
-def watch(window: Any, faults: list[str]) -> None:
-    """Note what fails in the window, and what it asks the network for."""
-    kinds = ("error", "warning")
-    window.on("console", lambda message: faults.append(message.text) if message.type in kinds else None)
-    window.on("pageerror", lambda error: faults.append(str(error)))
-    window.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
-
-
 def shown(window: Any) -> list[str]:
     """Names of the entries that are shown, in their order."""
     return window.eval_on_selector_all(
