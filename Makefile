@@ -46,6 +46,8 @@ e2e: setup ## The real pipeline, end to end
 compiled: setup ## Compile the checked-in pipelines again
 	$(BIN)/whence compile --profile demo -o pipelines/compiled/demo.yaml
 	$(BIN)/whence compile --profile patents-tinyllama -o pipelines/compiled/patents-tinyllama.yaml
+	$(BIN)/whence compile --profile patents-tinyllama --pipeline retraining \
+	  -o pipelines/compiled/patents-tinyllama-retraining.yaml
 
 component-docs: setup ## Write the input/output tables of the components' READMEs again
 	$(BIN)/python -m components.docs

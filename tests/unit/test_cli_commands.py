@@ -15,7 +15,10 @@ from whence.cli import build_app, main
 from whence.cli.settings import find_profile, find_settings
 from whence.errors import ConfigError
 
-STAGES = ("prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report")
+STAGES = (
+    "prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report", "find_champion",
+    "gate", "promote",
+)  # fmt: skip
 
 
 class Outcome:
@@ -43,7 +46,7 @@ def test_version_is_the_library_s(whence) -> None:
 
 def test_help_names_every_command(whence) -> None:
     out = whence("--help").out
-    for command in ("run", "compile", "evaluate", "config", *(stage.replace("_", "-") for stage in STAGES)):
+    for command in ("run", "compile", "evaluate", "config", "champion", *(stage.replace("_", "-") for stage in STAGES)):
         assert f" {command} " in out
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -111,11 +113,17 @@ class Registry:
         return sorted(map(_version, found), key=lambda version: -int(version.number))
 
     def download(self, version: Version, folder: Path) -> None:
-        """Fetch the files of a version into ``folder``."""
+        """Fetch the files of a version into ``folder``, in place of what is there."""
         from mlflow.artifacts import download_artifacts
 
-        folder.mkdir(parents=True, exist_ok=True)
-        self._ask(lambda: download_artifacts(version.source, dst_path=str(folder), tracking_uri=self.address.uri))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            # MLflow makes a folder of its own in there.
+            fetched = self._ask(
+                lambda: download_artifacts(version.source, dst_path=scratch, tracking_uri=self.address.uri)
+            )
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(fetched, folder)
 
     def promote(self, candidate: Version, over: str | None) -> bool:
         """Make ``candidate`` the champion, if ``over`` (None: none) still is; may be repeated.
