@@ -164,6 +164,21 @@ def test_a_character_of_several_tokens_stands_with_the_first_of_them(bytewise: P
     assert texts == ["", "A", " ", "漢", "", "", "\N{GRINNING FACE}", "", "", "", " ", "é", "", ""]
 
 
+def test_a_special_token_after_the_text_takes_no_text_again() -> None:
+    tokenizer = byte_level()
+    closing = processors.TemplateProcessing(single="$A <s>", special_tokens=[("<s>", 0)])
+    tokenizer.backend_tokenizer.post_processor = closing
+    assert token_texts(tokenizer, "A b", "c", 100) == ["A", " ", "b", "", " ", "c", ""]
+
+
+def test_without_offsets_the_text_of_a_token_is_what_it_decodes_to(
+    bytewise: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = token_texts(bytewise, "A valve." + TAIL, "Physics", 100)
+    monkeypatch.setattr(type(bytewise), "is_fast", False)
+    assert token_texts(bytewise, "A valve." + TAIL, "Physics", 100) == expected
+
+
 def test_loss_on_all_counts_every_token(bytewise: PreTrainedTokenizerBase) -> None:
     encoded = encode(bytewise, "A valve." + TAIL, "Physics", 100, loss_on="all")
     assert encoded.labels == encoded.input_ids

@@ -93,6 +93,15 @@ def test_tokens_and_modules_sum_to_the_score(tmp_path: Path, monkeypatch: pytest
     assert [len(shares) for shares in detail.tokens] == [TRAIN.lengths[example] for _, example in PAIRS]
 
 
+def test_the_sums_are_as_near_as_the_models_precision_lets_them(tmp_path: Path) -> None:
+    model = tiny_llama(torch.bfloat16)
+    scores, detail = divided(model, settings(general__dtype="bfloat16", scores__train_batch_size=1), tmp_path / "f")
+    expected = np.array([float(scores[pair]) for pair in PAIRS])
+    sums = np.array([shares.sum() for shares in detail.tokens])
+    np.testing.assert_allclose(sums, expected, rtol=0.05, atol=0.05 * float(scores.std()))
+    np.testing.assert_allclose(detail.modules.sum(1), sums, rtol=1e-4, atol=1e-4 * float(scores.std()))
+
+
 class Padded(Dataset[dict[str, torch.Tensor]]):
     """Examples padded to one length: stock kronfluence's per-token scores need that."""
 

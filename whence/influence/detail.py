@@ -50,7 +50,8 @@ def divide_scores(scoring: PairwiseScoring, pairs: Sequence[Pair]) -> Detail:
     """Divide the scores of ``pairs`` with the factors, damping and rank of ``scoring``.
 
     One pass over the training examples of the pairs for as many queries as fit into memory together, in batches as
-    large as those of scoring; query gradients are computed as for the scores, their random choices included.
+    large as those of scoring; query gradients are computed as for the scores, their random choices included. Other
+    examples share a batch than in scoring, so sums differ from the scores by the rounding of the model's precision.
 
     Raises:
         ResourceError: too little memory, before anything is computed.
@@ -97,18 +98,13 @@ def _divide_batch(
     """The shares in the scores of a batch of training examples, and the numbers of the pairs they belong to."""
     batch = {name: tensor.to(scoring.model.device) for name, tensor in batch.items()}
     ids = batch["input_ids"]
-    wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)  # place of the query -> (row, number of the pair)
-    for row, example in enumerate(indices):
-        for place, number in asked[example]:
-            wanted[place].append((row, number))
-    numbers = [number for some in wanted.values() for _, number in some]
-    rows = [(place, torch.tensor([row for row, _ in some], device=ids.device)) for place, some in wanted.items()]
-    detail = BatchDetail(rows, torch.zeros(len(numbers), ids.shape[1], device=ids.device))
+    pairs = [(place, row) for row, example in enumerate(indices) for place, _ in asked[example]]
+    detail = BatchDetail(pairs, torch.zeros(len(pairs), ids.shape[1], device=ids.device))
     for module in tracked_modules(network).values():
         module.detail = detail
     network.zero_grad(set_to_none=True)
     scoring.task.compute_train_loss(batch, network).backward()
-    return numbers, detail
+    return [number for example in indices for _, number in asked[example]], detail
 
 
 def token_table(listed: pd.DataFrame, pieces: Sequence[Sequence[str]], detail: Detail) -> pd.DataFrame:

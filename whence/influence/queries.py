@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from whence.influence.products import CHUNK_BYTES, Basis, gradient_chunks
+from whence.influence.products import Basis, gradient_chunks
 
 QueryGradients = torch.Tensor | list[torch.Tensor]  # [queries, outputs, inputs], or its factors by rank
 Way = Literal["tokens", "examples"]
-Pairs = Sequence[tuple[int, torch.Tensor]]  # a query's place among those held, and rows of the batch
+Pairs = Sequence[tuple[int, int]]  # places of a query among those held, and of a training example in the batch
 
 PLAIN = Basis(None, None)
 PIECE_BYTES = 1 << 28  # of intermediate results held at once
@@ -23,7 +23,7 @@ class BatchDetail:
     """Scores of some pairs in a batch, divided among tokens and modules; filled as the backward pass goes.
 
     Attributes:
-        pairs: which; the dimension of pairs below has the queries in this order, and each query's rows in theirs.
+        pairs: which.
         tokens: ``[pairs, tokens]`` fp32, summed over the modules so far.
         modules: ``[pairs]`` by module, summed over tokens.
     """
@@ -64,25 +64,22 @@ def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: 
 def token_scores(
     queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor, pairs: Pairs
 ) -> torch.Tensor:
-    """Scores of some pairs, divided among the tokens of the training examples: ``[pairs, tokens]``, query by query.
+    """Scores of some pairs, divided among the tokens of the training examples: ``[pairs, tokens]``.
 
     As ``G_b`` is the sum of its tokens' ``s_t a_t^T``, token ``t`` gives the score ``s_t^T P_q a_t``; only pairs that
     are asked for are computed. Arguments are those of :func:`query_scores`.
     """
-    tokens, inputs = activations.shape[1:]
-    held = CHUNK_BYTES.get(activations.device.type, CHUNK_BYTES["cuda"])
-    size = max(1, held // (4 * tokens * (2 * inputs + gradients.shape[2])))
-    pieces = [gradients.new_empty(0, tokens)]
-    for query, rows in pairs:
-        for some in rows.split(size):
-            seen, moved = activations[some], gradients[some]
-            if isinstance(queries, list):
-                left, right = queries
-                seen, moved = seen @ right[query].T, moved @ left[query]
-            else:
-                moved = moved @ queries[query]
-            pieces.append(seen.mul_(moved).sum(dim=2))
-    return torch.cat(pieces)
+    scores = gradients.new_empty(len(pairs), gradients.shape[1])
+    work = torch.empty_like(activations[0])  # taken once: blocks that come and go by the thousand leave holes
+    for share, (query, example) in zip(scores, pairs, strict=True):
+        seen, moved = activations[example], gradients[example]
+        if isinstance(queries, list):
+            left, right = queries
+            torch.linalg.vecdot(moved @ left[query], seen @ right[query].T, out=share)
+        else:
+            torch.mm(moved, queries[query], out=work)
+            torch.sum(work.mul_(seen), dim=1, out=share)
+    return scores
 
 
 def cheapest_way(queries: int, rank: int, batch: int, tokens: int, outputs: int, inputs: int) -> Way:
