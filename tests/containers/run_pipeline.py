@@ -34,7 +34,7 @@ def main(config: Path, folder: Path, run_id: str) -> None:
         network_mode="host",
         tmpfs={"/tmp": "mode=1777"},
         mounts=[Mount(target, str(folder / name), "bind") for target, name in (("/work", "work"), ("/cache", "cache"))],
-        environment={**environment, RUN_ID_VARIABLE: run_id, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"},
+        environment={**environment, RUN_ID_VARIABLE: run_id, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     local.init(runner, pipeline_root=str(folder / "root"))
     attribution_pipeline(settings, settings.to_yaml())()
