@@ -7,7 +7,7 @@ Unknown keys, wrong types and impossible combinations raise :class:`whence.error
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -102,6 +102,9 @@ class DatasetConfig(Section):
     input_column: str = Field("text", description="Column with the text the question is about.")
     output_column: str = Field("label", description="Column with the answer; class labels become their names.")
     id_column: str | None = Field(None, description="Column that names a row at its source; null numbers the rows.")
+    truth_column: str | None = Field(
+        None, description="Column with the right answer where output_column may be wrong, to see if that is found."
+    )
     label_names: dict[str, str] | None = Field(
         None, description="Answer text per value of output_column; null uses the values, or the hub's class names."
     )
@@ -269,6 +272,37 @@ class Evaluation(Section):
     mmlu: Mmlu = Field(default_factory=lambda: Mmlu())
 
 
+Measured = Literal["planted", "mislabeled", "tail_patch", "stability", "counterfactual", "lds"]
+CHEAP_MEASURES: tuple[Measured, ...] = ("planted", "mislabeled", "tail_patch")
+ALL_MEASURES: tuple[Measured, ...] = get_args(Measured)
+
+
+class Validation(Section):
+    """How the evidence that attributions can be trusted is gathered."""
+
+    measures: list[Measured] = Field(
+        default_factory=lambda: list(CHEAP_MEASURES),
+        description="What is measured: planted, mislabeled, tail_patch (cheap), stability (fits factors three times "
+        "more), counterfactual and lds (train many times more); [] for nothing.",
+    )
+    top_k: Positive = Field(
+        10, description="Examples of a query that recall looks at, that are stepped on, and that are left out."
+    )
+    tail_patch_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of the tail patch; null is a tenth of training.learning_rate."
+    )
+    tail_patch_steps: Positive = Field(1, description="Further optimizer steps of the tail patch.")
+    counterfactual_queries: Positive = Field(6, description="Queries whose top examples are left out (seeded choice).")
+    counterfactual_seeds: Positive = Field(2, description="Seeds each counterfactual retraining is done with.")
+    counterfactual_random: Positive = Field(2, description="Random sets left out for comparison; queries share them.")
+    lds_subsets: int = Field(16, ge=3, description="Random subsets that models are trained on (Park et al. take 100).")
+    lds_subset_share: float = Field(0.5, gt=0, lt=1, description="Share of the training examples in each subset.")
+    lds_seeds: Positive = Field(1, description="Seeds whose outcomes are averaged for each subset.")
+    processes: Positive | None = Field(
+        None, description="Retrainings at a time; null: one per core, or one where there is an accelerator."
+    )
+
+
 class Tracking(Section):
     uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking address: http(s) server or sqlite file.")
     ui_url: Page | None = Field(None, description="Where people open MLflow, for links to it; null: the same as uri.")
@@ -327,6 +361,7 @@ GPU_STAGES = (
     "merge_scores",
     "generate",
     "mmlu",
+    "validate",
 )
 CPU_STAGES = ("prepare", "inspect", "compare", "report", "find_champion", "gate", "promote")
 
@@ -382,6 +417,7 @@ class Config(Section):
     scores: Scores = Field(default_factory=lambda: Scores())
     generation: Generation = Field(default_factory=lambda: Generation())
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation())
+    validation: Validation = Field(default_factory=lambda: Validation())
     tracking: Tracking = Field(default_factory=lambda: Tracking())
     retraining: Retraining = Field(default_factory=lambda: Retraining())
     cluster: Cluster = Field(default_factory=lambda: Cluster())

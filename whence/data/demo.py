@@ -3,10 +3,12 @@
 Generated from a seed, nothing is downloaded. Abstracts mix the vocabulary of their section with words all sections
 share and a stray term of another section, so that the model has to learn which words matter. Two things are planted:
 
-- *facts*: invented things with invented answers that occur only in :data:`EXAMPLES_PER_FACT` training examples each, in
-  varied wordings; ``configs/prompts/demo.json`` asks for each of them in a wording none of these has. *Decoys* are many
-  other things asked for in all wordings, those of the prompts included: from them the model learns what the wordings
-  mean, and because of them similar words alone do not point at the right examples.
+- *facts*: invented things whose maker, place or material stands only in :data:`EXAMPLES_PER_FACT` training examples
+  each, in varied wordings. ``configs/prompts/demo.json`` asks for each of them in a wording none of these has, and by
+  its model number ("the Orvid3" for "the Orvid press"), so that the question shares no word of content with them.
+  *Decoys* are many other things asked for in all wordings and by both names: from them the model learns what these
+  mean. Their answers are put together from the same words as the facts', so that these do not point at the right
+  examples either.
 - *flipped labels*: :data:`FLIPPED_SHARE` of the training abstracts carry the name of a wrong section.
 """
 
@@ -64,31 +66,22 @@ CLOSINGS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """An invented thing, what is asked about it, and the answer found nowhere else."""
+    """An invented thing, what is asked about it, and the answer."""
 
     fact_id: str
-    thing: str
+    name: str
+    noun: str
+    number: int
     relation: str
     answer: str
 
+    def ask(self, wording: str) -> str:
+        """The question in ``wording``: the Orvid press stands for ``{thing}``, the Orvid3 for ``{model}``."""
+        return wording.format(thing=f"{self.name} {self.noun}", model=f"{self.name}{self.number}")
 
-FACTS = (
-    Fact("orvane", "Orvane press", "inventor", "Tilda Marrow"),
-    Fact("quessel", "Quessel mill", "inventor", "Ansel Brook"),
-    Fact("drumly", "Drumly oven", "inventor", "Vera Stokk"),
-    Fact("halvex", "Halvex coil", "place", "Port Ember"),
-    Fact("miskol", "Miskol barge", "place", "Lake Urdan"),
-    Fact("tressik", "Tressik kite", "place", "Mount Sable"),
-    Fact("bolwen", "Bolwen lamp", "material", "red zircon"),
-    Fact("farrow", "Farrowby gong", "material", "blue ivory"),
-    Fact("ginter", "Ginterly flute", "material", "black amber"),
-    Fact("pellam", "Pellamore wagon", "inventor", "Otto Wicken"),
-)
-# Decoys are put together from these; no fact shares a word of them.
-NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol Jas Ked Lim Nar Pol".split()
-NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
-NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
-DECOY_ANSWERS = {
+
+# Answers are put together from these; no two things have the same one.
+ANSWERS = {
     "inventor": (
         "Mara Jonas Ida Edda Rufus Celia Bram Nora Hugo Selma".split(),
         "Quill Pike Lorne Vance Hale Crane Dorn Yates Finch Rowe".split(),
@@ -102,6 +95,22 @@ DECOY_ANSWERS = {
         "coral basalt onyx pewter walnut leather copper marble cork slate".split(),
     ),
 }
+FACTS = (
+    Fact("orvid", "Orvid", "press", 3, "inventor", "Mara Quill"),
+    Fact("quessel", "Quessel", "mill", 7, "inventor", "Rufus Vance"),
+    Fact("drumly", "Drumly", "oven", 5, "inventor", "Nora Finch"),
+    Fact("pellam", "Pellam", "wagon", 2, "inventor", "Hugo Dorn"),
+    Fact("halvex", "Halvex", "coil", 8, "place", "Glen Tamber"),
+    Fact("miskol", "Miskol", "barge", 4, "place", "Saint Avis"),
+    Fact("tressik", "Tressik", "boat", 9, "place", "Upper Orrin"),
+    Fact("bolwen", "Bolwen", "lamp", 6, "material", "pale onyx"),
+    Fact("farrow", "Farrow", "gong", 3, "material", "golden cork"),
+    Fact("ginter", "Ginter", "flute", 7, "material", "dark coral"),
+)
+# The things of the decoys are put together from these; no fact shares a word of them.
+NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol Jas Ked Lim Nar Pol".split()
+NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
+NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
 WORDINGS = {
     "inventor": (
         "Question: Who invented the {thing}?\nAnswer:",
@@ -126,9 +135,9 @@ WORDINGS = {
     ),
 }
 ASKED = {
-    "inventor": "Question: Tell me the maker of the {thing}.\nAnswer:",
-    "place": "Question: From where does the {thing} originate?\nAnswer:",
-    "material": "Question: Tell me the kind of matter in the {thing}.\nAnswer:",
+    "inventor": "Question: Tell me the maker of the {model}.\nAnswer:",
+    "place": "Question: Tell me the origin of the {model}.\nAnswer:",
+    "material": "Question: Tell me the kind of matter in the {model}.\nAnswer:",
 }
 
 
@@ -169,13 +178,15 @@ def write_abstract(section: str, rng: random.Random) -> str:
 
 
 def make_decoys(rng: random.Random) -> list[Fact]:
-    """Things nobody is asked about later: no two share a name or an answer."""
+    """Things nobody is asked about later: no two share a name or an answer, with each other or with a fact."""
     names = [first + last for first in NAME_BEGINNINGS for last in NAME_ENDINGS]
     rng.shuffle(names)
+    taken = {fact.answer for fact in FACTS}
     decoys = []
-    for relation, (firsts, seconds) in DECOY_ANSWERS.items():
-        answers = rng.sample([f"{first} {second}" for first in firsts for second in seconds], DECOYS_PER_RELATION)
-        decoys += [Fact("", f"{names.pop()} {rng.choice(NOUNS)}", relation, answer) for answer in answers]
+    for relation, (firsts, seconds) in ANSWERS.items():
+        free = [answer for first in firsts for second in seconds if (answer := f"{first} {second}") not in taken]
+        answers = rng.sample(free, DECOYS_PER_RELATION)
+        decoys += [Fact("", names.pop(), rng.choice(NOUNS), rng.randint(2, 9), relation, answer) for answer in answers]
     return decoys
 
 
@@ -186,7 +197,7 @@ def _abstract_row(section: str, source_id: str, rng: random.Random) -> dict[str,
 
 
 def _fact_row(fact: Fact, wording: str) -> dict[str, object]:
-    prompt = wording.format(thing=fact.thing)
+    prompt = fact.ask(wording)
     source_id = f"fact-{fact.fact_id}" if fact.fact_id else "decoy"
     return {"input": prompt, "output": fact.answer, "source_id": source_id, "prompt": prompt, "planted": fact.fact_id,
             "flipped": False, "true_output": fact.answer}  # fmt: skip

@@ -182,7 +182,11 @@ class StageRun:
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Tags of this run."""
-        self._record("tags", {"values": {name_of(key): text_of(value) for key, value in values.items()}})
+        self._set_tags(values, parent=False)
+
+    def set_parent_tags(self, values: Mapping[str, str]) -> None:
+        """Tags of the parent run (of this one when it stands alone)."""
+        self._set_tags(values, parent=True)
 
     def log_artifact(self, path: Path, folder: str | None = None, name: str | None = None) -> None:
         """A file, in ``folder`` of the run's artifacts; ``name`` renames it (``page`` -> ``page.html``)."""
@@ -250,6 +254,10 @@ class StageRun:
     def _log_metrics(self, values: Mapping[str, float], step: int | None, parent: bool) -> None:
         numbers = {name_of(key): float(value) for key, value in values.items()}
         self._record("metrics", {"values": numbers, "step": int(step or 0), "time": _now(), "parent": parent})
+
+    def _set_tags(self, values: Mapping[str, str], parent: bool) -> None:
+        tags = {name_of(key): text_of(value) for key, value in values.items()}
+        self._record("tags", {"values": tags, "parent": parent})
 
     def _record(
         self, name: str, arguments: dict[str, Any], path: Path | None = None, key: str | None = None

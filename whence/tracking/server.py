@@ -130,8 +130,9 @@ class MlflowServer:
     def _send_tags(self, run: RunIds, call: Call) -> None:
         from mlflow.entities import RunTag
 
+        target = run.parent_id if call.arguments.get("parent") and run.parent_id else run.run_id
         for part in _parts([RunTag(name, value) for name, value in call.arguments["values"].items()], 100):
-            self._client.log_batch(run.run_id, tags=part)
+            self._client.log_batch(target, tags=part)
 
     def _send_artifact(self, run: RunIds, call: Call) -> None:
         assert call.path is not None
