@@ -253,9 +253,10 @@ def _name_artifacts(run: LocalRun, pipeline: str) -> None:
     for folder in list(run.folder.glob(f"{pipeline}-*")):
         folder.rename(run.artifacts)
         _link(folder, run.artifacts.name)
-    for task in list(run.artifacts.glob("*-2")):
-        plain = task.with_name(task.name.removesuffix("-2"))
-        if not plain.exists():
+    for stage in run.board.stages:
+        plain = run.artifacts / stage.replace("_", "-")
+        task = plain.with_name(f"{plain.name}-2")
+        if task.exists() and not plain.exists():
             task.rename(plain)
             _link(task, plain.name)
 

@@ -22,7 +22,8 @@ from whence.kubeflow import form_default, form_of
 ROOT = Path(__file__).parents[2]
 RETRAINING = "patents-tinyllama-retraining"
 # Kinds of them: the real job shares fitting and scoring.
-TASKS = {"demo": 8, "patents-tinyllama": 12, RETRAINING: 15}
+# A report is a task of each branch of a condition on the benchmark.
+TASKS = {"demo": 10, "patents-tinyllama": 14, RETRAINING: 16}
 PROFILES = tuple(TASKS)
 
 
@@ -247,9 +248,9 @@ def test_retraining_trains_after_a_change_explains_what_passed_and_promotes_last
     names = {path: set(dag_of(pipeline, *path)) for path in [(), ("changed",), ("changed", "explain")]}
     assert names[()] == {"prepare", "find-champion", "condition-1"}
     assert names["changed",] == {"train", "generate", "mmlu", "gate", "condition-2"}
-    assert names["changed", "explain"] == {"shared-fit", "shared-score", "inspect", "compare", "condition-3"}
+    assert names["changed", "explain"] == {"shared-fit", "shared-score", "inspect", "compare", "report", "condition-3"}
     assert set(dag_of(pipeline, "changed", "explain", "passed")) == {"promote"}
-    assert "compare" in dag_of(pipeline, "changed", "explain")["condition-3"]["dependentTasks"]
+    assert "report" in dag_of(pipeline, "changed", "explain")["condition-3"]["dependentTasks"]
 
 
 def test_champion_and_candidate_answer_the_same_and_the_gate_sees_both() -> None:
@@ -277,6 +278,20 @@ def test_a_benchmark_that_is_switched_off_has_no_task(tmp_path: Path) -> None:
     assert pipeline["root"]["dag"]["tasks"]["prepare"]["inputs"]["parameters"]["run_mmlu"]["runtimeValue"] == {
         "constant": False
     }
+
+
+def test_the_report_comes_last_with_the_benchmark_where_there_is_one() -> None:
+    pipeline = checked_in("demo")[0]
+    branches = pipeline["components"]["comp-condition-branches-1"]["dag"]["tasks"]
+    given = {}
+    for name, branch in branches.items():
+        tasks = pipeline["components"][branch["componentRef"]["name"]]["dag"]["tasks"]
+        [report] = [task for task in tasks if task.startswith("report")]
+        assert "cachingOptions" not in tasks[report] or not tasks[report]["cachingOptions"].get("enableCache")
+        given["mmlu" in tasks] = set(tasks[report]["inputs"]["artifacts"])
+        assert "run_mmlu" in branch["triggerPolicy"]["condition"], name
+    assert given[True] - given[False] == {"benchmark"}
+    assert given[False] >= {"config", "train_data", "history", "generations", "scores", "comparison", "spectra"}
 
 
 def test_the_real_job_s_profile_holds_the_values_it_was_specified_with() -> None:
