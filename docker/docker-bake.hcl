@@ -22,7 +22,7 @@ group "default" { targets = ["stage"] }
 target "stage" {
   name = stage
   matrix = {
-    stage = ["prepare", "train", "fit_factors", "inspect", "score", "generate", "compare", "mmlu"]
+    stage = ["prepare", "train", "fit_factors", "inspect", "score", "validate", "generate", "compare", "mmlu"]
   }
   context    = "."
   dockerfile = "docker/Dockerfile"

@@ -17,6 +17,7 @@ from components.mmlu.component import mmlu
 from components.prepare.component import prepare
 from components.score.component import score
 from components.train.component import train
+from components.validate.component import validate
 from pipelines.kubernetes import FORM_HELP, HERE, Placement
 from pipelines.parallel import shared_fit, shared_score
 from whence.config import Config
@@ -96,6 +97,7 @@ def _graph(
         scored = score(**inputs, factors=factors, generations=generations)
         scores = scored.outputs["scores"]
         placement.place(places, fit_factors=fitted, score=scored)
+    validated = validate(**inputs, base_model=base_model, factors=factors, generations=generations, scores=scores)
     inspected = inspect(config=config, factors=factors)
     compared = compare(config=config, generations=generations, scores=scores, train_data=train_data)
     with dsl.If(parameters["run_mmlu"] == True, name="run_mmlu"):  # noqa: E712  (a pipeline channel, not a bool)
@@ -106,6 +108,7 @@ def _graph(
         train=trained,
         inspect=inspected,
         generate=generated,
+        validate=validated,
         compare=compared,
         mmlu=benchmarked,
     )

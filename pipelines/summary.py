@@ -13,8 +13,10 @@ from rich.table import Table
 
 from pipelines.board import format_number
 from pipelines.local import LocalRun
+from whence.cli.evidence import print_evidence
 from whence.config import Config
-from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE
+from whence.evaluation.attribution.evidence import Evidence
+from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE, EVIDENCE
 from whence.tracking.address import Address
 
 PAGES = {
@@ -34,25 +36,23 @@ def print_result(console: Console, result: LocalRun, config: Config) -> None:
     if (comparison / COMPARISON).exists():
         _print_headline(console, json.loads((comparison / COMPARISON).read_text(encoding="utf-8"))["headline"])
         _print_first_answer(console, pd.read_parquet(comparison / COMPARISON_TABLE))
+    evidence = result.artifacts / "validate" / "evidence" / EVIDENCE
+    if evidence.exists():
+        console.print()
+        print_evidence(console, Evidence.read(evidence))
     _print_places(console, result, config)
 
 
 def _print_headline(console: Console, headline: dict[str, float]) -> None:
-    """One row per measure of the models, then what was measured once."""
+    """One row per measure of the models."""
     models = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("Measure", *ROLES):
         models.add_column(column, justify="left" if column == "Measure" else "right", style=None)
-    once = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
-    for name in dict.fromkeys(name.partition(".")[2] for name in headline if name.partition(".")[0] in ROLES):
+    for name in dict.fromkeys(name.partition(".")[2] for name in headline):
         values = (headline.get(f"{role}.{name}") for role in ROLES)
         models.add_row(name, *("" if value is None else format_number(value) for value in values))
-    for name, value in headline.items():
-        if name.partition(".")[0] not in ROLES:
-            once.add_row(name, format_number(value))
-    for table in (models, once):
-        if table.row_count:
-            console.print()
-            console.print(table)
+    console.print()
+    console.print(models)
 
 
 def _print_first_answer(console: Console, table: pd.DataFrame) -> None:

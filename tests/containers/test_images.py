@@ -20,7 +20,7 @@ MEGABYTE = 1_000_000
 HEAVY = {
     "torch": {"inspect", "compare"},
     "transformers": {"inspect", "compare"},
-    "kronfluence": set(STAGES) - {"fit_factors", "score"},
+    "kronfluence": set(STAGES) - {"fit_factors", "score", "validate"},
     "deepeval": set(STAGES) - {"mmlu"},
     "wandb": set(STAGES) - {"train"},
     "kubernetes": set(STAGES),
