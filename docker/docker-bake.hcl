@@ -28,7 +28,7 @@ group "default" { targets = ["stage", "mlflow"] }
 target "stage" {
   name = stage
   matrix = {
-    stage = ["prepare", "train", "fit_factors", "inspect", "score", "generate", "compare", "mmlu", "report"]
+    stage = ["prepare", "train", "fit_factors", "inspect", "score", "validate", "generate", "compare", "mmlu", "report"]
   }
   context    = "."
   dockerfile = "docker/Dockerfile"

@@ -43,6 +43,7 @@ def attribution_pipeline(config: Config, settings: str, placement: Placement = H
         generated = generate(config=config, base_model=base_model, model=model, eval_data=eval_data)
         explained = explanation.of(
             config=config,
+            base_model=base_model,
             model=model,
             train_data=train_data,
             history=trained.outputs["history"],

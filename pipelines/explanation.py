@@ -14,6 +14,7 @@ from components.fit_factors.component import fit_factors
 from components.inspect.component import inspect
 from components.report.component import report
 from components.score.component import score
+from components.validate.component import validate
 from pipelines.kubernetes import Placement
 from pipelines.parallel import shared_fit, shared_score
 from whence.config import Config
@@ -44,6 +45,7 @@ class Explanation:
         self,
         *,
         config: Any,
+        base_model: Any,
         model: Any,
         train_data: Any,
         history: Any,
@@ -51,9 +53,10 @@ class Explanation:
         tasks: Any,
         places: dict[str, Any],
     ) -> dict[str, Any]:
-        """Factors, their spectra, scores and the comparison; returns what :meth:`report` takes.
+        """Factors, their spectra, scores, their evidence and the comparison; returns what :meth:`report` takes.
 
         Args:
+            base_model: what the model was trained from.
             history: what was logged while training.
             tasks: the numbers of the tasks that share fitting and scoring.
             places: the fields of the form that say where tasks run.
@@ -69,9 +72,10 @@ class Explanation:
             scored = score(**inputs, factors=factors, generations=generations)
             scores = scored.outputs["scores"]
             self.placement.place(places, fit_factors=fitted, score=scored)
+        validated = validate(**inputs, base_model=base_model, factors=factors, generations=generations, scores=scores)
         inspected = inspect(config=config, factors=factors)
         compared = compare(config=config, generations=generations, scores=scores, train_data=train_data)
-        self.placement.place(places, inspect=inspected, compare=compared)
+        self.placement.place(places, inspect=inspected, validate=validated, compare=compared)
         return {
             "config": config,
             "train_data": train_data,
@@ -80,6 +84,7 @@ class Explanation:
             "scores": scores,
             "comparison": compared.outputs["comparison"],
             "spectra": inspected.outputs["spectra"],
+            "evidence": validated.outputs["evidence"],
         }
 
     def report(self, explained: dict[str, Any], places: dict[str, Any], **benchmark: Any) -> PipelineTask:

@@ -29,8 +29,8 @@ SUMMARY = (
     "promote it where it passes the gate, with the training examples behind its answers."
 )
 STAGES = (
-    "prepare", "find_champion", "train", "generate", "mmlu", "gate", "fit_factors", "inspect", "score", "compare",
-    "report", "promote",
+    "prepare", "find_champion", "train", "generate", "mmlu", "gate", "fit_factors", "inspect", "score", "validate",
+    "compare", "report", "promote",
 )  # fmt: skip
 RUN_MMLU = "run_mmlu"  # settled when the pipeline is compiled: a guard is nothing to switch off in a form
 
@@ -71,6 +71,7 @@ def retraining_pipeline(config: Config, settings: str, placement: Placement = HE
             with dsl.If(judged.outputs["Output"] == True, name="explain"):  # noqa: E712
                 explained = explanation.of(
                     config=challenge,
+                    base_model=base_model,
                     model=model,
                     train_data=train_data,
                     history=trained.outputs["history"],

@@ -14,8 +14,10 @@ from rich.table import Table
 
 from pipelines.board import format_number
 from pipelines.local import LocalRun
+from whence.cli.evidence import print_evidence
 from whence.config import Config
-from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE
+from whence.evaluation.attribution.evidence import Evidence
+from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE, EVIDENCE
 from whence.tracking.address import Address
 
 PAGES = {
@@ -43,25 +45,23 @@ def print_result(console: Console, result: LocalRun, config: Config) -> None:
         compared = json.loads((comparison / COMPARISON).read_text(encoding="utf-8"))
         _print_headline(console, compared["headline"], compared["models"])
         _print_first_answer(console, pd.read_parquet(comparison / COMPARISON_TABLE), compared["models"])
+    evidence = result.artifacts / "validate" / "evidence" / EVIDENCE
+    if evidence.exists():
+        console.print()
+        print_evidence(console, Evidence.read(evidence))
     _print_places(console, result, config)
 
 
 def _print_headline(console: Console, headline: dict[str, float], ids: dict[str, str]) -> None:
-    """One row per measure of the models (their ids by role), then what was measured once."""
+    """One row per measure of the models, their ids by role."""
     models = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for column in ("Measure", *(ids.get(role, role) for role in ROLES)):
         models.add_column(column, justify="left" if column == "Measure" else "right", style=None)
-    once = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
-    for name in dict.fromkeys(name.partition(".")[2] for name in headline if name.partition(".")[0] in ROLES):
+    for name in dict.fromkeys(name.partition(".")[2] for name in headline):
         values = (headline.get(f"{role}.{name}") for role in ROLES)
         models.add_row(name, *("" if value is None else format_number(value) for value in values))
-    for name, value in headline.items():
-        if name.partition(".")[0] not in ROLES:
-            once.add_row(name, format_number(value))
-    for table in (models, once):
-        if table.row_count:
-            console.print()
-            console.print(table)
+    console.print()
+    console.print(models)
 
 
 def _print_first_answer(console: Console, table: pd.DataFrame, ids: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report"}
+STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report", "validate"}
 PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("compare", "comparison_page"), ("report", "report")]
 
 

@@ -16,8 +16,8 @@ from whence.cli.settings import find_profile, find_settings
 from whence.errors import ConfigError
 
 STAGES = (
-    "prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report", "find_champion",
-    "gate", "promote",
+    "prepare", "train", "fit_factors", "inspect", "generate", "score", "validate", "compare", "mmlu", "report",
+    "find_champion", "gate", "promote",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 RETRAINING = "patents-tinyllama-retraining"
 # Kinds of them: the real job shares fitting and scoring.
 # A report is a task of each branch of a condition on the benchmark.
-TASKS = {"demo": 10, "patents-tinyllama": 14, RETRAINING: 16}
+TASKS = {"demo": 11, "patents-tinyllama": 15, RETRAINING: 17}
 PROFILES = tuple(TASKS)
 
 
@@ -248,7 +248,15 @@ def test_retraining_trains_after_a_change_explains_what_passed_and_promotes_last
     names = {path: set(dag_of(pipeline, *path)) for path in [(), ("changed",), ("changed", "explain")]}
     assert names[()] == {"prepare", "find-champion", "condition-1"}
     assert names["changed",] == {"train", "generate", "mmlu", "gate", "condition-2"}
-    assert names["changed", "explain"] == {"shared-fit", "shared-score", "inspect", "compare", "report", "condition-3"}
+    assert names["changed", "explain"] == {
+        "shared-fit",
+        "shared-score",
+        "inspect",
+        "validate",
+        "compare",
+        "report",
+        "condition-3",
+    }
     assert set(dag_of(pipeline, "changed", "explain", "passed")) == {"promote"}
     assert "report" in dag_of(pipeline, "changed", "explain")["condition-3"]["dependentTasks"]
 
@@ -291,7 +299,16 @@ def test_the_report_comes_last_with_the_benchmark_where_there_is_one() -> None:
         given["mmlu" in tasks] = set(tasks[report]["inputs"]["artifacts"])
         assert "run_mmlu" in branch["triggerPolicy"]["condition"], name
     assert given[True] - given[False] == {"benchmark"}
-    assert given[False] >= {"config", "train_data", "history", "generations", "scores", "comparison", "spectra"}
+    assert given[False] >= {
+        "config",
+        "train_data",
+        "history",
+        "generations",
+        "scores",
+        "comparison",
+        "spectra",
+        "evidence",
+    }
 
 
 def test_the_real_job_s_profile_holds_the_values_it_was_specified_with() -> None:

@@ -151,6 +151,44 @@ def score(
 
 
 @stages_app.command(rich_help_panel=PANEL)
+def validate(
+    config: ResolvedConfig,
+    base_model: BaseModel,
+    model: Model,
+    factors: Factors,
+    train_data: TrainData,
+    generations: Generations,
+    scores: ScoresFolder,
+    evidence: Annotated[Path, _output("Receives the grade and the numbers it hangs on.")],
+    summary: Annotated[Path, _output("Receives the same for reading, as Markdown.", file=True)],
+    full: Annotated[
+        bool, typer.Option("--full", help="Measure everything, also what trains the model again many times.")
+    ] = False,
+) -> None:
+    """Measure whether the attributions can be trusted, and grade the evidence in words."""
+    from rich.console import Console
+
+    from whence.cli.evidence import print_evidence
+    from whence.evaluation.attribution.evidence import Evidence
+    from whence.stages import validate as stage
+    from whence.stages.artifacts import EVIDENCE
+
+    stage.run(
+        config=config,
+        base_model=base_model,
+        model=model,
+        factors=factors,
+        train_data=train_data,
+        generations=generations,
+        scores=scores,
+        evidence=evidence,
+        summary=summary,
+        full=full,
+    )
+    print_evidence(Console(), Evidence.read(evidence / EVIDENCE))
+
+
+@stages_app.command(rich_help_panel=PANEL)
 def compare(
     config: ResolvedConfig,
     generations: Generations,
