@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import report_helpers
 from axe import axe_source
@@ -273,6 +274,17 @@ def test_a_long_word_does_not_widen_a_phone_s_page(browser: Any) -> None:
     window.set_content(report(report_helpers.material(texts=["x" * 3000, "y" * 3000])).html)
     window.locator(".entry > summary").first.click()
     assert window.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_model_of_many_layers_fits_a_phone(browser: Any, material: Any) -> None:
+    one = material.modules[(material.modules["layer"] == 0)]
+    deep = pd.concat([one.assign(layer=layer) for layer in range(32)], ignore_index=True)
+    window = browser.new_page(viewport={"width": 360, "height": 740})
+    window.set_content(report(replace(material, modules=deep)).html)
+    window.locator(".entry > summary").first.click()
+    assert window.locator(".card rect").count() > 32 * 5
+    assert window.evaluate("document.documentElement.scrollWidth") <= 360
+    assert window.locator(".card svg").first.evaluate("e => e.getBoundingClientRect().right") <= 340
 
 
 def test_printed_all_answers_are_open_and_closed_again_afterwards(opened: Callable[..., Any]) -> None:

@@ -140,6 +140,23 @@ def test_cards_carry_the_influences_of_their_query(material: Material) -> None:
     assert found[-1].helpful == []
 
 
+def test_a_prompt_scored_twice_has_an_entry_for_each_of_its_answers(material: Material) -> None:
+    own = material.queries.iloc[[0]].assign(query_id="q0/generated", source="generated", completion="its own")
+    both = replace(
+        material,
+        queries=pd.concat([material.queries, own], ignore_index=True),
+        scores=np.vstack([material.scores, material.scores[:1]]),
+        influences=pd.concat(
+            [material.influences, material.influences.query("query_id == 'q0'").assign(query_id="q0/generated")]
+        ),
+    )
+    found = entries(both, Details(both))
+    assert [(entry.slug, entry.scored) for entry in found[:3]] == [
+        ("q0", "reference"), ("q0-generated", "generated"), ("q1", "reference")
+    ]  # fmt: skip
+    assert len(found[1].helpful) == len(found[0].helpful) > 0
+
+
 def test_influence_is_split_by_layer_and_by_type_of_module(material: Material) -> None:
     card = entries(material, Details(material))[0].helpful[0]
     assert card.layers is not None

@@ -70,6 +70,11 @@ class Entry:
     shared: int
 
     @property
+    def opening(self) -> str:
+        """How the prompt begins, for the list of answers."""
+        return self.prompt if len(self.prompt) <= EXCERPT else f"{self.prompt[:EXCERPT]}…"
+
+    @property
     def strongest(self) -> dict[str, float]:
         """The z-score of the first card of each end, 0 without one."""
         return {name: getattr(self, name)[0].z_score if getattr(self, name) else 0.0 for name in DIRECTIONS}

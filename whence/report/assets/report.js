@@ -123,7 +123,7 @@
 
   function bars(names, permille, caption) {
     const short = names.map((name) => name.replace(/^layer /, "").replace(/_proj$/, ""));
-    const width = short.some((name) => name.length > 3) ? 34 : names.length > 24 ? 9 : 16;
+    const width = short.some((name) => name.length > 3) ? 34 : names.length > 12 ? 11 : 16;
     const height = 34;
     const most = Math.max(...permille.map(Math.abs), 1);
     const lowest = Math.min(...permille, 0);
@@ -131,10 +131,11 @@
     const scale = height / (highest - lowest || most);
     const zero = highest * scale;
     const said = names.map((name, i) => `${name} ${Math.round(permille[i] / 10)} %`);
-    const svg = make("svg", { width: width * names.length, height: height + 14, role: "img", "aria-label": `${caption}: ${said.join(", ")}` });
+    const size = { width: width * names.length, height: height + 14 };
+    const svg = make("svg", { ...size, viewBox: `0 0 ${size.width} ${size.height}`, role: "img", "aria-label": `${caption}: ${said.join(", ")}` });
     permille.forEach((value, i) => {
-      const size = Math.max(Math.abs(value) * scale, 1);
-      const bar = make("rect", { x: i * width + 1.5, y: value >= 0 ? zero - size : zero, width: width - 3, height: size,
+      const length = Math.max(Math.abs(value) * scale, 1);
+      const bar = make("rect", { x: i * width + 1.5, y: value >= 0 ? zero - length : zero, width: width - 3, height: length,
         rx: 1, class: value >= 0 ? "up" : "down" });
       bar.append(make("title", {}, said[i]));
       svg.append(bar);
