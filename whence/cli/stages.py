@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
-from whence.config_file import inline_prompts
+from whence.config import ALL_MEASURES
+from whence.config_file import inline_prompts, load_config
 
 stages_app = typer.Typer(rich_markup_mode="rich")
 PANEL = "One stage at a time, on plain folders"
@@ -169,18 +171,21 @@ def validate(
     from whence.stages import validate as stage
     from whence.stages.artifacts import EVIDENCE
 
-    stage.run(
-        config=config,
-        base_model=base_model,
-        model=model,
-        factors=factors,
-        train_data=train_data,
-        generations=generations,
-        scores=scores,
-        evidence=evidence,
-        summary=summary,
-        full=full,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder, "config.yaml")
+        overrides = {"validation.measures": list(ALL_MEASURES)} if full else {}
+        settings.write_text(load_config(config, overrides).to_yaml(), encoding="utf-8")
+        stage.run(
+            config=settings,
+            base_model=base_model,
+            model=model,
+            factors=factors,
+            train_data=train_data,
+            generations=generations,
+            scores=scores,
+            evidence=evidence,
+            summary=summary,
+        )
     print_evidence(Console(), Evidence.read(evidence / EVIDENCE))
 
 

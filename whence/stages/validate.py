@@ -39,7 +39,6 @@ def run(
     scores: Path,
     evidence: Path,
     summary: Path,
-    full: bool = False,
 ) -> StageResult:
     """Measure what ``validation.measures`` names, beside the baselines, and grade it.
 
@@ -54,9 +53,8 @@ def run(
         evidence: receives ``evidence.json`` (grade, measures with intervals, what was not measured and why),
             ``evidence.parquet`` (the same numbers as a table) and the outcomes of all retrainings.
         summary: receives the grade and the numbers as Markdown.
-        full: measure everything there is, whatever ``validation.measures`` says.
     """
-    settings = load_config(config, {"validation.measures": list(ALL_MEASURES)} if full else None)
+    settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
         gathering = _open(work, settings, model, base_model, factors, train_data, generations, scores)
