@@ -46,7 +46,8 @@ def test_what_is_no_evidence_is_refused_with_the_way_out(tmp_path, text):
 def test_evidence_is_read_graded_and_shown_without_torch():
     code = (
         "import sys; from whence.evaluation.attribution import bm25, evidence, grade, planted, lds; "
-        "from whence.evaluation.attribution import mislabeled, summary, counterfactual; bm25.bm25_scores(['a b'], ['b c']); import whence.cli.evidence; "
+        "from whence.evaluation.attribution import mislabeled, summary, counterfactual; "
+        "bm25.bm25_scores(['a b'], ['b c']); import whence.cli.evidence; "
         "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
