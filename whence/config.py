@@ -292,7 +292,7 @@ class Validation(Section):
         None, gt=0, description="Learning rate of the tail patch; null is a tenth of training.learning_rate."
     )
     tail_patch_steps: Positive = Field(1, description="Further optimizer steps of the tail patch.")
-    counterfactual_queries: Positive = Field(6, description="Queries whose top examples are left out (seeded choice).")
+    counterfactual_queries: Positive = Field(4, description="Queries whose top examples are left out (seeded choice).")
     counterfactual_seeds: Positive = Field(2, description="Seeds each counterfactual retraining is done with.")
     counterfactual_random: Positive = Field(2, description="Random sets left out for comparison; queries share them.")
     lds_subsets: int = Field(16, ge=3, description="Random subsets that models are trained on (Park et al. take 100).")

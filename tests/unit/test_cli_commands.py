@@ -13,6 +13,7 @@ import yaml
 from whence import __version__
 from whence.cli import build_app, main
 from whence.cli.settings import find_profile, find_settings
+from whence.cli.stages import read_share
 from whence.errors import ConfigError
 
 STAGES = (
@@ -138,3 +139,10 @@ def test_a_profile_here_comes_before_the_library_s_own(tmp_path: Path, monkeypat
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo.yaml").write_text("profile: mine\n")
     assert find_profile("demo") == tmp_path / "configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "2/", "two/4", "-1/4"])
+def test_a_share_is_written_as_one_number_of_another(text: str) -> None:
+    assert read_share("2/4") == (1, 4)
+    with pytest.raises(ConfigError, match=r"write it as I/N with I from 1 to N"):
+        read_share(text)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from whence.errors import DataError
@@ -38,3 +41,14 @@ def test_what_is_no_evidence_is_refused_with_the_way_out(tmp_path, text):
         path.write_text(text)
     with pytest.raises(DataError, match="run `whence validate` again"):
         Evidence.read(path)
+
+
+def test_evidence_is_read_graded_and_shown_without_torch():
+    code = (
+        "import sys; from whence.evaluation.attribution import bm25, evidence, grade, planted, lds; "
+        "from whence.evaluation.attribution import mislabeled, summary, counterfactual; "
+        "bm25.bm25_scores(['a b'], ['b c']); import whence.cli.evidence; "
+        "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout == "[]\n", run.stderr

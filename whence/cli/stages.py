@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
-from whence.config_file import inline_prompts
+from whence.config import ALL_MEASURES
+from whence.config_file import inline_prompts, load_config
+from whence.errors import ConfigError
 
 stages_app = typer.Typer(rich_markup_mode="rich")
 PANEL = "One stage at a time, on plain folders"
@@ -164,27 +167,40 @@ def validate(
     full: Annotated[
         bool, typer.Option("--full", help="Measure everything, also what trains the model again many times.")
     ] = False,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only do the I-th of N shares of the retrainings, and grade nothing: for machines with one work_dir.",
+        ),
+    ] = None,
 ) -> None:
     """Measure whether the attributions can be trusted, and grade the evidence in words."""
     from rich.console import Console
 
     from whence.cli.evidence import print_evidence
     from whence.evaluation.attribution.evidence import Evidence
+    from whence.stages import retrain_share
     from whence.stages import validate as stage
     from whence.stages.artifacts import EVIDENCE
 
-    stage.run(
-        config=config,
-        base_model=base_model,
-        model=model,
-        factors=factors,
-        train_data=train_data,
-        generations=generations,
-        scores=scores,
-        evidence=evidence,
-        summary=summary,
-        full=full,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder, "config.yaml")
+        overrides = {"validation.measures": list(ALL_MEASURES)} if full else {}
+        settings.write_text(load_config(config, overrides).to_yaml(), encoding="utf-8")
+        inputs = {
+            "config": settings,
+            "base_model": base_model,
+            "model": model,
+            "factors": factors,
+            "train_data": train_data,
+            "generations": generations,
+            "scores": scores,
+        }
+        if share is not None:
+            typer.echo(f"{retrain_share.retrain_share(**inputs, share=read_share(share))} retrainings are finished")
+            return
+        stage.run(**inputs, evidence=evidence, summary=summary)
     print_evidence(Console(), Evidence.read(evidence / EVIDENCE))
 
 
@@ -319,6 +335,18 @@ def promote(
     from whence.stages import promote as stage
 
     _run(stage.run, config=config, decision=decision, summary=summary)
+
+
+def read_share(text: str) -> tuple[int, int]:
+    """A share as text, ``2/4``, as :func:`whence.stages.retrain_share.retrain_share` counts: ``(1, 4)``.
+
+    Raises:
+        ConfigError: it is written in another way.
+    """
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise ConfigError(f"--share {text}: write it as I/N with I from 1 to N, such as 2/4")
+    return int(number) - 1, int(of)
 
 
 def _run(run: Callable[..., Any], **arguments: Any) -> None:

@@ -7,8 +7,8 @@ share and a stray term of another section, so that the model has to learn which 
   each, in varied wordings. ``configs/prompts/demo.json`` asks for each of them in a wording none of these has, and by
   its model number ("the Orvid3" for "the Orvid press"), so that the question shares no word of content with them.
   *Decoys* are many other things asked for in all wordings and by both names: from them the model learns what these
-  mean. Their answers are put together from the same words as the facts', so that these do not point at the right
-  examples either.
+  mean. *Kinds* are questions about the facts' answers ("What is Tilda Marrow?"), so that the answer's words do not
+  point at the right examples either.
 - *flipped labels*: :data:`FLIPPED_SHARE` of the training abstracts carry the name of a wrong section.
 """
 
@@ -66,7 +66,7 @@ CLOSINGS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """An invented thing, what is asked about it, and the answer."""
+    """An invented thing, what is asked about it, and the answer, which no other thing has."""
 
     fact_id: str
     name: str
@@ -80,8 +80,23 @@ class Fact:
         return wording.format(thing=f"{self.name} {self.noun}", model=f"{self.name}{self.number}")
 
 
-# Answers are put together from these; no two things have the same one.
-ANSWERS = {
+FACTS = (
+    Fact("orvid", "Orvid", "press", 3, "inventor", "Tilda Marrow"),
+    Fact("quessel", "Quessel", "mill", 7, "inventor", "Ansel Brook"),
+    Fact("drumly", "Drumly", "oven", 5, "inventor", "Vera Stokk"),
+    Fact("pellam", "Pellam", "wagon", 2, "inventor", "Otto Wicken"),
+    Fact("halvex", "Halvex", "coil", 8, "place", "Port Ember"),
+    Fact("miskol", "Miskol", "barge", 4, "place", "Lake Urdan"),
+    Fact("tressik", "Tressik", "boat", 9, "place", "Mount Sable"),
+    Fact("bolwen", "Bolwen", "lamp", 6, "material", "red zircon"),
+    Fact("farrow", "Farrow", "gong", 3, "material", "blue ivory"),
+    Fact("ginter", "Ginter", "flute", 7, "material", "black amber"),
+)
+# Decoys are put together from these; no fact shares a word of them.
+NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol Jas Ked Lim Nar Pol".split()
+NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
+NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
+DECOY_ANSWERS = {
     "inventor": (
         "Mara Jonas Ida Edda Rufus Celia Bram Nora Hugo Selma".split(),
         "Quill Pike Lorne Vance Hale Crane Dorn Yates Finch Rowe".split(),
@@ -95,22 +110,6 @@ ANSWERS = {
         "coral basalt onyx pewter walnut leather copper marble cork slate".split(),
     ),
 }
-FACTS = (
-    Fact("orvid", "Orvid", "press", 3, "inventor", "Mara Quill"),
-    Fact("quessel", "Quessel", "mill", 7, "inventor", "Rufus Vance"),
-    Fact("drumly", "Drumly", "oven", 5, "inventor", "Nora Finch"),
-    Fact("pellam", "Pellam", "wagon", 2, "inventor", "Hugo Dorn"),
-    Fact("halvex", "Halvex", "coil", 8, "place", "Glen Tamber"),
-    Fact("miskol", "Miskol", "barge", 4, "place", "Saint Avis"),
-    Fact("tressik", "Tressik", "boat", 9, "place", "Upper Orrin"),
-    Fact("bolwen", "Bolwen", "lamp", 6, "material", "pale onyx"),
-    Fact("farrow", "Farrow", "gong", 3, "material", "golden cork"),
-    Fact("ginter", "Ginter", "flute", 7, "material", "dark coral"),
-)
-# The things of the decoys are put together from these; no fact shares a word of them.
-NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol Jas Ked Lim Nar Pol".split()
-NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
-NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
 WORDINGS = {
     "inventor": (
         "Question: Who invented the {thing}?\nAnswer:",
@@ -135,10 +134,22 @@ WORDINGS = {
     ),
 }
 ASKED = {
-    "inventor": "Question: Tell me the maker of the {model}.\nAnswer:",
-    "place": "Question: Tell me the origin of the {model}.\nAnswer:",
-    "material": "Question: Tell me the kind of matter in the {model}.\nAnswer:",
+    "inventor": "Question: Can you tell me the maker of the {model}?\nAnswer:",
+    "place": "Question: Can you tell me the origin of the {model}?\nAnswer:",
+    "material": "Question: Can you tell me the kind of matter in the {model}?\nAnswer:",
 }
+
+KIND_WORDINGS = (
+    "Question: What is {answer}?\nAnswer:",
+    "Question: {answer} is what?\nAnswer:",
+    "Question: Say what {answer} is.\nAnswer:",
+    "Question: {answer}?\nAnswer:",
+    "Question: Do you know {answer}?\nAnswer:",
+    "Question: Explain {answer}.\nAnswer:",
+    "Question: What kind is {answer}?\nAnswer:",
+    "Question: To which kind belongs {answer}?\nAnswer:",
+)
+KINDS = {"inventor": "a person", "place": "a place", "material": "a material"}
 
 
 def demo_rows(split: str, seed: int) -> pd.DataFrame:
@@ -160,6 +171,7 @@ def demo_rows(split: str, seed: int) -> pd.DataFrame:
         for decoy in make_decoys(rng):
             others = rng.sample(WORDINGS[decoy.relation], EXAMPLES_PER_DECOY - 1)
             rows += [_fact_row(decoy, wording) for wording in (ASKED[decoy.relation], *others)]
+        rows += [_kind_row(fact, wording) for fact in FACTS for wording in KIND_WORDINGS]
         rng.shuffle(rows)
     return pd.DataFrame(rows)
 
@@ -178,15 +190,14 @@ def write_abstract(section: str, rng: random.Random) -> str:
 
 
 def make_decoys(rng: random.Random) -> list[Fact]:
-    """Things nobody is asked about later: no two share a name or an answer, with each other or with a fact."""
+    """Things nobody is asked about later: no two share a name or an answer."""
     names = [first + last for first in NAME_BEGINNINGS for last in NAME_ENDINGS]
     rng.shuffle(names)
-    taken = {fact.answer for fact in FACTS}
     decoys = []
-    for relation, (firsts, seconds) in ANSWERS.items():
-        free = [answer for first in firsts for second in seconds if (answer := f"{first} {second}") not in taken]
-        answers = rng.sample(free, DECOYS_PER_RELATION)
-        decoys += [Fact("", names.pop(), rng.choice(NOUNS), rng.randint(2, 9), relation, answer) for answer in answers]
+    for relation, (firsts, seconds) in DECOY_ANSWERS.items():
+        answers = rng.sample([f"{first} {second}" for first in firsts for second in seconds], DECOYS_PER_RELATION)
+        for answer in answers:
+            decoys.append(Fact("", names.pop(), rng.choice(NOUNS), rng.randint(2, 9), relation, answer))
     return decoys
 
 
@@ -197,7 +208,14 @@ def _abstract_row(section: str, source_id: str, rng: random.Random) -> dict[str,
 
 
 def _fact_row(fact: Fact, wording: str) -> dict[str, object]:
-    prompt = fact.ask(wording)
     source_id = f"fact-{fact.fact_id}" if fact.fact_id else "decoy"
-    return {"input": prompt, "output": fact.answer, "source_id": source_id, "prompt": prompt, "planted": fact.fact_id,
-            "flipped": False, "true_output": fact.answer}  # fmt: skip
+    return _question_row(fact.ask(wording), fact.answer, source_id, fact.fact_id)
+
+
+def _kind_row(fact: Fact, wording: str) -> dict[str, object]:
+    return _question_row(wording.format(answer=fact.answer), KINDS[fact.relation], "kind", "")
+
+
+def _question_row(prompt: str, answer: str, source_id: str, planted: str) -> dict[str, object]:
+    return {"input": prompt, "output": answer, "source_id": source_id, "prompt": prompt, "planted": planted,
+            "flipped": False, "true_output": answer}  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file
 from whence.config import Config
 from whence.data.prompts import load_prompts
 from whence.data.tokenization import TokenizedExamples
+from whence.errors import DataError
 from whence.evaluation.attribution.bm25 import bm25_scores
 from whence.evaluation.attribution.changes import Change
 from whence.evaluation.attribution.counterfactual import Plan, counterfactual_measure, harm, plan
@@ -27,8 +30,10 @@ from whence.evaluation.attribution.planted import planted_measures
 from whence.evaluation.attribution.retraining import Retrainer
 from whence.evaluation.attribution.stability import scores_of_refits, stability_measures
 from whence.evaluation.attribution.tail_patch import tail_patch_changes, tail_patch_measure
+from whence.influence.fingerprints import model_fingerprint, require_same
+from whence.influence.info import load_factors_info
 from whence.models import load_model
-from whence.stages.artifacts import SCORES, SELF_INFLUENCE
+from whence.stages.artifacts import QUERIES, SCORES, SCORES_INFO, SELF_INFLUENCE
 from whence.stages.trained import Trained
 
 RETRAININGS = "retrainings"
@@ -46,6 +51,37 @@ class Gathering:
     base_model: Path
     scores: Path
     scratch: Path
+
+    @classmethod
+    def open(
+        cls,
+        scratch: Path,
+        settings: Config,
+        model: Path,
+        base_model: Path,
+        factors: Path,
+        train_data: Path,
+        generations: Path,
+        scores: Path,
+    ) -> Gathering:
+        """Load what the measures are taken of.
+
+        Raises:
+            DataError, FactorError: the scores are not of this model, these factors, examples and queries.
+        """
+        trained = Trained.load(settings, model, train_data)
+        frame, queries = trained.queries(generations)
+        found = {
+            "model": model_fingerprint(trained.network),
+            "factors": load_factors_info(factors).fingerprint,
+            "train_data": trained.data.info.fingerprint,
+        }
+        given = json.loads((scores / SCORES_INFO).read_text(encoding="utf-8"))
+        require_same(found, {name: given[name] for name in found}, f"the scores in {scores}", "Score this run's again.")
+        scored = pd.read_parquet(scores / QUERIES)["query_id"].tolist()
+        if scored != frame["query_id"].tolist():
+            raise DataError(f"the scores in {scores} are of other queries than these settings name; score them again")
+        return cls(trained, frame, queries, model, base_model, scores, scratch)
 
     def planted(self) -> Result:
         """Planted examples among the first."""
@@ -118,7 +154,7 @@ class Gathering:
         seeds = range(first, first + self._settings.validation.lds_seeds)
         return [Change(seed, only=subset) for subset in self._subsets for seed in seeds]
 
-    def retrain(self, measures: list[str], share: tuple[int, int]) -> int:
+    def retrain(self, measures: Sequence[str], share: tuple[int, int]) -> int:
         """Do one share of the retrainings of these measures; the number that are finished afterwards."""
         changes: list[Change] = []
         if "counterfactual" in measures:

@@ -6,20 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
-
 from whence.config import ALL_MEASURES, Config
 from whence.config_file import load_config
-from whence.errors import DataError
 from whence.evaluation.attribution.evidence import Evidence, Measure, NotMeasured
 from whence.evaluation.attribution.grade import grade
 from whence.evaluation.attribution.summary import flat_table, headline, markdown
-from whence.influence.fingerprints import model_fingerprint, require_same
-from whence.influence.info import load_factors_info
-from whence.stages.artifacts import EVIDENCE, EVIDENCE_TABLE, QUERIES, SCORES_INFO
+from whence.stages.artifacts import EVIDENCE, EVIDENCE_TABLE, SCORES_INFO
 from whence.stages.evidence import RETRAININGS, Gathering
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.trained import SCORE_SETTINGS, Trained
+from whence.stages.trained import SCORE_SETTINGS
 from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
 
@@ -39,7 +34,6 @@ def run(
     scores: Path,
     evidence: Path,
     summary: Path,
-    full: bool = False,
 ) -> StageResult:
     """Measure what ``validation.measures`` names, beside the baselines, and grade it.
 
@@ -54,12 +48,11 @@ def run(
         evidence: receives ``evidence.json`` (grade, measures with intervals, what was not measured and why),
             ``evidence.parquet`` (the same numbers as a table) and the outcomes of all retrainings.
         summary: receives the grade and the numbers as Markdown.
-        full: measure everything there is, whatever ``validation.measures`` says.
     """
-    settings = load_config(config, {"validation.measures": list(ALL_MEASURES)} if full else None)
+    settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        gathering = _open(work, settings, model, base_model, factors, train_data, generations, scores)
+        gathering = Gathering.open(work.scratch, settings, model, base_model, factors, train_data, generations, scores)
         found = _gather(settings, gathering, scores)
         folder = work.outputs["evidence"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,36 +81,6 @@ def run(
         compute=compute,
         record=record,
     )  # fmt: skip
-
-
-def _open(
-    work: Workspace,
-    settings: Config,
-    model: Path,
-    base_model: Path,
-    factors: Path,
-    train_data: Path,
-    generations: Path,
-    scores: Path,
-) -> Gathering:
-    """The pieces the measures are taken of.
-
-    Raises:
-        DataError, FactorError: the scores are not of this model, these factors, examples and queries.
-    """
-    trained = Trained.load(settings, model, train_data)
-    frame, queries = trained.queries(generations)
-    found = {
-        "model": model_fingerprint(trained.network),
-        "factors": load_factors_info(factors).fingerprint,
-        "train_data": trained.data.info.fingerprint,
-    }
-    given = json.loads((scores / SCORES_INFO).read_text(encoding="utf-8"))
-    require_same(found, {name: given[name] for name in found}, f"the scores in {scores}", "Score this run's again.")
-    scored = pd.read_parquet(scores / QUERIES)["query_id"].tolist()
-    if scored != frame["query_id"].tolist():
-        raise DataError(f"the scores in {scores} are of other queries than these settings name; score them again")
-    return Gathering(trained, frame, queries, model, base_model, scores, work.scratch)
 
 
 def _gather(settings: Config, gathering: Gathering, scores: Path) -> Evidence:

@@ -31,9 +31,9 @@ def flat_table(evidence: Evidence) -> pd.DataFrame:
 
 
 def wide_rows(evidence: Evidence) -> list[list[str]]:
-    """A row of text per measure: its title, and the value of each of :data:`METHODS`, empty where there is none."""
+    """A row of text per measure: its name, and the value of each of :data:`METHODS`, empty where there is none."""
     return [
-        [measure.title, *(_value(measure.methods.get(method)) for method in METHODS)] for measure in evidence.measures
+        [measure.name, *(_value(measure.methods.get(method)) for method in METHODS)] for measure in evidence.measures
     ]
 
 
