@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -173,6 +176,32 @@ def test_a_rollback_that_was_killed_in_the_middle_is_completed(
     client.set_registered_model_alias(registry.name, "champion", "1")  # as far as it got
     registry.roll_back()
     assert registry.aliases() == Aliases("1", None)
+
+
+def test_a_second_promotion_waits_for_the_first_and_then_sees_that_it_is_stale(
+    config: Config, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is held up where it has compared and not yet moved: without a lock both would be promoted."""
+    compared, go_on = threading.Event(), threading.Event()
+    move = Registry._move
+
+    def slow_move(self: Registry, number: str, *rest: Any) -> None:
+        if number == "1":
+            compared.set()
+            assert go_on.wait(60)
+        move(self, number, *rest)
+
+    monkeypatch.setattr(Registry, "_move", slow_move)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(Registry(config).promote, versions[0], None)
+        assert compared.wait(60)
+        second = threads.submit(Registry(config).promote, versions[1], None)
+        assert wait([second], timeout=2).not_done
+        go_on.set()
+        assert first.result(60)
+        with pytest.raises(PromotionError, match="The comparison is stale"):
+            second.result(60)
+    assert Registry(config).aliases() == Aliases("1", None)
 
 
 PROMOTER = """
