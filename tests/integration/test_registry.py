@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from mlflow_server import MlflowProcess, running
 
 from whence.config import Config
 from whence.errors import PromotionError, TrackingError
-from whence.stages.workspace import content_digest
+from whence.stages import prepare, train
+from whence.stages.provenance import model_digest
 from whence.tracking import registry as registry_module
 from whence.tracking import stage_run
 from whence.tracking.registry import CONTENT_TAG, Aliases, Registry, Version
@@ -62,7 +64,7 @@ def register(config: Config, folder: Path, weights: bytes) -> str | None:
     folder.mkdir(exist_ok=True)
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_text("{}")
-    content = content_digest(folder)
+    content = model_digest(folder)
     with stage_run(config, "train") as run:
         name = config.tracking.registered_model
         return run.log_model_version(folder, name, {CONTENT_TAG: content, "whence.data_fingerprint": "d"}, content)
@@ -87,15 +89,41 @@ def test_the_same_model_logged_again_is_the_same_version(config: Config, client:
     assert all(run.outputs.model_outputs for run in runs)  # every run shows the model it has registered
 
 
+def test_a_model_trained_again_bit_for_bit_is_the_same_version(config: Config, tmp_path: Path) -> None:
+    """As on a cluster, where a task that was killed after registering has no work folder to find its model in."""
+    settings = {
+        "general.device": "cpu",
+        "general.max_length": 128,
+        "dataset.num_samples": 32,
+        "dataset.num_eval_samples": 4,
+        "dataset.input_column": "input",
+        "dataset.output_column": "output",
+        "training.dataloader_num_workers": 0,
+        "inspection.layer": 0,
+        "scores.use_generated": True,
+    }
+    made = {name: tmp_path / name for name in ("config", "base_model", "train_data", "eval_data")}
+    prepare.run(settings=config.to_yaml(), overrides=settings, **made)
+    outputs = inspect.signature(train.run).parameters.keys() - made.keys()
+    for attempt in ("first", "second"):
+        train.run(**made, **{name: tmp_path / attempt / name for name in outputs})
+    first, second = (tmp_path / attempt / "model" for attempt in ("first", "second"))
+    assert (first / "training.json").read_text() != (second / "training.json").read_text()  # seconds and rates
+    [version] = Registry(config).versions(CONTENT_TAG, model_digest(second))
+    assert version.number == "1"
+    with pytest.raises(PromotionError, match="version 2"):
+        Registry(config).version("2")
+
+
 def test_a_version_is_found_by_its_content_and_downloaded_as_it_was(
     config: Config, versions: list[Version], tmp_path: Path
 ) -> None:
     registry = Registry(config)
-    digest = content_digest(tmp_path / "model-1")
+    digest = model_digest(tmp_path / "model-1")
     [found] = registry.versions(CONTENT_TAG, digest)
     assert found.number == "2"
     registry.download(found, tmp_path / "back")
-    assert content_digest(tmp_path / "back") == digest
+    assert model_digest(tmp_path / "back") == digest
 
 
 def test_without_a_model_there_is_no_champion(config: Config) -> None:
