@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -16,7 +20,8 @@ from mlflow_server import MlflowProcess, running
 
 from whence.config import Config
 from whence.errors import PromotionError, TrackingError
-from whence.stages.workspace import content_digest
+from whence.stages import prepare, train
+from whence.stages.provenance import model_digest
 from whence.tracking import registry as registry_module
 from whence.tracking import stage_run
 from whence.tracking.registry import CONTENT_TAG, Aliases, Registry, Version
@@ -59,7 +64,7 @@ def register(config: Config, folder: Path, weights: bytes) -> str | None:
     folder.mkdir(exist_ok=True)
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_text("{}")
-    content = content_digest(folder)
+    content = model_digest(folder)
     with stage_run(config, "train") as run:
         name = config.tracking.registered_model
         return run.log_model_version(folder, name, {CONTENT_TAG: content, "whence.data_fingerprint": "d"}, content)
@@ -84,15 +89,41 @@ def test_the_same_model_logged_again_is_the_same_version(config: Config, client:
     assert all(run.outputs.model_outputs for run in runs)  # every run shows the model it has registered
 
 
+def test_a_model_trained_again_bit_for_bit_is_the_same_version(config: Config, tmp_path: Path) -> None:
+    """As on a cluster, where a task that was killed after registering has no work folder to find its model in."""
+    settings = {
+        "general.device": "cpu",
+        "general.max_length": 128,
+        "dataset.num_samples": 32,
+        "dataset.num_eval_samples": 4,
+        "dataset.input_column": "input",
+        "dataset.output_column": "output",
+        "training.dataloader_num_workers": 0,
+        "inspection.layer": 0,
+        "scores.use_generated": True,
+    }
+    made = {name: tmp_path / name for name in ("config", "base_model", "train_data", "eval_data")}
+    prepare.run(settings=config.to_yaml(), overrides=settings, **made)
+    outputs = inspect.signature(train.run).parameters.keys() - made.keys()
+    for attempt in ("first", "second"):
+        train.run(**made, **{name: tmp_path / attempt / name for name in outputs})
+    first, second = (tmp_path / attempt / "model" for attempt in ("first", "second"))
+    assert (first / "training.json").read_text() != (second / "training.json").read_text()  # seconds and rates
+    [version] = Registry(config).versions(CONTENT_TAG, model_digest(second))
+    assert version.number == "1"
+    with pytest.raises(PromotionError, match="version 2"):
+        Registry(config).version("2")
+
+
 def test_a_version_is_found_by_its_content_and_downloaded_as_it_was(
     config: Config, versions: list[Version], tmp_path: Path
 ) -> None:
     registry = Registry(config)
-    digest = content_digest(tmp_path / "model-1")
+    digest = model_digest(tmp_path / "model-1")
     [found] = registry.versions(CONTENT_TAG, digest)
     assert found.number == "2"
     registry.download(found, tmp_path / "back")
-    assert content_digest(tmp_path / "back") == digest
+    assert model_digest(tmp_path / "back") == digest
 
 
 def test_without_a_model_there_is_no_champion(config: Config) -> None:
@@ -173,6 +204,32 @@ def test_a_rollback_that_was_killed_in_the_middle_is_completed(
     client.set_registered_model_alias(registry.name, "champion", "1")  # as far as it got
     registry.roll_back()
     assert registry.aliases() == Aliases("1", None)
+
+
+def test_a_second_promotion_waits_for_the_first_and_then_sees_that_it_is_stale(
+    config: Config, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is held up where it has compared and not yet moved: without a lock both would be promoted."""
+    compared, go_on = threading.Event(), threading.Event()
+    move = Registry._move
+
+    def slow_move(self: Registry, number: str, *rest: Any) -> None:
+        if number == "1":
+            compared.set()
+            assert go_on.wait(60)
+        move(self, number, *rest)
+
+    monkeypatch.setattr(Registry, "_move", slow_move)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(Registry(config).promote, versions[0], None)
+        assert compared.wait(60)
+        second = threads.submit(Registry(config).promote, versions[1], None)
+        assert wait([second], timeout=2).not_done
+        go_on.set()
+        assert first.result(60)
+        with pytest.raises(PromotionError, match="The comparison is stale"):
+            second.result(60)
+    assert Registry(config).aliases() == Aliases("1", None)
 
 
 PROMOTER = """

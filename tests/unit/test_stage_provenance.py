@@ -11,7 +11,7 @@ import pytest
 
 from whence.config import Config
 from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
-from whence.stages.provenance import changes, provenance
+from whence.stages.provenance import changes, model_digest, provenance
 
 MakeConfig = Callable[..., Config]
 
@@ -84,3 +84,13 @@ def test_a_version_of_unknown_origin_is_never_the_same(make_config: MakeConfig, 
     now = provenance(make_config(), base, examples(tmp_path / "data"))
     assert changes(now, {})[-1] == "settings: unknown"
     assert len(changes(now, {})) == 3
+
+
+def test_a_model_is_its_weights_and_tokenizer_and_not_how_long_it_took(tmp_path: Path) -> None:
+    for name, seconds in (("a", 1), ("b", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+        (tmp_path / name / "training.json").write_text(f'{{"seconds": {seconds}}}')
+    assert model_digest(tmp_path / "a") == model_digest(tmp_path / "b")
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"others")
+    assert model_digest(tmp_path / "a") != model_digest(tmp_path / "b")

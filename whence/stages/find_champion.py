@@ -12,9 +12,9 @@ from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
 from whence.errors import TrackingError
 from whence.evaluation.gate import check_rules
-from whence.stages.provenance import DATA_TAG, changes, provenance
+from whence.stages.provenance import DATA_TAG, changes, model_digest, provenance
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace, content_digest, write_atomically
+from whence.stages.workspace import Workspace, write_atomically
 from whence.tracking import StageRun
 from whence.tracking.registry import CONTENT_TAG, Registry, Version
 
@@ -101,7 +101,7 @@ def _rolled_back(registry: Registry, now: Mapping[str, str]) -> Version | None:
 def _fetch(registry: Registry, version: Version, folder: Path) -> None:
     registry.download(version, folder)
     registered = version.tags.get(CONTENT_TAG)
-    if registered is not None and content_digest(folder) != registered:
+    if registered is not None and model_digest(folder) != registered:
         raise TrackingError(
             f"version {version.number} of {registry.name!r}: its files at {version.source} are not those that were "
             "registered; make another version the champion with: whence champion set VERSION"

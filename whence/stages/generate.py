@@ -13,8 +13,9 @@ from whence.data.prompts import load_prompts
 from whence.evaluation.generation import answer_examples, generate
 from whence.models import load_base, load_model
 from whence.stages.artifacts import ANSWERED_BY, EVAL_ANSWERS, GENERATIONS
+from whence.stages.provenance import model_digest
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace, content_digest, write_atomically
+from whence.stages.workspace import Workspace, write_atomically
 from whence.tracking import StageRun
 
 
@@ -27,7 +28,7 @@ def run(*, config: Path, base_model: Path, model: Path, eval_data: Path, generat
         model: the fine-tuned model.
         eval_data: the held-out examples.
         generations: receives ``generations.parquet`` (prompts), ``eval_answers.parquet`` (held-out rows) and
-            ``models.json`` (the content digest of each model that answered).
+            ``models.json`` (the digest of each model that answered).
     """
     settings = load_config(config)
 
@@ -43,7 +44,7 @@ def run(*, config: Path, base_model: Path, model: Path, eval_data: Path, generat
             answers.append(generate(network, tokenizer, prompts, settings, model_id))
             rows = answer_examples(network, tokenizer, held_out.frame, settings, sorted(held_out.info.labels))
             eval_answers.append(rows.assign(model_id=model_id))
-            answered_by[model_id] = content_digest(folder)
+            answered_by[model_id] = model_digest(folder)
             del network  # two models at once may not fit
         folder = work.outputs["generations"]
         folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from whence.config import Config, General, Section, Training
 from whence.config_file import get_dotted
 from whence.data.dataset import ExampleSet
-from whence.stages.workspace import content_digest
+from whence.stages.artifacts import TRAINING
+from whence.stages.workspace import file_digests
 
 DATA_TAG, BASE_TAG, SETTINGS_TAG = "whence.data_fingerprint", "whence.base_model", "whence.settings"
 # Where and how fast, how often saved or reported: these change no model, and everything else is taken to.
@@ -28,6 +30,12 @@ OPERATIONAL = {
 }
 
 
+def model_digest(folder: Path) -> str:
+    """sha256 (hex) of a model's files, names and contents; how long its training took makes it no other model."""
+    digests = {name: digest for name, digest in file_digests(folder).items() if name != TRAINING}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
 def provenance(config: Config, base_model: Path, train_data: Path) -> dict[str, str]:
     """The tags: fingerprint of the training examples, digest of the base-model artifact, settings as JSON.
 
@@ -35,7 +43,7 @@ def provenance(config: Config, base_model: Path, train_data: Path) -> dict[str, 
     """
     return {
         DATA_TAG: ExampleSet.read(train_data).info.fingerprint,
-        BASE_TAG: content_digest(base_model),
+        BASE_TAG: model_digest(base_model),
         SETTINGS_TAG: json.dumps({key: get_dotted(config, key) for key in _deciding_settings()}),
     }
 

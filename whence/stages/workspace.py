@@ -120,11 +120,6 @@ def file_digests(path: Path) -> dict[str, str]:
     return digests
 
 
-def content_digest(path: Path) -> str:
-    """sha256 (hex) of everything below ``path``: names and contents."""
-    return hashlib.sha256(json.dumps(file_digests(path), sort_keys=True).encode()).hexdigest()
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Write so that a crash leaves either the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.tmp")
