@@ -203,7 +203,7 @@ def bergson_scores(bench: Bench) -> Iterator[Row]:
 
 def detail(bench: Bench) -> Iterator[Row]:
     """Dividing the scores that are listed among tokens and modules, beside the scores themselves."""
-    train, queries = bench.data(NARROW, 1024, 32)
+    train, queries = bench.data(NARROW, 512, 8)
     bench.fit(NARROW, train, "both", empirical=True)
     _, scores = score(bench, NARROW, queries, train)
     order = scores.argsort(dim=1)

@@ -69,7 +69,7 @@ def test_the_engine_benchmark_prints_a_row_for_each_that_is_asked_for() -> None:
     assert [row["against"] for row in rows] == [
         "stock, the same batches",
         "stock, the same batches and labels, fp32",
-        "pairwise scores, 2 queries, 20 abstracts",
+        "pairwise scores, 2 queries, 10 abstracts",
     ]
     for row in (rows[0], rows[2]):
         assert_measured(row, "Whence", "the other", "ratio", "apart")
