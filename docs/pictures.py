@@ -11,7 +11,6 @@ from playwright.sync_api import Page, sync_playwright
 RUN = Path("whence-output/latest").resolve()
 FOLDER = Path(__file__).parent
 WIDTH, HEIGHT = 1280, 800  # pixels
-PROMPT = "fact-orvane"
 CARDS = 2  # of each end of the ranking
 MODULE = "model.layers.2.mlp.gate_proj"
 
@@ -35,14 +34,14 @@ def main() -> None:
 def _report(tab: Page) -> None:
     tab.goto((RUN / "report.html").as_uri())
     tab.screenshot(path=FOLDER / "report.png")
-    tab.locator(f"#prompt-{PROMPT} > summary").click()
+    entry = tab.locator(".entry").first
+    entry.locator("summary").click()
     tab.evaluate("scrollTo(0, 0)")  # boxes are measured from the window's corner, clips from the page's
-    last = tab.locator(f"#prompt-{PROMPT} .card.helpful").nth(CARDS - 1).bounding_box()
-    entry = tab.locator(f"#prompt-{PROMPT}").bounding_box()
+    first, last = entry.bounding_box(), entry.locator(".card.helpful").nth(CARDS - 1).bounding_box()
+    assert first is not None
     assert last is not None
-    assert entry is not None
-    height = last["y"] + last["height"] + 14 - entry["y"]  # the lists go on below
-    tab.screenshot(path=FOLDER / "answer.png", full_page=True, clip=entry | {"height": height})
+    height = last["y"] + last["height"] + 14 - first["y"]  # the lists go on below
+    tab.screenshot(path=FOLDER / "answer.png", full_page=True, clip=first | {"height": height})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from whence.report.material import Material
 from whence.report.method import reproduction, settings_of
 from whence.report.script_data import Limits, script_data
 from whence.report.templating import environment, json_for_script
-from whence.report.words import LONGEST_NAME, number, percent, shortened, signed
+from whence.report.words import LONGEST_NAME, measured, number, percent, shortened, signed
 
 LARGEST = 5_000_000  # bytes
 LONGEST_TEXT = 4000  # characters of an example, even where there is room
@@ -156,6 +156,7 @@ def _render(
             number=number,
             percent=percent,
             signed=signed,
+            measured=measured,
             name=lambda text: shortened(str(text), LONGEST_NAME),
         )
     )

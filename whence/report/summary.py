@@ -22,8 +22,11 @@ def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
     else:
         grade = material.evidence.grade
         lines.append(f"**{grade.word.capitalize()}.** {_plain(grade.sentence)}")
-        marks = {True: "reached", False: "not reached", None: "not measured"}
-        lines += ["", *(f"- {marks[criterion.passed]}: {_plain(criterion.sentence)}" for criterion in grade.criteria)]
+        judged = [criterion for criterion in grade.criteria if criterion.passed is not None]
+        marks = {True: "reached", False: "not reached"}
+        lines += ["", *(f"- {marks[bool(found.passed)]}: {_plain(found.sentence)}" for found in judged)]
+        if len(judged) < len(grade.criteria):
+            lines.append(f"- not measured in this run: {len(grade.criteria) - len(judged)} further thresholds")
     lines += ["", "## Base against fine-tuned", "", *_table(overview.measures(material))]
     benchmark = overview.benchmark(material)
     if benchmark:

@@ -85,6 +85,11 @@ def signed(value: float) -> str:
     return "0.00" if text[1:] == "0.00" else text
 
 
+def measured(value: float) -> str:
+    """Three digits, as many as a measure with an interval bears."""
+    return number(float(f"{value:.3g}"))
+
+
 def number(value: float) -> str:
     """Four significant digits, thousands apart."""
     if value == int(value) and abs(value) < 1e15:
