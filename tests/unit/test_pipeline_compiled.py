@@ -106,7 +106,7 @@ def test_every_stage_learns_its_pipeline_run_and_prepare_is_never_cached(profile
 
 GPU_WORK = {
     "exec-train", "exec-generate", "exec-mmlu", "exec-score-part", "exec-merge-scores", "exec-fit-covariances",
-    "exec-fit-eigenvectors", "exec-fit-lambdas", "exec-merge-factors",
+    "exec-fit-eigenvectors", "exec-fit-lambdas", "exec-merge-factors", "exec-validate",
 }  # fmt: skip
 
 
