@@ -22,7 +22,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         tab = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
         for page, heading, picture in (
-            ("comparison", "fact-orvane", "answer"),
+            ("comparison", "fact-orvid", "answer"),
             ("spectra", "model.layers.2.mlp.gate_proj", "spectra"),
         ):
             tab.goto((RUN / f"{page}.html").as_uri())
