@@ -97,18 +97,12 @@ NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol 
 NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
 NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
 DECOY_ANSWERS = {
-    "inventor": (
-        "Mara Jonas Ida Edda Rufus Celia Bram Nora Hugo Selma".split(),
-        "Quill Pike Lorne Vance Hale Crane Dorn Yates Finch Rowe".split(),
-    ),
-    "place": (
-        "Cape Fort Glen North New Old Upper East Saint Lower".split(),
-        "Rill Tamber Avis Corran Hythe Melby Dunes Orrin Stave Bracken".split(),
-    ),
-    "material": (
-        "grey white green brown pink dark pale clear golden rough".split(),
-        "coral basalt onyx pewter walnut leather copper marble cork slate".split(),
-    ),
+    "inventor": "Mara Quill, Jonas Pike, Ida Lorne, Edda Vance, Rufus Hale, Celia Crane, "
+    "Bram Dorn, Nora Yates, Hugo Finch, Selma Rowe".split(", "),
+    "place": "Cape Rill, Fort Tamber, Glen Avis, North Corran, New Hythe, Old Melby, "
+    "Upper Dunes, East Orrin, Saint Stave, Lower Bracken".split(", "),
+    "material": "grey coral, white basalt, green onyx, brown pewter, pink walnut, dark leather, "
+    "pale copper, clear marble, golden cork, rough slate".split(", "),
 }
 WORDINGS = {
     "inventor": (
@@ -190,13 +184,13 @@ def write_abstract(section: str, rng: random.Random) -> str:
 
 
 def make_decoys(rng: random.Random) -> list[Fact]:
-    """Things nobody is asked about later: no two share a name or an answer."""
+    """Things nobody is asked about later: no two share a name, and each answer is that of equally many."""
     names = [first + last for first in NAME_BEGINNINGS for last in NAME_ENDINGS]
     rng.shuffle(names)
     decoys = []
-    for relation, (firsts, seconds) in DECOY_ANSWERS.items():
-        answers = rng.sample([f"{first} {second}" for first in firsts for second in seconds], DECOYS_PER_RELATION)
-        for answer in answers:
+    for relation, answers in DECOY_ANSWERS.items():
+        for number in range(DECOYS_PER_RELATION):
+            answer = answers[number % len(answers)]
             decoys.append(Fact("", names.pop(), rng.choice(NOUNS), rng.randint(2, 9), relation, answer))
     return decoys
 
