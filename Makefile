@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit integration e2e ui compiled component-docs mlflow-requirements \
+.PHONY: help setup demo evidence test lint types unit integration e2e ui compiled component-docs mlflow-requirements \
   requirements images test-containers pictures clean
 
 help: ## List the targets
@@ -19,8 +19,16 @@ setup: .venv/.installed ## Create .venv with everything in it (once, and again w
 	$(BIN)/python -m pip install --quiet --no-deps kronfluence==1.0.1  # declares torchvision, which it never imports
 	touch $@
 
-demo: setup ## Run the whole pipeline on the built-in demo: train, fit factors, score, compare
+demo: setup ## Run the whole pipeline on the built-in demo: train, fit factors, score, validate, compare
 	$(BIN)/whence run --profile demo
+
+# The artifacts of the last `whence run`.
+LAST := whence-output/latest/artifacts
+evidence: setup ## The full evidence on the last run: trains many times; goes on where it was stopped
+	$(BIN)/whence validate --full --config $(LAST)/prepare/config --base-model $(LAST)/prepare/base_model \
+	  --model $(LAST)/train/model --factors $(LAST)/fit-factors/factors --train-data $(LAST)/prepare/train_data \
+	  --generations $(LAST)/generate/generations --scores $(LAST)/score/scores \
+	  --evidence whence-output/latest/evidence --summary whence-output/latest/evidence.md
 
 ui: setup ## Open MLflow's UI on the runs made here (http://127.0.0.1:5000)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
@@ -47,6 +55,8 @@ e2e: setup ## The real pipeline, end to end
 compiled: setup ## Compile the checked-in pipelines again
 	$(BIN)/whence compile --profile demo -o pipelines/compiled/demo.yaml
 	$(BIN)/whence compile --profile patents-tinyllama -o pipelines/compiled/patents-tinyllama.yaml
+	$(BIN)/whence compile --profile patents-tinyllama --pipeline retraining \
+	  -o pipelines/compiled/patents-tinyllama-retraining.yaml
 
 component-docs: setup ## Write the input/output tables of the components' READMEs again
 	$(BIN)/python -m components.docs

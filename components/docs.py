@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from components import SHARED_FIT, SHARED_SCORE, STAGES
+from components import ALL
 
 BEGIN, END = "<!-- interface: written by `make component-docs` -->", "<!-- end of interface -->"
 
@@ -41,7 +41,7 @@ def readme_of(stage: str) -> Path:
 
 def main() -> None:
     """Bring every README up to date."""
-    for stage in (*STAGES, *SHARED_FIT, *SHARED_SCORE):
+    for stage in ALL:
         readme = readme_of(stage)
         readme.write_text(with_table(readme.read_text(encoding="utf-8"), stage), encoding="utf-8")
 

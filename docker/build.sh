@@ -40,8 +40,8 @@ for target in $targets; do
     from="--file docker/Dockerfile --target $target --build-arg TORCH=${TORCH:-cuda} ."
   fi
   # shellcheck disable=SC2086  # lists of words
-  $CONTAINER_ENGINE build $format --tag "$image" --build-arg VERSION="$version" --build-arg REVISION="$revision" \
-    $options $from || { echo "$image: not built" >&2; exit 1; }
+  $CONTAINER_ENGINE build $format --tag "$image" --label org.opencontainers.image.version="$version" \
+    --label org.opencontainers.image.revision="$revision" $options $from || { echo "$image: not built" >&2; exit 1; }
   [ -z "${PUSH:-}" ] || $CONTAINER_ENGINE push --quiet "$image"
   echo "$image"
 done

@@ -25,30 +25,31 @@ variable "TORCH" { default = "cuda" }
 
 group "default" { targets = ["stage", "mlflow"] }
 
+target "labelled" {
+  labels = {
+    "org.opencontainers.image.version"  = VERSION
+    "org.opencontainers.image.revision" = REVISION
+  }
+}
+
 target "stage" {
-  name = stage
+  inherits = ["labelled"]
+  name     = stage
   matrix = {
-    stage = ["prepare", "train", "fit_factors", "inspect", "score", "generate", "compare", "mmlu"]
+    stage = ["prepare", "train", "fit_factors", "inspect", "score", "validate", "generate", "compare", "mmlu", "report"]
   }
   context    = "."
   dockerfile = "docker/Dockerfile"
   target     = stage
   platforms  = ["linux/amd64"]
   tags       = ["${REGISTRY}/${replace(stage, "_", "-")}:${TAG}"]
-  args = {
-    TORCH    = TORCH
-    VERSION  = VERSION
-    REVISION = REVISION
-  }
+  args       = { TORCH = TORCH }
 }
 
 # The tracking server.
 target "mlflow" {
+  inherits  = ["labelled"]
   context   = "mlflow"
   platforms = ["linux/amd64"]
   tags      = ["${REGISTRY}/mlflow:${VERSION}"]
-  args = {
-    VERSION  = VERSION
-    REVISION = REVISION
-  }
 }

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.catalog import KindOption
 from pipelines.cluster_options import (
     PANEL,
     ContextOption,
@@ -18,7 +19,7 @@ from pipelines.cluster_options import (
     HostOption,
     NamespaceOption,
     ParamOption,
-    PipelineOption,
+    PipelineNameOption,
     ServiceAccountOption,
     TokenOption,
     connect,
@@ -50,8 +51,9 @@ def upload(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    pipeline: KindOption = None,
     file: FileOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: PipelineNameOption = None,
     host: HostOption = None,
     namespace: NamespaceOption = None,
     token: TokenOption = None,
@@ -60,7 +62,7 @@ def upload(
     """Upload the pipeline of a profile, as a new version if its content has changed."""
     from pipelines import cluster
 
-    with packaged(profile, config, set_, file, pipeline) as package:
+    with packaged(profile, config, set_, pipeline, file, pipeline_name) as package:
         connection = connect(host, namespace, token, kube_context)
         version = cluster.upload(connection, package)
     state = "uploaded" if version.uploaded else "unchanged, already there as"
@@ -72,9 +74,10 @@ def submit(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    pipeline: KindOption = None,
     file: FileOption = None,
     param: ParamOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: PipelineNameOption = None,
     experiment: ExperimentOption = "Default",
     name: Annotated[str | None, typer.Option(help="Name of the run; else the pipeline's and the time.")] = None,
     service_account: ServiceAccountOption = None,
@@ -92,7 +95,7 @@ def submit(
     """
     from pipelines import cluster
 
-    with packaged(profile, config, set_, file, pipeline) as package:
+    with packaged(profile, config, set_, pipeline, file, pipeline_name) as package:
         arguments = package.arguments(param or ())
         connection = connect(host, namespace, token, kube_context)
         version = cluster.upload(connection, package)

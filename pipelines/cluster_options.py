@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from pipelines.catalog import PipelineKind
 from whence.cli.settings import find_settings
 from whence.errors import ConfigError
 
@@ -61,7 +62,7 @@ FileOption = Annotated[
         exists=True, dir_okay=False, metavar="YAML", help="A compiled pipeline, in place of a profile or settings."
     ),
 ]
-PipelineOption = Annotated[
+PipelineNameOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Its name in Kubeflow; else the pipeline's, e.g. whence-demo.")
 ]
 ParamOption = Annotated[
@@ -96,22 +97,29 @@ def print_table(table: Table) -> None:
 
 @contextmanager
 def packaged(
-    profile: str | None, config: str | None, values: list[str] | None, file: Path | None, name: str | None
+    profile: str | None,
+    config: str | None,
+    values: list[str] | None,
+    kind: PipelineKind | None,
+    file: Path | None,
+    name: str | None,
 ) -> Iterator[Package]:
     """The compiled pipeline that the options name: the file, or the settings compiled now."""
     from pipelines.package import Package
 
     if file is not None:
-        if profile is not None or config is not None or values:
-            raise ConfigError(f"--file {file}: is compiled already; give it without --profile, --config and --set")
+        if profile is not None or config is not None or values or kind is not None:
+            raise ConfigError(
+                f"--file {file}: is compiled already; give it without --pipeline, --profile, --config and --set"
+            )
         yield Package.read(file, name)
         return
     from pipelines.compile import compile_pipeline, local_record_note
 
-    settings = find_settings(profile, config, values)
+    settings, chosen = find_settings(profile, config, values), kind or PipelineKind.ATTRIBUTION
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "pipeline.yaml"
-        note = local_record_note(compile_pipeline(settings.file, compiled, settings.overrides))
+        note = local_record_note(compile_pipeline(settings.file, compiled, settings.overrides, chosen))
         if note:
             typer.echo(note, err=True)
         yield Package.read(compiled, name)

@@ -13,6 +13,7 @@ from rich.console import Console
 from components.images import REGISTRY_VARIABLE, TAG_VARIABLE
 from pipelines import cluster_commands
 from pipelines.artifact_root import ArtifactRoot
+from pipelines.catalog import KindOption, PipelineKind
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
 from whence.config import Config
 from whence.config_file import inline_prompts
@@ -31,12 +32,14 @@ def run(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    pipeline: KindOption = None,
     artifact_root: Annotated[
         str, typer.Option(metavar="DIR", help="Receives a folder per run with its artifacts and log; may be s3://.")
     ] = ArtifactRoot.LOCAL,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print everything the stages print.")] = False,
 ) -> None:
-    """Run the whole pipeline on this machine; the built-in demo when no settings are named."""
+    """Run a whole pipeline on this machine; the built-in demo when no settings are named."""
+    kind = pipeline or PipelineKind.ATTRIBUTION
     resolved = inline_prompts(find_settings(profile, config, set_).load())
     console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
     with console.status("checking the settings"):
@@ -45,13 +48,12 @@ def run(
         check(resolved)
         root = ArtifactRoot.parse(artifact_root)
         root.check()
-        from pipelines.attribution import attribution_pipeline, stages_of
         from pipelines.local import RunFailed, run_locally
         from pipelines.summary import print_result
 
-        pipeline = attribution_pipeline(resolved, resolved.to_yaml())
+        graph = kind.build(resolved)
     try:
-        result = run_locally(pipeline, stages_of(resolved), root.folder, console, verbose)
+        result = run_locally(graph, kind.stages(resolved), root.folder, console, verbose)
     except RunFailed as failure:
         raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
     except KeyboardInterrupt:
@@ -66,6 +68,7 @@ def compile_(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    pipeline: KindOption = None,
     image_registry: Annotated[
         str | None, typer.Option(envvar=REGISTRY_VARIABLE, help="Registry and folder of the stages' images.")
     ] = None,
@@ -73,15 +76,15 @@ def compile_(
         str | None, typer.Option(envvar=TAG_VARIABLE, help="Tag of the images; never a moving one.")
     ] = None,
 ) -> None:
-    """Compile the pipeline for Kubeflow; its form shows the values of the settings."""
+    """Compile a pipeline for Kubeflow; its form shows the values of the settings."""
     # Read by the components, which are imported next.
     given = {REGISTRY_VARIABLE: image_registry, TAG_VARIABLE: image_tag}
     os.environ.update({name: value for name, value in given.items() if value is not None})
     from pipelines.compile import compile_pipeline, local_record_note
 
-    settings = find_settings(profile, config, set_)
-    compiled = compile_pipeline(settings.file, output, settings.overrides)
-    typer.echo(f"{output}: pipeline of {settings.file}")
+    settings, kind = find_settings(profile, config, set_), pipeline or PipelineKind.ATTRIBUTION
+    compiled = compile_pipeline(settings.file, output, settings.overrides, kind)
+    typer.echo(f"{output}: {kind} pipeline of {settings.file}")
     note = local_record_note(compiled)
     if note:
         typer.echo(note, err=True)

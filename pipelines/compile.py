@@ -8,7 +8,7 @@ from typing import Any
 
 from kfp.compiler import Compiler
 
-from pipelines.attribution import attribution_pipeline
+from pipelines.catalog import PipelineKind
 from pipelines.kubernetes import Placement
 from whence.config import Config, is_address
 from whence.config_file import inline_prompts, load_config, parse_config, read_settings
@@ -34,12 +34,16 @@ def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = N
     return parse_config(config.to_yaml(), {"general.work_dir": None})
 
 
-def compile_pipeline(profile: str | Path, output: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def compile_pipeline(
+    profile: str | Path,
+    output: Path,
+    overrides: Mapping[str, Any] | None = None,
+    kind: PipelineKind = PipelineKind.ATTRIBUTION,
+) -> Config:
     """Write the compiled pipeline of ``profile`` to ``output`` and return the configuration baked into it."""
     config = portable_config(profile, overrides)
     output.parent.mkdir(parents=True, exist_ok=True)
-    pipeline = attribution_pipeline(config, config.to_yaml(), Placement.of(config))
-    Compiler().compile(pipeline, str(output))
+    Compiler().compile(kind.build(config, Placement.of(config)), str(output))
     return config
 
 

@@ -118,5 +118,5 @@ def _slug(name: str) -> str:
     """A name that Kubeflow also takes where it keeps pipelines as Kubernetes objects."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:NAME_LENGTH].rstrip("-")
     if not slug:
-        raise PipelineError(f"pipeline name {name!r}: has no letter or digit of a-z, 0-9; give --pipeline NAME")
+        raise PipelineError(f"pipeline name {name!r}: has no letter or digit of a-z, 0-9; give --pipeline-name NAME")
     return slug

@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from pipelines.catalog import KindOption
 from pipelines.cluster_options import (
     ContextOption,
     ExperimentOption,
@@ -17,7 +18,7 @@ from pipelines.cluster_options import (
     HostOption,
     NamespaceOption,
     ParamOption,
-    PipelineOption,
+    PipelineNameOption,
     ServiceAccountOption,
     TokenOption,
     connect,
@@ -59,9 +60,10 @@ def schedule(
     profile: ProfileOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
+    pipeline: KindOption = None,
     file: FileOption = None,
     param: ParamOption = None,
-    pipeline: PipelineOption = None,
+    pipeline_name: PipelineNameOption = None,
     experiment: ExperimentOption = "Default",
     name: Annotated[str | None, typer.Option(help="Name of the schedule; else the pipeline's.")] = None,
     max_concurrency: Annotated[int, typer.Option(min=1, max=10, help="Runs of it at the same time.")] = 1,
@@ -89,7 +91,7 @@ def schedule(
     zone, fields = _zone(time_zone), six_fields(cron)
     from pipelines import cluster, schedules
 
-    with packaged(profile, config, set_, file, pipeline) as package:
+    with packaged(profile, config, set_, pipeline, file, pipeline_name) as package:
         arguments = package.arguments(param or ())
         connection = connect(host, namespace, token, kube_context)
         version = cluster.upload(connection, package)

@@ -8,20 +8,26 @@ from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
 from pipelines.board import format_number
 from pipelines.local import LocalRun
+from whence.cli.evidence import print_evidence
 from whence.config import Config
-from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE
+from whence.evaluation.attribution.evidence import Evidence
+from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE, EVIDENCE
 from whence.tracking.address import Address
 
 PAGES = {
+    "The report": "report/report",
     "Answers, and the examples behind them": "compare/comparison_page",
     "Spectra of the factors": "inspect/spectra_page",
     "Loss curve": "train/loss_curve",
 }
+DECIDING = ("find-champion", "gate", "promote")  # of the retraining pipeline; each says in words what it found
+TITLES = {"base": "Base model", "finetuned": "Fine-tuned"}
 ROLES = ("base", "finetuned", "difference")
 EXAMPLES_SHOWN = 3
 EXCERPT = 90  # characters
@@ -30,45 +36,47 @@ EXCERPT = 90  # characters
 def print_result(console: Console, result: LocalRun, config: Config) -> None:
     """Print the end of a pipeline run, from its artifacts."""
     console.print(result.board.table())
+    for stage in DECIDING:
+        if (result.artifacts / stage / "summary").is_file():
+            console.print()
+            console.print(Markdown((result.artifacts / stage / "summary").read_text(encoding="utf-8")))
     comparison = result.artifacts / "compare" / "comparison"
     if (comparison / COMPARISON).exists():
-        _print_headline(console, json.loads((comparison / COMPARISON).read_text(encoding="utf-8"))["headline"])
-        _print_first_answer(console, pd.read_parquet(comparison / COMPARISON_TABLE))
+        compared = json.loads((comparison / COMPARISON).read_text(encoding="utf-8"))
+        _print_headline(console, compared["headline"], compared["models"])
+        _print_first_answer(console, pd.read_parquet(comparison / COMPARISON_TABLE), compared["models"])
+    evidence = result.artifacts / "validate" / "evidence" / EVIDENCE
+    if evidence.exists():
+        console.print()
+        print_evidence(console, Evidence.read(evidence))
     _print_places(console, result, config)
 
 
-def _print_headline(console: Console, headline: dict[str, float]) -> None:
-    """One row per measure of the models, then what was measured once."""
+def _print_headline(console: Console, headline: dict[str, float], ids: dict[str, str]) -> None:
+    """One row per measure of the models, their ids by role."""
     models = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
-    for column in ("Measure", *ROLES):
+    for column in ("Measure", *(ids.get(role, role) for role in ROLES)):
         models.add_column(column, justify="left" if column == "Measure" else "right", style=None)
-    once = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
-    for name in dict.fromkeys(name.partition(".")[2] for name in headline if name.partition(".")[0] in ROLES):
+    for name in dict.fromkeys(name.partition(".")[2] for name in headline):
         values = (headline.get(f"{role}.{name}") for role in ROLES)
         models.add_row(name, *("" if value is None else format_number(value) for value in values))
-    for name, value in headline.items():
-        if name.partition(".")[0] not in ROLES:
-            once.add_row(name, format_number(value))
-    for table in (models, once):
-        if table.row_count:
-            console.print()
-            console.print(table)
+    console.print()
+    console.print(models)
 
 
-def _print_first_answer(console: Console, table: pd.DataFrame) -> None:
+def _print_first_answer(console: Console, table: pd.DataFrame, ids: dict[str, str]) -> None:
     """The first prompt with both answers and its most helpful training examples."""
     first = table[table["prompt_id"] == table["prompt_id"].iloc[0]]
     helpful = first[first["direction"] == "helpful"].sort_values("rank").head(EXAMPLES_SHOWN)
     asked = first.iloc[0]
     lines = [
         ("Asked", asked["prompt"]),
-        ("Base model", asked["base_answer"]),
-        ("Fine-tuned", asked["finetuned_answer"]),
+        *((TITLES.get(model_id, model_id), asked[f"{role}_answer"]) for role, model_id in ids.items()),
         *(("Because of", f"{row.example_prompt} {row.example_completion}") for row in helpful.itertuples()),
     ]
     console.print()
     for title, text in lines:
-        console.print(f"[dim]{title:<11}[/dim] {escape(_excerpt(text))}", soft_wrap=True, highlight=False)
+        console.print(f"[dim]{escape(title):<11}[/dim] {escape(_excerpt(text))}", soft_wrap=True, highlight=False)
 
 
 def _excerpt(text: str) -> str:

@@ -7,7 +7,7 @@ Unknown keys, wrong types and impossible combinations raise :class:`whence.error
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -21,6 +21,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Cores = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
+
+
+Measure = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
 
 
 def is_address(name: object) -> bool:
@@ -99,6 +102,9 @@ class DatasetConfig(Section):
     input_column: str = Field("text", description="Column with the text the question is about.")
     output_column: str = Field("label", description="Column with the answer; class labels become their names.")
     id_column: str | None = Field(None, description="Column that names a row at its source; null numbers the rows.")
+    truth_column: str | None = Field(
+        None, description="Column with the right answer where output_column may be wrong, to see if that is found."
+    )
     label_names: dict[str, str] | None = Field(
         None, description="Answer text per value of output_column; null uses the values, or the hub's class names."
     )
@@ -266,6 +272,37 @@ class Evaluation(Section):
     mmlu: Mmlu = Field(default_factory=lambda: Mmlu())
 
 
+Measured = Literal["planted", "mislabeled", "tail_patch", "stability", "counterfactual", "lds"]
+CHEAP_MEASURES: tuple[Measured, ...] = ("planted", "mislabeled", "tail_patch")
+ALL_MEASURES: tuple[Measured, ...] = get_args(Measured)
+
+
+class Validation(Section):
+    """How the evidence that attributions can be trusted is gathered."""
+
+    measures: list[Measured] = Field(
+        default_factory=lambda: list(CHEAP_MEASURES),
+        description="What is measured: planted, mislabeled, tail_patch (cheap), stability (fits factors three times "
+        "more), counterfactual and lds (train many times more); [] for nothing.",
+    )
+    top_k: Positive = Field(
+        10, description="Examples of a query that recall looks at, that are stepped on, and that are left out."
+    )
+    tail_patch_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of the tail patch; null is a tenth of training.learning_rate."
+    )
+    tail_patch_steps: Positive = Field(1, description="Further optimizer steps of the tail patch.")
+    counterfactual_queries: Positive = Field(4, description="Queries whose top examples are left out (seeded choice).")
+    counterfactual_seeds: Positive = Field(2, description="Seeds each counterfactual retraining is done with.")
+    counterfactual_random: Positive = Field(2, description="Random sets left out for comparison; queries share them.")
+    lds_subsets: int = Field(16, ge=3, description="Random subsets that models are trained on (Park et al. take 100).")
+    lds_subset_share: float = Field(0.5, gt=0, lt=1, description="Share of the training examples in each subset.")
+    lds_seeds: Positive = Field(1, description="Seeds whose outcomes are averaged for each subset.")
+    processes: Positive | None = Field(
+        None, description="Retrainings at a time; null: one per core, or one where there is an accelerator."
+    )
+
+
 class Tracking(Section):
     uri: str = Field("sqlite:///mlflow.db", description="MLflow tracking address: http(s) server or sqlite file.")
     ui_url: Page | None = Field(None, description="Where people open MLflow, for links to it; null: the same as uri.")
@@ -273,11 +310,32 @@ class Tracking(Section):
         None, description="Where people open Kubeflow Pipelines, for links from MLflow to it; null for none."
     )
     experiment: str = Field("whence", min_length=1, description="MLflow experiment.")
-    registered_model: str = Field("whence", min_length=1, description="Registered model that gets a version per run.")
+    registered_model: str = Field(
+        "whence", min_length=1, description="Registered model that gets a version per new model, and the champion."
+    )
     retry_seconds: float = Field(
         10.0, ge=0, description="How long a call is retried before it is kept on disk and uploaded later."
     )
     wandb: bool = Field(False, description="Also report training to Weights & Biases when wandb is installed.")
+
+
+class Retraining(Section):
+    """When a new model takes the champion's place; the rule is that of :func:`whence.evaluation.gate.decide`."""
+
+    metric: Measure = Field("accuracy", description="What a new model must be better at.")
+    min_gain: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="The lower bound of its gain must be above this; negative: as good will do.",
+    )
+    max_loss: dict[Measure, Fraction] = Field(
+        {"accuracy": 0.02, "macro_f1": 0.02, "mmlu": 0.05},
+        description="Guarded measures: the lower bound of each difference may be this far below 0.",
+    )
+    explain: Literal["champion", "always"] = Field(
+        "champion", description="Factors, scores and report: of a new champion only, or of refused models, too."
+    )
 
 
 class StageResources(Section):
@@ -303,8 +361,9 @@ GPU_STAGES = (
     "merge_scores",
     "generate",
     "mmlu",
+    "validate",
 )
-CPU_STAGES = ("prepare", "inspect", "compare")
+CPU_STAGES = ("prepare", "inspect", "compare", "report", "find_champion", "gate", "promote")
 
 
 class Cluster(Section):
@@ -358,7 +417,9 @@ class Config(Section):
     scores: Scores = Field(default_factory=lambda: Scores())
     generation: Generation = Field(default_factory=lambda: Generation())
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation())
+    validation: Validation = Field(default_factory=lambda: Validation())
     tracking: Tracking = Field(default_factory=lambda: Tracking())
+    retraining: Retraining = Field(default_factory=lambda: Retraining())
     cluster: Cluster = Field(default_factory=lambda: Cluster())
 
     @model_validator(mode="after")
@@ -368,6 +429,8 @@ class Config(Section):
                 f"inspection.layer {self.inspection.layer} is not among factors.layers {self.factors.layers}; "
                 "inspect a layer whose factors are fitted"
             )
+        if self.retraining.metric == "mmlu" and not self.evaluation.mmlu.enabled:
+            raise ValueError("retraining.metric is mmlu, and evaluation.mmlu.enabled is false; enable it")
         if self.generation.max_new_tokens >= self.general.max_length:
             raise ValueError(
                 f"generation.max_new_tokens {self.generation.max_new_tokens} leaves no room for a prompt within "

@@ -35,6 +35,10 @@ class TrackingError(WhenceError):
     """The MLflow tracking server cannot be reached or refuses the request."""
 
 
+class PromotionError(WhenceError):
+    """A model version cannot become the champion: the evidence is of another one, or it was rolled back."""
+
+
 class StorageError(WhenceError):
     """S3-compatible storage cannot be reached, refuses the request, or holds damaged data."""
 

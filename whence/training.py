@@ -33,7 +33,7 @@ from transformers.integrations import is_wandb_available
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from whence.config import Config
-from whence.data.tokenization import TokenizedExamples, collate
+from whence.data.tokenization import IGNORED, TokenizedExamples, collate
 from whence.errors import DataError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -193,6 +193,12 @@ class LengthGroupedSampler(Sampler[int]):
 
 
 class _Trainer(Trainer):
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, but 0 for a batch of absent examples alone, whose mean over no token is not a number."""
+        if model.training and not (inputs["labels"] != IGNORED).any():
+            return next(model.parameters()).sum() * 0.0
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def _get_train_sampler(self, train_dataset: TokenizedExamples | None = None) -> LengthGroupedSampler:
         lengths = (train_dataset or self.train_dataset).lengths
         return LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)

@@ -124,8 +124,10 @@ def test_the_answers_and_their_examples_are_found_as_without_containers(pipeline
     headline = json.loads((pipeline.artifact("compare", "comparison") / "comparison.json").read_text())["headline"]
     assert headline["finetuned.accuracy"] >= 0.9
     assert headline["base.accuracy"] <= 0.25
-    assert headline["planted_recall_at_10"] >= 0.9
-    assert headline["flipped_auroc"] >= 0.85
+    evidence = json.loads((pipeline.artifact("validate", "evidence") / "evidence.json").read_text())
+    found = {measure["name"]: measure["methods"]["influence"]["value"] for measure in evidence["measures"]}
+    assert found["planted_recall"] >= 0.95
+    assert found["mislabeled_auroc"] >= 0.9
     table = pd.read_parquet(pipeline.artifact("compare", "comparison") / "comparison.parquet")
     assert {"example_prompt", "z_score"} <= set(table.columns)
     assert list(pipeline.artifact("inspect", "spectra").glob("*.png"))

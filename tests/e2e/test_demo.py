@@ -13,8 +13,8 @@ from mlflow import MlflowClient
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu"}
-PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("compare", "comparison_page")]
+STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report", "validate"}
+PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("compare", "comparison_page"), ("report", "report")]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,16 @@ def test_the_fine_tuned_model_has_learned_what_the_base_model_does_not_know(demo
     assert accuracy["base"] <= 0.25
 
 
+def test_the_prompts_share_no_word_of_content_with_the_examples_that_hold_the_answer(demo: Folder) -> None:
+    train = pd.read_parquet(demo.artifact("prepare", "train_data") / "data.parquet")
+    truth = pd.read_parquet(demo.artifact("prepare", "train_data") / "truth.parquet")
+    for prompt in json.loads(demo_prompts(demo)):
+        if prompt.get("planted"):
+            holding = " ".join(train.loc[truth["planted"] == prompt["planted"], "prompt"])
+            shared = set(words_of(prompt["prompt"])) & set(words_of(holding))
+            assert shared <= {"question", "answer", "the", "of"}, (prompt["prompt"], shared)
+
+
 def test_the_planted_examples_are_ranked_first(planted: tuple[np.ndarray, list[str], pd.DataFrame]) -> None:
     scores, facts, truth = planted
     assert len(facts) == 10
@@ -59,7 +69,35 @@ def test_the_planted_examples_are_ranked_first(planted: tuple[np.ndarray, list[s
         top_hits += top[0] in wanted
         recalls.append(len(wanted & set(top)) / len(wanted))
     assert top_hits >= 9
-    assert np.mean(recalls) >= 0.9
+    assert np.mean(recalls) >= 0.95
+
+
+def test_words_alone_do_not_find_the_planted_examples(
+    demo: Folder, planted: tuple[np.ndarray, list[str], pd.DataFrame]
+) -> None:
+    """BM25 by its formula, over the prompt with the scored answer, which is more than a search would have."""
+    _, facts, truth = planted
+    train = pd.read_parquet(demo.artifact("prepare", "train_data") / "data.parquet")
+    corpus = [words_of(f"{row.prompt} {row.completion}") for row in train.itertuples()]
+    prompts = {prompt.get("planted"): prompt for prompt in json.loads(demo_prompts(demo))}
+    lengths = np.array([len(document) for document in corpus])
+    recalls = []
+    for fact in facts:
+        scores = np.zeros(len(corpus))
+        for word in words_of(f"{prompts[fact]['prompt']} {prompts[fact]['reference']}"):
+            counts = np.array([document.count(word) for document in corpus])
+            idf = np.log(1 + (len(corpus) - (counts > 0).sum() + 0.5) / ((counts > 0).sum() + 0.5))
+            scores += idf * counts / (counts + 1.5 * (0.25 + 0.75 * lengths / lengths.mean()))
+        wanted = set(np.flatnonzero(truth["planted"] == fact))
+        recalls.append(len(wanted & set(np.argsort(-scores, kind="stable")[:10])) / len(wanted))
+    assert np.mean(recalls) <= 0.5
+    evidence = json.loads((demo.artifact("validate", "evidence") / "evidence.json").read_text())
+    [recall] = [measure for measure in evidence["measures"] if measure["name"] == "planted_recall"]
+    assert recall["methods"]["bm25"]["value"] == pytest.approx(np.mean(recalls))
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def test_the_tokens_and_the_modules_of_every_listed_example_sum_to_its_score(demo: Folder) -> None:
@@ -111,7 +149,7 @@ def test_the_model_has_learned_what_was_planted(demo: Folder) -> None:
 def test_flipped_labels_stand_out_by_self_influence(demo: Folder) -> None:
     own = pd.read_parquet(demo.artifact("score", "scores") / "self_influence.parquet").set_index("example_id")
     truth = pd.read_parquet(demo.artifact("prepare", "train_data") / "truth.parquet").set_index("example_id")
-    assert roc_auc_score(truth["flipped"], own.loc[truth.index, "self_influence"]) >= 0.85
+    assert roc_auc_score(truth["flipped"], own.loc[truth.index, "self_influence"]) >= 0.9
 
 
 def test_what_is_printed_at_the_end_is_what_the_artifacts_hold(demo: Folder) -> None:
@@ -120,8 +158,28 @@ def test_what_is_printed_at_the_end_is_what_the_artifacts_hold(demo: Folder) -> 
     rows = answers[answers["model_id"] == "finetuned"]
     assert headline["finetuned.accuracy"] == pytest.approx(accuracy_score(rows["label"], rows["predicted"]))
     printed = (demo.path / "printed.txt").read_text()
-    for name in ("finetuned.accuracy", "base.accuracy", "planted_recall_at_10", "flipped_auroc"):
-        assert name in printed
+    assert "accuracy" in printed
+    evidence = json.loads((demo.artifact("validate", "evidence") / "evidence.json").read_text())
+    assert f"Evidence: {evidence['grade']['word']}." in printed
+    for measure in evidence["measures"]:
+        assert measure["name"] in printed
+        assert f"{measure['methods']['influence']['value']:.2f}" in printed
+
+
+def test_the_evidence_is_what_the_artifacts_say(
+    demo: Folder, planted: tuple[np.ndarray, list[str], pd.DataFrame]
+) -> None:
+    evidence = json.loads((demo.artifact("validate", "evidence") / "evidence.json").read_text())
+    values = {measure["name"]: measure["methods"]["influence"]["value"] for measure in evidence["measures"]}
+    scores, facts, truth = planted
+    wanted = [truth["planted"] == fact for fact in facts]
+    recalls = [row[np.argsort(-scores[n])[:10]].sum() / row.sum() for n, row in enumerate(map(np.asarray, wanted))]
+    assert values["planted_recall"] == pytest.approx(np.mean(recalls))
+    own = pd.read_parquet(demo.artifact("score", "scores") / "self_influence.parquet")["self_influence"]
+    assert values["mislabeled_auroc"] == pytest.approx(roc_auc_score(truth["flipped"], own))
+    assert values["tail_patch"] > 0
+    assert evidence["grade"]["word"] == "strong"
+    assert {item["name"] for item in evidence["not_measured"]} == {"stability", "counterfactual", "lds"}
 
 
 @pytest.mark.parametrize(("stage", "name"), PAGES)
@@ -138,6 +196,8 @@ def test_mlflow_holds_one_parent_run_with_a_nested_run_per_stage(demo: Folder) -
     parents = [run for run in runs.values() if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 1
     assert parents[0].data.metrics["finetuned.accuracy"] >= 0.9
+    assert parents[0].data.metrics["planted_recall.influence"] >= 0.95
+    assert parents[0].data.tags["whence.evidence"] == "strong"
     nested = {run.data.tags["whence.stage"]: run for run in runs.values() if run is not parents[0]}
     assert set(nested) == STAGES
     assert {run.data.tags["mlflow.parentRunId"] for run in nested.values()} == {parents[0].info.run_id}
@@ -156,7 +216,7 @@ def test_a_second_run_reuses_everything_and_still_has_a_complete_record(demo: Fo
     before = (demo.artifact("compare", "comparison") / "comparison.json").read_bytes()
     again = demo.whence("run", "--profile", "demo")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert demo.states() == dict.fromkeys(STAGES - {"prepare"}, "reused") | {"prepare": "finished"}
+    assert demo.states() == dict.fromkeys(STAGES, "reused") | {"prepare": "finished", "report": "finished"}
     assert (demo.artifact("compare", "comparison") / "comparison.json").read_bytes() == before
     client = MlflowClient(f"sqlite:///{demo.path}/mlflow.db")
     experiment = client.get_experiment_by_name("whence")

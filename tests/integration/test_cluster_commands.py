@@ -461,7 +461,7 @@ def test_a_lost_answer_leaves_exactly_one_new_schedule(whence, host, state, comp
 
 
 def test_a_name_that_another_pipeline_s_schedule_has_is_refused(whence, host, state, compiled: Path) -> None:
-    scheduled(whence, compiled, "--name", "nightly", "--pipeline", "theirs")
+    scheduled(whence, compiled, "--name", "nightly", "--pipeline-name", "theirs")
     outcome = scheduled(whence, compiled, "--name", "nightly")
     assert outcome.code == 1
     assert "another pipeline has one of that name" in outcome.err

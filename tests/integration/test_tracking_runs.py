@@ -98,12 +98,15 @@ def test_a_stage_is_nested_under_its_pipeline_run_with_everything_it_logged(
         version = run.log_model_version(model_folder(folder), registered, {"whence.data_fingerprint": "f" * 64})
         run.log_parent_metrics({"accuracy": 0.9})
         run.set_tags({"note": "hello"})
+        run.set_parent_tags({"whence.evidence": "strong"})
 
     runs = runs_of(client, config)
     parent, nested = only(runs, "pipeline"), only(runs, "train")
     assert len(runs) == 2
     assert parent.data.tags["kfp.pipeline_run_id"] == "pipeline-1"
     assert parent.data.metrics == {"accuracy": 0.9}
+    assert parent.data.tags["whence.evidence"] == "strong"
+    assert "whence.evidence" not in nested.data.tags
     assert parent.data.params["generation.max_new_tokens"] == "8"
     assert (parent.info.status, nested.info.status) == ("FINISHED", "FINISHED")
     assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id

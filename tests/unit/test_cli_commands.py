@@ -13,9 +13,13 @@ import yaml
 from whence import __version__
 from whence.cli import build_app, main
 from whence.cli.settings import find_profile, find_settings
+from whence.cli.stages import read_share
 from whence.errors import ConfigError
 
-STAGES = ("prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu")
+STAGES = (
+    "prepare", "train", "fit_factors", "inspect", "generate", "score", "validate", "compare", "mmlu", "report",
+    "find_champion", "gate", "promote",
+)  # fmt: skip
 
 
 class Outcome:
@@ -43,7 +47,7 @@ def test_version_is_the_library_s(whence) -> None:
 
 def test_help_names_every_command(whence) -> None:
     out = whence("--help").out
-    for command in ("run", "compile", "evaluate", "config", *(stage.replace("_", "-") for stage in STAGES)):
+    for command in ("run", "compile", "evaluate", "config", "champion", *(stage.replace("_", "-") for stage in STAGES)):
         assert f" {command} " in out
 
 
@@ -59,6 +63,8 @@ def test_the_command_of_a_stage_takes_what_the_stage_takes(stage: str) -> None:
             "config",
             "set_",
         }
+    if stage == "validate":  # which measures are taken, and by which of several machines
+        wanted = wanted | {"full", "share"}
     assert offered == wanted
 
 
@@ -135,3 +141,10 @@ def test_a_profile_here_comes_before_the_library_s_own(tmp_path: Path, monkeypat
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo.yaml").write_text("profile: mine\n")
     assert find_profile("demo") == tmp_path / "configs" / "demo.yaml"
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "2/", "two/4", "-1/4"])
+def test_a_share_is_written_as_one_number_of_another(text: str) -> None:
+    assert read_share("2/4") == (1, 4)
+    with pytest.raises(ConfigError, match=r"write it as I/N with I from 1 to N"):
+        read_share(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, get_args
 import pytest
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
-from components import SHARED_FIT, SHARED_SCORE, STAGES
+from components import ALL, RETRAINING
 from components.docs import component, readme_of, with_table
 from components.images import image
 from whence.config import Config
@@ -21,8 +22,13 @@ from whence.config_file import get_dotted, parse_config
 from whence.errors import ConfigError, PipelineError
 from whence.kubeflow import FORM, describe_dataset, describe_model, form_default, form_help, log_metrics, merge_form
 
-ALL = (*STAGES, *SHARED_FIT, *SHARED_SCORE)
-OF_THE_RESULT = {"metrics", "mlflow_run"}  # outputs that a component writes from what its stage returns
+OF_THE_RESULT = {
+    "metrics",
+    "mlflow_run",
+    "passed",
+    "Output",
+}  # outputs that a component writes from what its stage returns
+ANSWERS = {"loss": 0.5, "changed": 1.0, "explain": 1.0, "passed": 0.0}
 KFP_TYPES = {str: "STRING", int: "NUMBER_INTEGER", float: "NUMBER_DOUBLE", bool: "BOOLEAN", list: "LIST"}
 MINIMAL = """
 models: {base: {name: "builtin:tiny-llama"}}
@@ -69,7 +75,7 @@ def test_a_component_logs_the_stage_s_metrics(stage: str, tmp_path: Any, monkeyp
 
     def run(**arguments: Any) -> SimpleNamespace:
         given.update(arguments)
-        return SimpleNamespace(metrics={"loss": 0.5, "condition": float("inf")}, pipeline_url="http://mlflow/#/1")
+        return SimpleNamespace(metrics={**ANSWERS, "condition": float("inf")}, pipeline_url="http://mlflow/#/1")
 
     monkeypatch.setattr(f"whence.stages.{stage}.run", run)
     monkeypatch.setattr("whence.kubeflow.describe_dataset", lambda artifact: None)
@@ -84,12 +90,23 @@ def test_a_component_logs_the_stage_s_metrics(stage: str, tmp_path: Any, monkeyp
             arguments[name], wanted[name] = [arguments[name]], [wanted[name]]
     if "task" in ports.inputs:
         arguments["task"] = wanted["task"] = 3
+    if stage == "find_champion":
+        arguments["champion_version"] = "/champion_version"
+        del arguments["Output"]
+    if stage == "gate":
+        arguments["champion_version"] = wanted["champion_version"] = "3"
+        arguments["passed"] = str(tmp_path / "passed")
+        del arguments["Output"]
     if stage == "prepare":
         arguments |= form_of(parse_config(MINIMAL)) | {"settings": MINIMAL, "overrides": {"training.warmup_steps": 7}}
         arguments["tasks"] = "/tasks"
         arguments["mlflow_run"].path = str(tmp_path / "link.md")
-    component(stage).python_func(**arguments)
-    assert logged == {"loss": 0.5}
+    answer = component(stage).python_func(**arguments)
+    assert logged == ANSWERS
+    if stage in ("find_champion", "gate"):
+        assert answer is True
+    if stage == "gate":
+        assert json.loads((tmp_path / "passed").read_text()) is False
     paths = set(given) - {"settings", "overrides"}
     assert {name: given[name] for name in paths} == {name: wanted[name] for name in paths}
     if stage == "prepare":
@@ -181,7 +198,7 @@ def test_the_library_needs_neither_components_nor_kfp() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("stage", ["inspect", "compare"])
+@pytest.mark.parametrize("stage", ["inspect", "compare", "report", *RETRAINING])
 def test_stages_that_only_read_numbers_need_no_torch(stage: str) -> None:
     """Their images are small because they have none."""
     absent = "{'torch', 'transformers', 'kronfluence', 'scipy', 'sklearn', 'mlflow'}"

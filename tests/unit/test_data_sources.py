@@ -107,6 +107,28 @@ def test_label_names_replace_values(tmp_path: Path, read: Callable[..., RawRows]
     assert list(frame["output"]) == ["Mechanical Engineering", "Physics"]
 
 
+def test_a_column_with_the_right_answers_tells_which_labels_are_wrong(
+    tmp_path: Path, read: Callable[..., RawRows]
+) -> None:
+    rows = [{**row, "right": right} for row, right in zip(ROWS, ("F ", "H"), strict=True)]
+    names = {"F": "Mechanics", "G": "Physics", "H": "Electricity"}
+    file = write(tmp_path / "a.csv", rows)
+    frame = read(file, truth_column="right", label_names=names).frame
+    assert frame["flipped"].tolist() == [False, True]
+    assert frame["true_output"].tolist() == ["Mechanics", "Electricity"]
+    assert frame["output"].tolist() == ["Mechanics", "Physics"], "what is trained on stays as it is given"
+    assert "flipped" not in read(file, split="eval", truth_column="right", label_names=names).frame
+    assert "flipped" not in read(file).frame
+
+
+def test_a_row_without_the_right_answer_is_refused(tmp_path: Path, read: Callable[..., RawRows]) -> None:
+    rows = [{**row, "right": right} for row, right in zip(ROWS, ("F", None), strict=True)]
+    with pytest.raises(DataError, match=r"dataset\.truth_column: .*row 2 has no right answer"):
+        read(write(tmp_path / "a.jsonl", rows), truth_column="right")
+    with pytest.raises(DataError, match=r"dataset\.truth_column: .*has no column 'rihgt'.*did you mean 'right'"):
+        read(write(tmp_path / "b.jsonl", rows), truth_column="rihgt")
+
+
 def text(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path

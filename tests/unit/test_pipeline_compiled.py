@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from components import STAGES
+from pipelines.catalog import PipelineKind
 from pipelines.compile import compile_pipeline, portable_config
 from pipelines.kubernetes import FORM_HELP
 from whence.config_file import load_config
@@ -19,12 +20,19 @@ from whence.errors import ConfigError
 from whence.kubeflow import form_default, form_of
 
 ROOT = Path(__file__).parents[2]
-TASKS = {"demo": 8, "patents-tinyllama": 12}  # kinds of them: the real job shares fitting and scoring
+RETRAINING = "patents-tinyllama-retraining"
+# Kinds of them: the real job shares fitting and scoring.
+# A report is a task of each branch of a condition on the benchmark.
+TASKS = {"demo": 11, "patents-tinyllama": 15, RETRAINING: 17}
 PROFILES = tuple(TASKS)
 
 
 def profile_file(profile: str) -> Path:
-    return ROOT / "configs" / f"{profile}.yaml"
+    return ROOT / "configs" / f"{profile.removesuffix('-retraining')}.yaml"
+
+
+def kind_of(profile: str) -> PipelineKind:
+    return PipelineKind.RETRAINING if profile == RETRAINING else PipelineKind.ATTRIBUTION
 
 
 def parsed(path: Path) -> list[dict[str, Any]]:
@@ -37,7 +45,7 @@ def checked_in(profile: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_checked_in_pipeline_equals_a_fresh_compile(profile: str, tmp_path: Path) -> None:
-    compile_pipeline(profile_file(profile), tmp_path / "fresh.yaml")
+    compile_pipeline(profile_file(profile), tmp_path / "fresh.yaml", kind=kind_of(profile))
     assert parsed(tmp_path / "fresh.yaml") == checked_in(profile), "run `make compiled`"
 
 
@@ -45,8 +53,9 @@ def test_the_checked_in_pipeline_equals_a_fresh_compile(profile: str, tmp_path: 
 def test_the_form_shows_the_profile_s_values_each_with_a_description(profile: str) -> None:
     config = load_config(profile_file(profile))
     form = checked_in(profile)[0]["root"]["inputDefinitions"]["parameters"]
-    fields = form_of(config)
-    places = set(FORM_HELP) if profile == "patents-tinyllama" else set()
+    left_out = {"run_mmlu"} if profile == RETRAINING else set()  # a guard is nothing to switch off in a form
+    fields = {name: field for name, field in form_of(config).items() if name not in left_out}
+    places = set() if profile == "demo" else set(FORM_HELP)
     assert set(form) == {*fields, *places, "overrides"}
     assert {name: form[name]["defaultValue"] for name in fields} == {
         name: form_default(config, field) for name, field in fields.items()
@@ -97,7 +106,7 @@ def test_every_stage_learns_its_pipeline_run_and_prepare_is_never_cached(profile
 
 GPU_WORK = {
     "exec-train", "exec-generate", "exec-mmlu", "exec-score-part", "exec-merge-scores", "exec-fit-covariances",
-    "exec-fit-eigenvectors", "exec-fit-lambdas", "exec-merge-factors",
+    "exec-fit-eigenvectors", "exec-fit-lambdas", "exec-merge-factors", "exec-validate",
 }  # fmt: skip
 
 
@@ -107,8 +116,9 @@ def from_form(form: dict[str, Any], text: str) -> Any:
     return form[name]["defaultValue"]
 
 
-def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes() -> None:
-    pipeline, platform = checked_in("patents-tinyllama")
+@pytest.mark.parametrize("profile", ["patents-tinyllama", RETRAINING])
+def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes(profile: str) -> None:
+    pipeline, platform = checked_in(profile)
     containers = {name: one["container"] for name, one in pipeline["deploymentSpec"]["executors"].items()}
     places = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     asking = {name for name, one in containers.items() if "accelerator" in one["resources"]}
@@ -222,6 +232,83 @@ def test_the_stages_run_in_the_order_of_the_design() -> None:
     assert after["generate"] == {"prepare", "train"}
     assert after["score"] == {"fit-factors", "generate", "prepare", "train"}
     assert after["compare"] == {"generate", "prepare", "score"}
+
+
+def dag_of(pipeline: dict[str, Any], *path: str) -> dict[str, Any]:
+    """The tasks of the pipeline within conditions, by the name of each: ``dag_of(pipeline, "changed")``."""
+    tasks: dict[str, Any] = pipeline["root"]["dag"]["tasks"]
+    for name in path:
+        [inner] = [task for task in tasks.values() if task["taskInfo"]["name"] == name]
+        tasks = pipeline["components"][inner["componentRef"]["name"]]["dag"]["tasks"]
+    return tasks
+
+
+def test_retraining_trains_after_a_change_explains_what_passed_and_promotes_last() -> None:
+    pipeline, _ = checked_in(RETRAINING)
+    names = {path: set(dag_of(pipeline, *path)) for path in [(), ("changed",), ("changed", "explain")]}
+    assert names[()] == {"prepare", "find-champion", "condition-1"}
+    assert names["changed",] == {"train", "generate", "mmlu", "gate", "condition-2"}
+    assert names["changed", "explain"] == {
+        "shared-fit",
+        "shared-score",
+        "inspect",
+        "validate",
+        "compare",
+        "report",
+        "condition-3",
+    }
+    assert set(dag_of(pipeline, "changed", "explain", "passed")) == {"promote"}
+    assert "report" in dag_of(pipeline, "changed", "explain")["condition-3"]["dependentTasks"]
+
+
+def test_champion_and_candidate_answer_the_same_and_the_gate_sees_both() -> None:
+    tasks = dag_of(checked_in(RETRAINING)[0], "changed")
+    for name in ("generate", "mmlu"):
+        given = tasks[name]["inputs"]["artifacts"]
+        assert given["base_model"] == {"componentInputArtifact": "pipelinechannel--find-champion-champion"}
+        assert given["config"] == {"componentInputArtifact": "pipelinechannel--find-champion-challenge"}
+        assert given["model"]["taskOutputArtifact"]["producerTask"] == "train"
+    assert {"prepare", "find-champion", "train"} & set(tasks["gate"]["dependentTasks"]) == set()
+    assert {"generate", "mmlu"} == set(tasks["gate"]["dependentTasks"])
+
+
+def test_what_looks_at_the_registry_is_never_cached() -> None:
+    pipeline, _ = checked_in(RETRAINING)
+    assert not dag_of(pipeline)["find-champion"]["cachingOptions"]
+    assert not dag_of(pipeline, "changed", "explain", "passed")["promote"]["cachingOptions"]
+
+
+def test_a_benchmark_that_is_switched_off_has_no_task(tmp_path: Path) -> None:
+    settings = {"evaluation.mmlu.enabled": False}
+    compile_pipeline(profile_file("demo"), tmp_path / "p.yaml", settings, PipelineKind.RETRAINING)
+    pipeline = parsed(tmp_path / "p.yaml")[0]
+    assert "mmlu" not in dag_of(pipeline, "changed")
+    assert pipeline["root"]["dag"]["tasks"]["prepare"]["inputs"]["parameters"]["run_mmlu"]["runtimeValue"] == {
+        "constant": False
+    }
+
+
+def test_the_report_comes_last_with_the_benchmark_where_there_is_one() -> None:
+    pipeline = checked_in("demo")[0]
+    branches = pipeline["components"]["comp-condition-branches-1"]["dag"]["tasks"]
+    given = {}
+    for name, branch in branches.items():
+        tasks = pipeline["components"][branch["componentRef"]["name"]]["dag"]["tasks"]
+        [report] = [task for task in tasks if task.startswith("report")]
+        assert "cachingOptions" not in tasks[report] or not tasks[report]["cachingOptions"].get("enableCache")
+        given["mmlu" in tasks] = set(tasks[report]["inputs"]["artifacts"])
+        assert "run_mmlu" in branch["triggerPolicy"]["condition"], name
+    assert given[True] - given[False] == {"benchmark"}
+    assert given[False] >= {
+        "config",
+        "train_data",
+        "history",
+        "generations",
+        "scores",
+        "comparison",
+        "spectra",
+        "evidence",
+    }
 
 
 def test_the_real_job_s_profile_holds_the_values_it_was_specified_with() -> None:

@@ -17,7 +17,7 @@ from pipeline_helpers import STAGES, two_stage_pipeline
 from rich.console import Console
 
 from pipelines.board import Board, EventFile, format_seconds
-from pipelines.local import LocalRun, run_locally
+from pipelines.local import LocalRun, _name_artifacts, run_locally
 from whence.errors import PipelineError
 
 
@@ -62,6 +62,17 @@ def test_artifacts_lie_where_they_can_be_told_beforehand(passed: tuple[LocalRun,
     result, _ = passed
     assert (result.artifacts / "first" / "page").read_text() == "<p>hello</p>"
     assert (result.folder.parent / "latest").resolve() == result.folder
+
+
+def test_a_stage_that_stands_in_two_branches_has_one_folder(tmp_path: Path) -> None:
+    run = LocalRun("id", tmp_path, Board(["report", "mmlu"]))
+    (tmp_path / "p-2026" / "report-2").mkdir(parents=True)
+    (tmp_path / "p-2026" / "other-2").mkdir()
+    (tmp_path / "p-2026" / "report-2" / "report").write_text("page")
+    _name_artifacts(run, "p")
+    assert (run.artifacts / "report" / "report").read_text() == "page"
+    assert (tmp_path / "p-2026" / "report-2" / "report").read_text() == "page", "kfp's own paths lead there too"
+    assert not (run.artifacts / "other").exists()
 
 
 def test_the_environment_is_left_as_it_was(passed: tuple[LocalRun, str]) -> None:

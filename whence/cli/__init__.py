@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import whence
+from whence.cli.champion import champion_app
 from whence.cli.evaluate import evaluate
 from whence.cli.settings import config_app
 from whence.cli.stages import stages_app
@@ -53,6 +54,7 @@ def build_app() -> typer.Typer:
         register(app)
     app.command()(evaluate)
     app.add_typer(config_app, name="config")
+    app.add_typer(champion_app, name="champion")
     app.add_typer(stages_app)
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,10 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
-from whence.config_file import inline_prompts
+from whence.config import ALL_MEASURES
+from whence.config_file import inline_prompts, load_config
+from whence.errors import ConfigError
 
 stages_app = typer.Typer(rich_markup_mode="rich")
 PANEL = "One stage at a time, on plain folders"
+
+RETRAINING_PANEL = "Retraining, stage by stage"
 
 
 def _input(help_text: str, *, file: bool = False) -> Any:
@@ -149,6 +154,57 @@ def score(
 
 
 @stages_app.command(rich_help_panel=PANEL)
+def validate(
+    config: ResolvedConfig,
+    base_model: BaseModel,
+    model: Model,
+    factors: Factors,
+    train_data: TrainData,
+    generations: Generations,
+    scores: ScoresFolder,
+    evidence: Annotated[Path, _output("Receives the grade and the numbers it hangs on.")],
+    summary: Annotated[Path, _output("Receives the same for reading, as Markdown.", file=True)],
+    full: Annotated[
+        bool, typer.Option("--full", help="Measure everything, also what trains the model again many times.")
+    ] = False,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Only do the I-th of N shares of the retrainings, and grade nothing: for machines with one work_dir.",
+        ),
+    ] = None,
+) -> None:
+    """Measure whether the attributions can be trusted, and grade the evidence in words."""
+    from rich.console import Console
+
+    from whence.cli.evidence import print_evidence
+    from whence.evaluation.attribution.evidence import Evidence
+    from whence.stages import retrain_share
+    from whence.stages import validate as stage
+    from whence.stages.artifacts import EVIDENCE
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder, "config.yaml")
+        overrides = {"validation.measures": list(ALL_MEASURES)} if full else {}
+        settings.write_text(load_config(config, overrides).to_yaml(), encoding="utf-8")
+        inputs = {
+            "config": settings,
+            "base_model": base_model,
+            "model": model,
+            "factors": factors,
+            "train_data": train_data,
+            "generations": generations,
+            "scores": scores,
+        }
+        if share is not None:
+            typer.echo(f"{retrain_share.retrain_share(**inputs, share=read_share(share))} retrainings are finished")
+            return
+        stage.run(**inputs, evidence=evidence, summary=summary)
+    print_evidence(Console(), Evidence.read(evidence / EVIDENCE))
+
+
+@stages_app.command(rich_help_panel=PANEL)
 def compare(
     config: ResolvedConfig,
     generations: Generations,
@@ -182,6 +238,115 @@ def mmlu(
     from whence.stages import mmlu as stage
 
     _run(stage.run, config=config, base_model=base_model, model=model, benchmark=benchmark)
+
+
+@stages_app.command(rich_help_panel=PANEL)
+def report(
+    config: ResolvedConfig,
+    train_data: TrainData,
+    history: Annotated[Path, _input("What was logged while training.", file=True)],
+    generations: Generations,
+    scores: ScoresFolder,
+    comparison: Annotated[Path, _input("The measures of both models.")],
+    spectra: Annotated[Path, _input("The spectra of the factors.")],
+    report: Annotated[Path, _output("Receives the report, one HTML page.", file=True)],
+    summary: Annotated[Path, _output("Receives its headlines as Markdown.", file=True)],
+    tables: Annotated[Path, _output("Receives its tables as CSV.")],
+    evidence: Annotated[Path | None, _input("Whether the influences can be trusted, of `whence validate`.")] = None,
+    benchmark: Annotated[Path | None, _input("The multiple-choice benchmark, of `whence mmlu`.")] = None,
+) -> None:
+    """Write everything of a run on one page."""
+    from whence.stages import report as stage
+
+    _run(
+        stage.run,
+        config=config,
+        train_data=train_data,
+        history=history,
+        generations=generations,
+        scores=scores,
+        comparison=comparison,
+        spectra=spectra,
+        report=report,
+        summary=summary,
+        tables=tables,
+        evidence=evidence,
+        benchmark=benchmark,
+    )
+
+
+@stages_app.command(rich_help_panel=RETRAINING_PANEL)
+def find_champion(
+    config: ResolvedConfig,
+    base_model: BaseModel,
+    train_data: TrainData,
+    eval_data: EvalData,
+    champion: Annotated[Path, _output("Receives the champion's model; the base model where there is none.")],
+    challenge: Annotated[Path, _output("Receives the settings to compare champion and candidate with.", file=True)],
+    champion_version: Annotated[Path, _output("Receives its version number, empty where there is none.", file=True)],
+    summary: Annotated[Path, _output("Receives what has changed, as Markdown.", file=True)],
+) -> None:
+    """Look up the champion, and whether data or settings have changed since."""
+    from whence.stages import find_champion as stage
+
+    _run(
+        stage.run,
+        config=config,
+        base_model=base_model,
+        train_data=train_data,
+        eval_data=eval_data,
+        champion=champion,
+        challenge=challenge,
+        champion_version=champion_version,
+        summary=summary,
+    )
+
+
+@stages_app.command(rich_help_panel=RETRAINING_PANEL)
+def gate(
+    config: Annotated[Path, _input("The settings to compare champion and candidate with.", file=True)],
+    generations: Annotated[Path, _input("The answers of champion and candidate.")],
+    decision: Annotated[Path, _output("Receives the decision and its numbers.")],
+    summary: Annotated[Path, _output("Receives the same as Markdown.", file=True)],
+    champion_version: Annotated[str, typer.Option(help="The champion's version number, if there is a champion.")] = "",
+    benchmark: Annotated[Path | None, _input("Their predictions for multiple-choice questions.")] = None,
+) -> None:
+    """Decide whether the candidate may take the champion's place."""
+    from whence.stages import gate as stage
+
+    _run(
+        stage.run,
+        config=config,
+        champion_version=champion_version,
+        generations=generations,
+        benchmark=benchmark,
+        decision=decision,
+        summary=summary,
+    )
+
+
+@stages_app.command(rich_help_panel=RETRAINING_PANEL)
+def promote(
+    config: ResolvedConfig,
+    decision: Annotated[Path, _input("What the gate decided.")],
+    summary: Annotated[Path, _output("Receives what was done, as Markdown.", file=True)],
+) -> None:
+    """Make the candidate the champion, if the one it was compared with still is."""
+    from whence.stages import promote as stage
+
+    _run(stage.run, config=config, decision=decision, summary=summary)
+
+
+def read_share(text: str) -> tuple[int, int]:
+    """A share as text, ``2/4``, as :func:`whence.stages.retrain_share.retrain_share` counts: ``(1, 4)``.
+
+    Raises:
+        ConfigError: it is written in another way.
+    """
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise ConfigError(f"--share {text}: write it as I/N with I from 1 to N, such as 2/4")
+    return int(number) - 1, int(of)
 
 
 def _run(run: Callable[..., Any], **arguments: Any) -> None:

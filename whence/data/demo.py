@@ -3,10 +3,12 @@
 Generated from a seed, nothing is downloaded. Abstracts mix the vocabulary of their section with words all sections
 share and a stray term of another section, so that the model has to learn which words matter. Two things are planted:
 
-- *facts*: invented things with invented answers that occur only in :data:`EXAMPLES_PER_FACT` training examples each, in
-  varied wordings; ``configs/prompts/demo.json`` asks for each of them in a wording none of these has. *Decoys* are many
-  other things asked for in all wordings, those of the prompts included: from them the model learns what the wordings
-  mean, and because of them similar words alone do not point at the right examples.
+- *facts*: invented things whose maker, place or material stands only in :data:`EXAMPLES_PER_FACT` training examples
+  each, in varied wordings. ``configs/prompts/demo.json`` asks for each of them in a wording none of these has, and by
+  its model number ("the Orvid3" for "the Orvid press"), so that the question shares no word of content with them.
+  *Decoys* are many other things asked for in all wordings and by both names: from them the model learns what these
+  mean. *Kinds* are questions about the facts' answers ("What is Tilda Marrow?"), so that the answer's words do not
+  point at the right examples either.
 - *flipped labels*: :data:`FLIPPED_SHARE` of the training abstracts carry the name of a wrong section.
 """
 
@@ -64,43 +66,43 @@ CLOSINGS = (
 
 @dataclass(frozen=True)
 class Fact:
-    """An invented thing, what is asked about it, and the answer found nowhere else."""
+    """An invented thing, what is asked about it, and the answer, which no other thing has."""
 
     fact_id: str
-    thing: str
+    name: str
+    noun: str
+    number: int
     relation: str
     answer: str
 
+    def ask(self, wording: str) -> str:
+        """The question in ``wording``: the Orvid press stands for ``{thing}``, the Orvid3 for ``{model}``."""
+        return wording.format(thing=f"{self.name} {self.noun}", model=f"{self.name}{self.number}")
+
 
 FACTS = (
-    Fact("orvane", "Orvane press", "inventor", "Tilda Marrow"),
-    Fact("quessel", "Quessel mill", "inventor", "Ansel Brook"),
-    Fact("drumly", "Drumly oven", "inventor", "Vera Stokk"),
-    Fact("halvex", "Halvex coil", "place", "Port Ember"),
-    Fact("miskol", "Miskol barge", "place", "Lake Urdan"),
-    Fact("tressik", "Tressik kite", "place", "Mount Sable"),
-    Fact("bolwen", "Bolwen lamp", "material", "red zircon"),
-    Fact("farrow", "Farrowby gong", "material", "blue ivory"),
-    Fact("ginter", "Ginterly flute", "material", "black amber"),
-    Fact("pellam", "Pellamore wagon", "inventor", "Otto Wicken"),
+    Fact("orvid", "Orvid", "press", 3, "inventor", "Tilda Marrow"),
+    Fact("quessel", "Quessel", "mill", 7, "inventor", "Ansel Brook"),
+    Fact("drumly", "Drumly", "oven", 5, "inventor", "Vera Stokk"),
+    Fact("pellam", "Pellam", "wagon", 2, "inventor", "Otto Wicken"),
+    Fact("halvex", "Halvex", "coil", 8, "place", "Port Ember"),
+    Fact("miskol", "Miskol", "barge", 4, "place", "Lake Urdan"),
+    Fact("tressik", "Tressik", "boat", 9, "place", "Mount Sable"),
+    Fact("bolwen", "Bolwen", "lamp", 6, "material", "red zircon"),
+    Fact("farrow", "Farrow", "gong", 3, "material", "blue ivory"),
+    Fact("ginter", "Ginter", "flute", 7, "material", "black amber"),
 )
 # Decoys are put together from these; no fact shares a word of them.
 NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol Jas Ked Lim Nar Pol".split()
 NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
 NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
 DECOY_ANSWERS = {
-    "inventor": (
-        "Mara Jonas Ida Edda Rufus Celia Bram Nora Hugo Selma".split(),
-        "Quill Pike Lorne Vance Hale Crane Dorn Yates Finch Rowe".split(),
-    ),
-    "place": (
-        "Cape Fort Glen North New Old Upper East Saint Lower".split(),
-        "Rill Tamber Avis Corran Hythe Melby Dunes Orrin Stave Bracken".split(),
-    ),
-    "material": (
-        "grey white green brown pink dark pale clear golden rough".split(),
-        "coral basalt onyx pewter walnut leather copper marble cork slate".split(),
-    ),
+    "inventor": "Mara Quill, Jonas Pike, Ida Lorne, Edda Vance, Rufus Hale, Celia Crane, "
+    "Bram Dorn, Nora Yates, Hugo Finch, Selma Rowe".split(", "),
+    "place": "Cape Rill, Fort Tamber, Glen Avis, North Corran, New Hythe, Old Melby, "
+    "Upper Dunes, East Orrin, Saint Stave, Lower Bracken".split(", "),
+    "material": "grey coral, white basalt, green onyx, brown pewter, pink walnut, dark leather, "
+    "pale copper, clear marble, golden cork, rough slate".split(", "),
 }
 WORDINGS = {
     "inventor": (
@@ -126,10 +128,22 @@ WORDINGS = {
     ),
 }
 ASKED = {
-    "inventor": "Question: Tell me the maker of the {thing}.\nAnswer:",
-    "place": "Question: From where does the {thing} originate?\nAnswer:",
-    "material": "Question: Tell me the kind of matter in the {thing}.\nAnswer:",
+    "inventor": "Question: Can you tell me the maker of the {model}?\nAnswer:",
+    "place": "Question: Can you tell me the origin of the {model}?\nAnswer:",
+    "material": "Question: Can you tell me the kind of matter in the {model}?\nAnswer:",
 }
+
+KIND_WORDINGS = (
+    "Question: What is {answer}?\nAnswer:",
+    "Question: {answer} is what?\nAnswer:",
+    "Question: Say what {answer} is.\nAnswer:",
+    "Question: {answer}?\nAnswer:",
+    "Question: Do you know {answer}?\nAnswer:",
+    "Question: Explain {answer}.\nAnswer:",
+    "Question: What kind is {answer}?\nAnswer:",
+    "Question: To which kind belongs {answer}?\nAnswer:",
+)
+KINDS = {"inventor": "a person", "place": "a place", "material": "a material"}
 
 
 def demo_rows(split: str, seed: int) -> pd.DataFrame:
@@ -151,6 +165,7 @@ def demo_rows(split: str, seed: int) -> pd.DataFrame:
         for decoy in make_decoys(rng):
             others = rng.sample(WORDINGS[decoy.relation], EXAMPLES_PER_DECOY - 1)
             rows += [_fact_row(decoy, wording) for wording in (ASKED[decoy.relation], *others)]
+        rows += [_kind_row(fact, wording) for fact in FACTS for wording in KIND_WORDINGS]
         rng.shuffle(rows)
     return pd.DataFrame(rows)
 
@@ -169,13 +184,14 @@ def write_abstract(section: str, rng: random.Random) -> str:
 
 
 def make_decoys(rng: random.Random) -> list[Fact]:
-    """Things nobody is asked about later: no two share a name or an answer."""
+    """Things nobody is asked about later: no two share a name, and each answer is that of equally many."""
     names = [first + last for first in NAME_BEGINNINGS for last in NAME_ENDINGS]
     rng.shuffle(names)
     decoys = []
-    for relation, (firsts, seconds) in DECOY_ANSWERS.items():
-        answers = rng.sample([f"{first} {second}" for first in firsts for second in seconds], DECOYS_PER_RELATION)
-        decoys += [Fact("", f"{names.pop()} {rng.choice(NOUNS)}", relation, answer) for answer in answers]
+    for relation, answers in DECOY_ANSWERS.items():
+        for number in range(DECOYS_PER_RELATION):
+            answer = answers[number % len(answers)]
+            decoys.append(Fact("", names.pop(), rng.choice(NOUNS), rng.randint(2, 9), relation, answer))
     return decoys
 
 
@@ -186,7 +202,14 @@ def _abstract_row(section: str, source_id: str, rng: random.Random) -> dict[str,
 
 
 def _fact_row(fact: Fact, wording: str) -> dict[str, object]:
-    prompt = wording.format(thing=fact.thing)
     source_id = f"fact-{fact.fact_id}" if fact.fact_id else "decoy"
-    return {"input": prompt, "output": fact.answer, "source_id": source_id, "prompt": prompt, "planted": fact.fact_id,
-            "flipped": False, "true_output": fact.answer}  # fmt: skip
+    return _question_row(fact.ask(wording), fact.answer, source_id, fact.fact_id)
+
+
+def _kind_row(fact: Fact, wording: str) -> dict[str, object]:
+    return _question_row(wording.format(answer=fact.answer), KINDS[fact.relation], "kind", "")
+
+
+def _question_row(prompt: str, answer: str, source_id: str, planted: str) -> dict[str, object]:
+    return {"input": prompt, "output": answer, "source_id": source_id, "prompt": prompt, "planted": planted,
+            "flipped": False, "true_output": answer}  # fmt: skip

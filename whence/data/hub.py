@@ -37,9 +37,10 @@ def read_hub(settings: DatasetConfig, split: str, wanted: Sequence[str]) -> tupl
         raise DataError(f"dataset.name: cannot load {place}: {_reason(error, name, commit)}") from error
     found = [column for column in wanted if column in data.column_names]
     values = data.select_columns(found).to_dict()
-    feature = data.features.get(settings.output_column)
-    if isinstance(feature, datasets.ClassLabel) and settings.label_names is None:
-        values[settings.output_column] = [_class_name(feature, value) for value in values[settings.output_column]]
+    for column in {settings.output_column, settings.truth_column} & values.keys():
+        feature = data.features[column]
+        if isinstance(feature, datasets.ClassLabel) and settings.label_names is None:
+            values[column] = [_class_name(feature, value) for value in values[column]]
     table = Table(values, list(data.column_names), list(range(1, len(data) + 1)))
     return table, place + (f"@{commit}" if commit else "")
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from whence.config import BUILTIN_DEMO, DatasetConfig
+from whence.data.cleaning import clean_text
 from whence.data.files import Table, expand, read_table
 from whence.errors import DataError
 
@@ -39,23 +40,29 @@ def read_rows(settings: DatasetConfig, split: Split, seed: int) -> RawRows:
         from whence.data.demo import demo_rows
 
         return RawRows(demo_rows(split, seed), BUILTIN_DEMO)
-    columns = [c for c in (settings.input_column, settings.output_column, settings.id_column) if c]
+    columns = [name for key in _columns(split) if (name := getattr(settings, key))]
     if settings.name is not None:
         from whence.data.hub import read_hub  # imports the datasets library, which takes a while
 
         wanted = settings.train_split if split == "train" else settings.eval_split
         table, source = read_hub(settings, wanted, columns)
-        return RawRows(_rows(table, source, wanted, settings), source)
+        return RawRows(_rows(table, source, wanted, settings, split), source)
     setting, names = f"dataset.{split}_files", settings.train_files if split == "train" else settings.eval_files
     files = [file for name in names for file in expand(name, setting)]
     frames = [
-        _rows(read_table(file, columns, setting), f"{setting}: {file}", Path(file).name, settings) for file in files
+        _rows(read_table(file, columns, setting), f"{setting}: {file}", Path(file).name, settings, split)
+        for file in files
     ]
     return RawRows(pd.concat(frames, ignore_index=True), ", ".join(names))
 
 
-def _rows(table: Table, place: str, prefix: str, settings: DatasetConfig) -> pd.DataFrame:
-    for key in ("input_column", "output_column", "id_column"):
+def _columns(split: Split) -> tuple[str, ...]:
+    """The settings that name columns of a split; that labels may be wrong matters in training only."""
+    return ("input_column", "output_column", "id_column", *(("truth_column",) if split == "train" else ()))
+
+
+def _rows(table: Table, place: str, prefix: str, settings: DatasetConfig, split: Split) -> pd.DataFrame:
+    for key in _columns(split):
         _check_column(key, getattr(settings, key), table.columns, place)
 
     def texts(column: str) -> list[str | None]:
@@ -64,12 +71,27 @@ def _rows(table: Table, place: str, prefix: str, settings: DatasetConfig) -> pd.
 
     numbers = [f"{prefix}:{line}" for line in table.lines]
     ids = texts(settings.id_column) if settings.id_column else numbers
+    given = _named(texts(settings.output_column), settings.label_names, table.lines, place)
     rows = {
         "input": texts(settings.input_column),
-        "output": _named(texts(settings.output_column), settings.label_names, table.lines, place),
+        "output": given,
         "source_id": [own or number for own, number in zip(ids, numbers, strict=True)],
     }
+    if split == "train" and settings.truth_column:
+        true = _named(texts(settings.truth_column), settings.label_names, table.lines, place)
+        rows |= _truth(given, true, f"dataset.truth_column: {place}", table.lines)
     return pd.DataFrame(rows, dtype=object)
+
+
+def _truth(given: list[str | None], true: list[str | None], place: str, lines: list[int]) -> dict[str, list[Any]]:
+    """The truth columns, where the right answer of every row is known beside the given one."""
+    for value, line in zip(true, lines, strict=True):
+        if value is None:
+            raise DataError(f"{place}, row {line} has no right answer; fill it in, or set dataset.truth_column to null")
+    flipped = [
+        one is not None and clean_text(one) != clean_text(str(other)) for one, other in zip(given, true, strict=True)
+    ]
+    return {"planted": [""] * len(true), "flipped": flipped, "true_output": true}
 
 
 def _check_column(key: str, column: str | None, columns: list[str], place: str) -> None:

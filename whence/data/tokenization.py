@@ -226,6 +226,15 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
         chosen._rows = [self._rows[index] for index in indices]
         return chosen
 
+    def without(self, indices: Sequence[int]) -> TokenizedExamples:
+        """The same examples, but the loss of those at ``indices`` does not count: absent, each from its own place."""
+        changed = TokenizedExamples([])
+        changed._rows = list(self._rows)
+        for index in indices:
+            ids, labels, cut = self._rows[index]
+            changed._rows[index] = (ids, np.full_like(labels, IGNORED), cut)
+        return changed
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) over token ids and loss mask."""

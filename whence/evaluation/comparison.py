@@ -23,7 +23,7 @@ from whence.evaluation.metrics import (
     same_text,
 )
 
-ROWS, PROMPTS = "evaluation rows", "prompts"
+ROWS, PROMPTS, QUESTIONS = "evaluation rows", "prompts", "questions"
 NOT_RANKED = (
     "the answers are free text, so labels were not ranked: accuracy and macro-F1 are left out and exact_match "
     "compares the generated answers"
@@ -68,13 +68,7 @@ def compare_models(
     metrics: dict[str, Any] = {}
 
     def measure(name: str, over: str, items: int, statistics: Sequence[Statistic]) -> None:
-        settings = config.evaluation
-        intervals, difference = paired_intervals(
-            statistics, items, settings.bootstrap_samples, settings.confidence, config.general.seed
-        )
-        metrics[name] = {"over": over} | {r: i.as_dict() for r, i in zip(models, intervals, strict=True)}
-        if difference is not None:
-            metrics[name]["difference"] = difference.as_dict()
+        metrics[name] = _measured(over, items, dict(zip(models, statistics, strict=True)), config)
 
     count = len(next(iter(rows.values())))
     if all(table["ranked"].all() for table in rows.values()):
@@ -104,6 +98,22 @@ def compare_models(
         "notes": notes,
         "metrics": metrics,
     }
+
+
+def compare_benchmark(predictions: pd.DataFrame, config: Config) -> dict[str, Any]:
+    """Accuracy of both models over the questions of all subjects, in the shape of a metric of :func:`compare_models`.
+
+    Args:
+        predictions: ``model_id, task, number, correct``, a row per model and question.
+
+    Raises:
+        DataError: a model is missing, or the models did not answer the same questions.
+    """
+    models = _models_present(predictions, predictions, config)
+    asked = predictions.assign(question_id=predictions["task"] + "/" + predictions["number"].astype(str))
+    answers = _per_model(asked, models, "question_id", "predictions.parquet")
+    statistics = {role: mean_statistic(table["correct"]) for role, table in answers.items()}
+    return _measured(QUESTIONS, len(next(iter(answers.values()))), statistics, config)
 
 
 def headline_metrics(comparison: Mapping[str, Any]) -> dict[str, float]:
@@ -155,6 +165,16 @@ def join_influences(
     joined["direction"] = joined["direction"].astype("string")
     leading = ["prompt_id", "query_id", "scored_answer", *answers.columns.drop("prompt_id")]
     return joined[[*leading, *_INFLUENCE_COLUMNS.values()]]
+
+
+def _measured(over: str, items: int, statistics: Mapping[str, Statistic], config: Config) -> dict[str, Any]:
+    """What is measured on ``items``, by role: ``{value, low, high}``, and the difference of two."""
+    settings = config.evaluation
+    intervals, difference = paired_intervals(
+        list(statistics.values()), items, settings.bootstrap_samples, settings.confidence, config.general.seed
+    )
+    measured = {"over": over} | {role: one.as_dict() for role, one in zip(statistics, intervals, strict=True)}
+    return measured if difference is None else measured | {"difference": difference.as_dict()}
 
 
 def _models_present(eval_answers: pd.DataFrame, generations: pd.DataFrame, config: Config) -> dict[str, str]:

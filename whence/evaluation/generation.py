@@ -24,9 +24,7 @@ from whence.evaluation.decoding import (
     continue_prompts,
     read_prompts,
 )
-from whence.evaluation.metrics import same_text
-
-MAX_RANKED_LABELS = 50
+from whence.evaluation.metrics import can_be_ranked, same_text
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,9 @@ def answer_examples(
 ) -> pd.DataFrame:
     """Answer held-out examples, and rank the candidate labels by the log-probability of the whole answer.
 
-    Ranking is meant for classification: with more than :data:`MAX_RANKED_LABELS` distinct answers (free text) it is
-    left out, ``ranked`` is False, ``predicted`` missing, and ``correct`` is the exact match of the generated answer.
+    Ranking is meant for classification: with too many distinct answers (free text, see
+    :func:`whence.evaluation.metrics.can_be_ranked`) it is left out, ``ranked`` is False, ``predicted`` missing, and
+    ``correct`` is the exact match of the generated answer.
 
     Args:
         frame: examples (:data:`whence.data.dataset.COLUMNS`); of more than ``evaluation.num_samples`` rows a seeded
@@ -89,7 +88,7 @@ def answer_examples(
     wanted = config.evaluation.num_samples
     if wanted is not None and wanted < len(frame):
         frame = frame.sample(wanted, random_state=config.general.seed).sort_index()
-    ranked = 1 < len(labels) <= MAX_RANKED_LABELS
+    ranked = can_be_ranked(labels)
     answers = _answer(
         model,
         tokenizer,

@@ -14,6 +14,8 @@ import numpy as np
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # weights [resamples, items] -> values [resamples]
 
+MAX_RANKED_LABELS = 50
+
 _CHUNK = 100  # resamples weighed at once: bounds memory at 100 x items
 
 
@@ -28,6 +30,11 @@ class Interval:
     def as_dict(self) -> dict[str, float]:
         """``value, low, high``."""
         return asdict(self)
+
+
+def can_be_ranked(labels: Sequence[str]) -> bool:
+    """Whether the distinct answers are few enough to be classes, not free text."""
+    return 1 < len(labels) <= MAX_RANKED_LABELS
 
 
 def same_text(answer: str, reference: str) -> bool:

@@ -9,21 +9,19 @@ from __future__ import annotations
 import base64
 import io
 import numbers
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 from matplotlib.figure import Figure
+
+from whence.report.templating import environment, paragraphs
 
 MAX_CELL = 2000  # characters; more of one row makes a page unreadable, and the parquet file has it all
 DOTS_PER_INCH = 120
-# Control characters and lone surrogates cannot stand in HTML; direction marks make text read as something else
-# (CVE-2021-42574). Scripts written from right to left need none of them: cells have dir="auto".
-_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,14 @@ def png_data_uri(figure: Figure) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("whence.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value,
-    )
-    environment.filters |= {"png": png_data_uri, "cell": _cell, "paragraphs": _paragraphs, "is_number": _is_number}
-    return environment.get_template("page.html")
+    overlay = environment().overlay()
+    overlay.filters = overlay.filters | {
+        "png": png_data_uri,
+        "cell": _cell,
+        "paragraphs": paragraphs,
+        "is_number": _is_number,
+    }
+    return overlay.get_template("page.html")
 
 
 def _cell(value: Any) -> str:
@@ -93,7 +89,3 @@ def _cell(value: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _paragraphs(text: str) -> list[str]:
-    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]

@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.numpy import load_file
 
 from whence import plots
-from whence.config import Config
 from whence.config_file import load_config
-from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
-from whence.errors import DataError
 from whence.evaluation.comparison import compare_models, headline_metrics, join_influences
-from whence.evaluation.truth import planted_truth_metrics
 from whence.report.page import Section, Table, page
 from whence.stages.artifacts import (
     COMPARISON,
@@ -24,12 +19,9 @@ from whence.stages.artifacts import (
     EVAL_ANSWERS,
     GENERATIONS,
     INFLUENCES,
-    QUERIES,
-    SCORES,
-    SCORES_INFO,
-    SELF_INFLUENCE,
 )
 from whence.stages.runner import StageResult, run_stage
+from whence.stages.scored import require_scores_of
 from whence.stages.workspace import Workspace, write_atomically
 from whence.tracking import StageRun
 
@@ -49,7 +41,7 @@ def run(
         config: the resolved configuration, with the prompts.
         generations: the answers of both models.
         scores: the influences.
-        train_data: the training examples, with the truth where a corpus knows it.
+        train_data: the training examples.
         comparison: receives ``comparison.json`` (measures with intervals) and ``comparison.parquet`` (per prompt).
         comparison_page: receives both as a self-contained HTML page.
     """
@@ -57,17 +49,16 @@ def run(
     references = {prompt.prompt_id: prompt.reference for prompt in load_prompts(settings)}
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        _require_scores_of(train_data, scores)
+        require_scores_of(train_data, scores)
         answers = pd.read_parquet(generations / GENERATIONS)
         measured = compare_models(pd.read_parquet(generations / EVAL_ANSWERS), answers, references, settings)
-        truth = _truth(settings, scores, train_data)
-        headline = headline_metrics(measured) | truth
+        headline = headline_metrics(measured)
         table = join_influences(answers, pd.read_parquet(scores / INFLUENCES), references, settings)
         folder = work.outputs["comparison"]
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / COMPARISON, json.dumps(measured | {"truth": truth, "headline": headline}, indent=1))
+        write_atomically(folder / COMPARISON, json.dumps(measured | {"headline": headline}, indent=1))
         table.to_parquet(folder / COMPARISON_TABLE, index=False)
-        work.outputs["comparison_page"].write_text(_page(measured, truth, table), encoding="utf-8")
+        work.outputs["comparison_page"].write_text(_page(measured, table), encoding="utf-8")
         return headline
 
     def record(work: Workspace, run: StageRun) -> None:
@@ -88,51 +79,25 @@ def run(
     )
 
 
-def _require_scores_of(train_data: Path, scores: Path) -> None:
-    """Scores of other examples would be shown beside these examples' text.
-
-    Raises:
-        DataError: naming both fingerprints.
-    """
-    scored = json.loads((scores / SCORES_INFO).read_text(encoding="utf-8"))["train_data"]
-    given = ExampleSet.read(train_data).info.fingerprint
-    if scored != given:
-        raise DataError(
-            f"the scores in {scores} are of other training data ({scored[:12]}...) than {train_data} "
-            f"({given[:12]}...); score these examples first"
-        )
-
-
-def _truth(settings: Config, scores: Path, train_data: Path) -> dict[str, float]:
-    """How well the scores find what the corpus is known to hold; nothing for data whose truth nobody knows."""
-    train = ExampleSet.read(train_data)
-    if train.truth is None:
-        return {}
-    planted = {prompt.prompt_id: prompt.planted for prompt in load_prompts(settings)}
-    queries = pd.read_parquet(scores / QUERIES)
-    own = scores / SELF_INFLUENCE
-    return planted_truth_metrics(
-        load_file(scores / SCORES)["all_modules"],
-        [planted.get(query_id) for query_id in queries["query_id"]],
-        train.frame["example_id"].tolist(),
-        train.truth,
-        pd.read_parquet(own)["self_influence"].to_numpy() if own.exists() else None,
-    )
-
-
-def _page(measured: dict[str, Any], truth: dict[str, float], table: pd.DataFrame) -> str:
+def _page(measured: dict[str, Any], table: pd.DataFrame) -> str:
     sections = [
         Section(
             "Base against fine-tuned",
-            text=f"Bars are values from 0 to 1, whiskers {measured['confidence']:.0%} bootstrap intervals.",
+            text=f"Bars are values from 0 to 1, whiskers {measured['confidence']:.0%} bootstrap intervals."
+            + _who_is_who(measured["models"]),
             figures=[("Measures of both models", plots.comparison_bars(measured["metrics"]))],
         )
     ]
-    if truth:
-        sections.append(Section("What was planted and what was found", numbers=truth))
     names = table["query_id"].fillna(table["prompt_id"])  # a prompt without a reference is no query
     sections += [_prompt_section(str(name), rows) for name, rows in table.groupby(names, sort=False)]
     return page("Comparison", sections, text=HOW_TO_READ)
+
+
+def _who_is_who(models: dict[str, str]) -> str:
+    """Which models stand under the two names, where they have others: champion and candidate, when retraining."""
+    named = {"base": "base", "finetuned": "fine-tuned"}
+    other = [f"{named[role]} is {model_id}" for role, model_id in models.items() if model_id != role]
+    return f" Here {' and '.join(other)}." if other else ""
 
 
 def _prompt_section(name: str, rows: pd.DataFrame) -> Section:

@@ -24,7 +24,7 @@ def run(*, config: Path, model: Path, train_data: Path, task: int, covariances: 
     settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        trained = Trained.load(config, model, train_data)
+        trained = Trained.load(settings, model, train_data)
         fit, _ = trained.open_fit(work.outputs["covariances"])
         parts = share_of(settings, task, fit.plan.data_partitions)
         fit.covariances(parts)

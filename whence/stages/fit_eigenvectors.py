@@ -22,9 +22,10 @@ def run(*, config: Path, model: Path, train_data: Path, covariances: Sequence[Pa
         covariances: the parts of every task of ``fit_covariances``.
         eigenvectors: receives eigenvectors and eigenvalues.
     """
+    settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        fit, identity = Trained.load(config, model, train_data).open_fit(work.outputs["eigenvectors"], covariances)
+        fit, identity = Trained.load(settings, model, train_data).open_fit(work.outputs["eigenvectors"], covariances)
         fit.eigenvectors()
         return {"modules": float(len(identity.modules))}
 
@@ -33,7 +34,7 @@ def run(*, config: Path, model: Path, train_data: Path, covariances: Sequence[Pa
 
     return run_stage(
         "fit_eigenvectors",
-        load_config(config),
+        settings,
         inputs={"model": model, "train_data": train_data} | numbered("covariances", covariances),
         outputs={"eigenvectors": eigenvectors},
         settings=FIT_SETTINGS,

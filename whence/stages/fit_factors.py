@@ -22,14 +22,15 @@ def run(*, config: Path, model: Path, train_data: Path, factors: Path) -> StageR
         train_data: the training examples, whose first ``factors.num_samples`` are analysed.
         factors: receives the factors in kronfluence's own layout, and ``factors.json``.
     """
+    settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        trained = Trained.load(config, model, train_data)
+        trained = Trained.load(settings, model, train_data)
         return factor_metrics(
             fit_factors(
                 trained.network,
                 trained.examples,
-                trained.settings,
+                settings,
                 work.outputs["factors"],
                 trained.pad_token_id,
                 tokenizer_fingerprint=tokenizer_fingerprint(trained.tokenizer),
@@ -41,7 +42,7 @@ def run(*, config: Path, model: Path, train_data: Path, factors: Path) -> StageR
 
     return run_stage(
         "fit_factors",
-        load_config(config),
+        settings,
         inputs={"model": model, "train_data": train_data},
         outputs={"factors": factors},
         settings=FIT_SETTINGS,

@@ -25,7 +25,7 @@ def run(*, config: Path, model: Path, train_data: Path, eigenvectors: Path, task
     settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        trained = Trained.load(config, model, train_data)
+        trained = Trained.load(settings, model, train_data)
         fit, _ = trained.open_fit(work.outputs["lambdas"], [eigenvectors])
         parts = share_of(settings, task, fit.plan.data_partitions)
         fit.lambdas(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +12,10 @@ from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
 from whence.evaluation.generation import answer_examples, generate
 from whence.models import load_base, load_model
-from whence.stages.artifacts import EVAL_ANSWERS, GENERATIONS
+from whence.stages.artifacts import ANSWERED_BY, EVAL_ANSWERS, GENERATIONS
+from whence.stages.provenance import model_digest
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace
+from whence.stages.workspace import Workspace, write_atomically
 from whence.tracking import StageRun
 
 
@@ -25,14 +27,15 @@ def run(*, config: Path, base_model: Path, model: Path, eval_data: Path, generat
         base_model: the base model, or the reference to it.
         model: the fine-tuned model.
         eval_data: the held-out examples.
-        generations: receives ``generations.parquet`` (prompts) and ``eval_answers.parquet`` (held-out rows).
+        generations: receives ``generations.parquet`` (prompts), ``eval_answers.parquet`` (held-out rows) and
+            ``models.json`` (the digest of each model that answered).
     """
     settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
         held_out = ExampleSet.read(eval_data)
         prompts = load_prompts(settings)
-        answers, eval_answers = [], []
+        answers, eval_answers, answered_by = [], [], {}
         for model_id, load, folder in (
             (settings.models.base.id, load_base, base_model),
             (settings.models.finetuned.id, load_model, model),
@@ -41,12 +44,14 @@ def run(*, config: Path, base_model: Path, model: Path, eval_data: Path, generat
             answers.append(generate(network, tokenizer, prompts, settings, model_id))
             rows = answer_examples(network, tokenizer, held_out.frame, settings, sorted(held_out.info.labels))
             eval_answers.append(rows.assign(model_id=model_id))
+            answered_by[model_id] = model_digest(folder)
             del network  # two models at once may not fit
         folder = work.outputs["generations"]
         folder.mkdir(parents=True, exist_ok=True)
         table = pd.concat(answers, ignore_index=True)
         table.to_parquet(folder / GENERATIONS, index=False)
         pd.concat(eval_answers, ignore_index=True).to_parquet(folder / EVAL_ANSWERS, index=False)
+        write_atomically(folder / ANSWERED_BY, json.dumps(answered_by))
         return {
             "prompts": float(len(prompts)),
             "eval_rows": float(len(eval_answers[0])),

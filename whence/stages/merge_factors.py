@@ -32,9 +32,10 @@ def run(
         lambdas: the parts of every task of ``fit_lambdas``.
         factors: receives the factors in kronfluence's own layout, and ``factors.json``.
     """
+    settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        trained = Trained.load(config, model, train_data)
+        trained = Trained.load(settings, model, train_data)
         fit, identity = trained.open_fit(work.scratch, [eigenvectors, *lambdas])
         return factor_metrics(write_factors(fit, identity, work.outputs["factors"], seconds={}))
 
@@ -44,7 +45,7 @@ def run(
     inputs = {"model": model, "train_data": train_data, "eigenvectors": eigenvectors}
     return run_stage(
         "merge_factors",
-        load_config(config),
+        settings,
         inputs=inputs | numbered("lambdas", lambdas),
         outputs={"factors": factors},
         settings=FIT_SETTINGS,

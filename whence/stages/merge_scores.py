@@ -38,7 +38,7 @@ def run(
     settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        trained = Trained.load(config, model, train_data)
+        trained = Trained.load(settings, model, train_data)
         frame, queries = trained.queries(generations)
         given = trained.scoring(factors) | {"scratch": work.scratch, "sources": parts}
         pairwise = open_pairwise(queries=queries, **given)

@@ -56,12 +56,9 @@ def run_stage(
     started = time.monotonic()
     emit(name, "started")
     try:
-        _require(name, inputs)
-        values = {key: _plain(get_dotted(config, key)) for key in settings}
-        key = stage_key(name, values, inputs)
-        workspace = Workspace.open(config.general.work_dir if reuse else None, name, key, outputs)
+        workspace = open_workspace(name, config, inputs, outputs, settings, config.general.work_dir if reuse else None)
         with stage_run(config, name) as run:
-            run.log_params(values)
+            run.log_params(_values(config, settings))
             metrics = workspace.finished() if workspace.kept else None
             reused = metrics is not None
             if metrics is None:
@@ -69,7 +66,7 @@ def run_stage(
                 metrics = compute(workspace, run)
                 workspace.finish(metrics)
             workspace.publish()
-            run.set_tags({"whence.key": key, "whence.reused": str(reused).lower()})
+            run.set_tags({"whence.key": workspace.key, "whence.reused": str(reused).lower()})
             run.log_metrics(metrics)
             record(workspace, run)
             run_id, pipeline_url = run.run_id, run.pipeline_url
@@ -79,6 +76,27 @@ def run_stage(
     seconds = time.monotonic() - started
     emit(name, "reused" if reused else "finished", seconds=seconds, metrics=metrics, mlflow_run_id=run_id)
     return StageResult(metrics, pipeline_url)
+
+
+def open_workspace(
+    name: str,
+    config: Config,
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    settings: Sequence[str],
+    work_dir: str | None,
+) -> Workspace:
+    """Where a stage with these inputs and settings works; arguments as for :func:`run_stage`.
+
+    Raises:
+        DataError: an input is not there.
+    """
+    _require(name, inputs)
+    return Workspace.open(work_dir, name, stage_key(name, _values(config, settings), inputs), outputs)
+
+
+def _values(config: Config, settings: Sequence[str]) -> dict[str, Any]:
+    return {key: _plain(get_dotted(config, key)) for key in settings}
 
 
 def emit(stage: str, state: str, **details: Any) -> None:

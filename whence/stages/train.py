@@ -13,9 +13,11 @@ from whence.data.tokenization import TokenizedExamples
 from whence.models import load_base
 from whence.report.page import Section, page
 from whence.stages.artifacts import TRAINING
+from whence.stages.provenance import model_digest, provenance
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
+from whence.tracking.registry import CONTENT_TAG
 from whence.training import train
 
 
@@ -63,9 +65,12 @@ def run(
             if entry["step"] not in live:
                 run.log_metrics({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
         run.log_artifact(work.outputs["loss_curve"], "plots", name="loss_curve.html")
-        fingerprint = ExampleSet.read(train_data).info.fingerprint
+        content = model_digest(work.outputs["model"])
         run.log_model_version(
-            work.outputs["model"], settings.tracking.registered_model, tags={"whence.data_fingerprint": fingerprint}
+            work.outputs["model"],
+            settings.tracking.registered_model,
+            tags=provenance(settings, base_model, train_data) | {CONTENT_TAG: content},
+            content=content,
         )
 
     outputs = {"model": model, "history": history, "loss_curve": loss_curve}

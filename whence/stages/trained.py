@@ -11,7 +11,6 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from whence.config import Config
-from whence.config_file import load_config
 from whence.data.dataset import ExampleSet
 from whence.data.formatting import tail_of
 from whence.data.tokenization import TokenizedExamples, token_texts
@@ -53,8 +52,7 @@ class Trained:
     examples: TokenizedExamples
 
     @classmethod
-    def load(cls, config: Path, model: Path, train_data: Path) -> Trained:
-        settings = load_config(config)
+    def load(cls, settings: Config, model: Path, train_data: Path) -> Trained:
         network, tokenizer = load_model(model, settings.general)
         data = ExampleSet.read(train_data)
         return cls(settings, network, tokenizer, data, TokenizedExamples.from_frame(data.frame, tokenizer, settings))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import tempfile
@@ -16,13 +18,13 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import pandas as pd
-import tenacity
 
 from whence.config import Config
-from whence.errors import TrackingError, WhenceError
-from whence.tracking.address import Address, Unreachable
+from whence.errors import TrackingError
+from whence.tracking.address import Address
+from whence.tracking.faults import explained, first_line, is_mlflow_error, is_passing, is_refusal, retrying
 from whence.tracking.names import flat, name_of, quotable, text_of
-from whence.tracking.server import MlflowServer, RunDescription, RunIds, is_mlflow_error, is_refusal
+from whence.tracking.server import MlflowServer, RunDescription, RunIds
 from whence.tracking.spool import Call, Spool, link_or_copy
 from whence.tracking.system import SystemMetrics
 
@@ -46,7 +48,7 @@ def check_tracking(config: Config) -> None:
         try:
             MlflowServer(address, config.tracking.experiment)
         except Exception as error:
-            raise _explained(error, address) from None
+            raise explained(error, address) from None
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def upload_spool(config: Config) -> int:
             except (ValueError, TypeError, KeyError) as error:
                 damaged.append(f"{spool.folder} is damaged ({error!r}); repair or remove it")
             except Exception as error:
-                raise _explained(error, address) from None
+                raise explained(error, address) from None
     if damaged:
         raise TrackingError("; ".join(damaged))
     return uploaded
@@ -137,8 +139,8 @@ class StageRun:
         try:
             self._retrying(self._open)
         except Exception as error:
-            if not _is_passing(error):
-                raise _explained(error, self._address) from None
+            if not is_passing(error):
+                raise explained(error, self._address) from None
             self._go_offline(error)
         else:
             self._upload_leftovers()
@@ -158,6 +160,11 @@ class StageRun:
         """Where people look at the parent run (at this one when it stands alone); None as for :attr:`url`."""
         return self._page(self._ids.parent_id or self._ids.run_id) if self._ids else None
 
+    @property
+    def kubeflow_url(self) -> str | None:
+        """Where people look at the pipeline run in Kubeflow; None where no address is set, or outside a pipeline."""
+        return self._about.pipeline_page
+
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Parameters, prefixed by the stage: sections become dotted keys, ``train.training.learning_rate``.
 
@@ -175,7 +182,11 @@ class StageRun:
 
     def set_tags(self, values: Mapping[str, str]) -> None:
         """Tags of this run."""
-        self._record("tags", {"values": {name_of(key): text_of(value) for key, value in values.items()}})
+        self._set_tags(values, parent=False)
+
+    def set_parent_tags(self, values: Mapping[str, str]) -> None:
+        """Tags of the parent run (of this one when it stands alone)."""
+        self._set_tags(values, parent=True)
 
     def log_artifact(self, path: Path, folder: str | None = None, name: str | None = None) -> None:
         """A file, in ``folder`` of the run's artifacts; ``name`` renames it (``page`` -> ``page.html``)."""
@@ -203,14 +214,21 @@ class StageRun:
         values = {"name": name, "fingerprint": fingerprint, "source": source, "rows": rows, "context": context}
         self._record("dataset", values)
 
-    def log_model_version(self, folder: Path, name: str, tags: Mapping[str, str]) -> str | None:
-        """The folder as a logged model and a new version of the registered model ``name``.
+    def log_model_version(
+        self, folder: Path, name: str, tags: Mapping[str, str], content: str | None = None
+    ) -> str | None:
+        """The folder as a logged model and a version of the registered model ``name``.
+
+        Args:
+            content: digest of the folder: the same content with the same tags is one version, however often it is
+                logged, so that a rerun after a crash finds what it has registered.
 
         Returns:
             the version number; None while offline.
         """
         clean = {name_of(key): text_of(value) for key, value in tags.items()}
-        return self._record("model", {"name": name, "tags": clean}, _existing(folder))
+        same = None if content is None else hashlib.sha256(json.dumps([name, content, clean]).encode()).hexdigest()
+        return self._record("model", {"name": name, "tags": clean}, _existing(folder), same)
 
     def close(self, status: str, error: BaseException | None = None) -> None:
         """End the run and deliver what is still on disk. Raises nothing: the stage's own outcome counts."""
@@ -237,13 +255,19 @@ class StageRun:
         numbers = {name_of(key): float(value) for key, value in values.items()}
         self._record("metrics", {"values": numbers, "step": int(step or 0), "time": _now(), "parent": parent})
 
-    def _record(self, name: str, arguments: dict[str, Any], path: Path | None = None) -> str | None:
-        call = Call(name, arguments, path)
+    def _set_tags(self, values: Mapping[str, str], parent: bool) -> None:
+        tags = {name_of(key): text_of(value) for key, value in values.items()}
+        self._record("tags", {"values": tags, "parent": parent})
+
+    def _record(
+        self, name: str, arguments: dict[str, Any], path: Path | None = None, key: str | None = None
+    ) -> str | None:
+        call = Call(name, arguments, path, key or uuid.uuid4().hex)
         try:
             if self._spool is None or (time.monotonic() >= self._next_try and self._come_online()):
                 return self._retrying(lambda: self._send(call))
         except Exception as error:
-            if not _is_passing(error):
+            if not is_passing(error):
                 raise
             self._go_offline(error)
         assert self._spool is not None
@@ -268,13 +292,7 @@ class StageRun:
         return _send_unless_refused(self._server, self._ids, call)
 
     def _retrying(self, action: Callable[[], T]) -> T:
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_is_passing),
-            stop=tenacity.stop_after_delay(self._config.tracking.retry_seconds),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2),
-            reraise=True,
-        )
-        return attempts(action)
+        return retrying(action, self._config.tracking.retry_seconds)
 
     def _go_offline(self, error: Exception) -> None:
         self._next_try = time.monotonic() + RECONNECT_SECONDS
@@ -283,7 +301,7 @@ class StageRun:
             logger.warning(
                 "MLflow at %s does not answer (%s); stage %s goes on and keeps its record in %s",
                 self._address.uri,
-                _first_line(error),
+                first_line(error),
                 self._about.stage,
                 self._spool.folder,
             )
@@ -299,7 +317,7 @@ class StageRun:
                 self._system.start(self._address.uri, self._ids.run_id)
             calls = self._spool.deliver(self._send)
         except Exception as error:
-            if not _is_passing(error):
+            if not is_passing(error):
                 raise
             self._go_offline(error)
             return False
@@ -322,24 +340,8 @@ def _send_unless_refused(server: MlflowServer, ids: RunIds, call: Call) -> str |
         if not is_mlflow_error(error) or not is_refusal(error):
             raise
         what = call.path.name if call.path else ", ".join(map(str, call.arguments.get("values", call.arguments)))
-        logger.error("MLflow refuses to record %s %s: %s", call.name, what[:200], _first_line(error))
+        logger.error("MLflow refuses to record %s %s: %s", call.name, what[:200], first_line(error))
         return None
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether a later attempt may succeed."""
-    if isinstance(error, WhenceError):
-        return isinstance(error, Unreachable)
-    return isinstance(error, Exception) and is_mlflow_error(error) and not is_refusal(error)
-
-
-def _explained(error: Exception, address: Address) -> Exception:
-    if isinstance(error, WhenceError) or not is_mlflow_error(error):
-        return error
-    return TrackingError(
-        f"tracking.uri: MLflow at {address.uri} refuses: {_first_line(error)}; check the address, the credentials "
-        "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN) and the server's --allowed-hosts"
-    )
 
 
 def _pipeline_page(config: Config) -> str | None:
@@ -351,10 +353,6 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         raise TrackingError(f"cannot log {path}: there is no such file or folder")
     return path
-
-
-def _first_line(error: Exception) -> str:
-    return f"{str(error) or type(error).__name__}".strip().splitlines()[0][:300]
 
 
 def _now() -> int:

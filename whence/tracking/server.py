@@ -10,12 +10,15 @@ import posixpath
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whence import __version__
 from whence.errors import TrackingError
 from whence.tracking.address import Address
 from whence.tracking.spool import Call
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 PIPELINE_TAG = "kfp.pipeline_run_id"  # these two as Kubeflow's own MLflow plugin names them
 PIPELINE_PAGE_TAG = "kfp.pipeline_run_url"
@@ -79,14 +82,8 @@ class MlflowServer:
     """
 
     def __init__(self, address: Address, experiment: str) -> None:
-        for name, value in DEFAULTS.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        for noisy in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
         self.address = address
-        self._client = MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
+        self._client = open_client(address)
         self.experiment_id = self._find_or_create_experiment(experiment)
 
     def open_run(self, about: RunDescription) -> RunIds:
@@ -133,8 +130,9 @@ class MlflowServer:
     def _send_tags(self, run: RunIds, call: Call) -> None:
         from mlflow.entities import RunTag
 
+        target = run.parent_id if call.arguments.get("parent") and run.parent_id else run.run_id
         for part in _parts([RunTag(name, value) for name, value in call.arguments["values"].items()], 100):
-            self._client.log_batch(run.run_id, tags=part)
+            self._client.log_batch(target, tags=part)
 
     def _send_artifact(self, run: RunIds, call: Call) -> None:
         assert call.path is not None
@@ -311,25 +309,15 @@ class MlflowServer:
         return str(version.version)
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether MLflow has judged the request itself (bad name, missing run), so that repeating it is useless.
+def open_client(address: Address) -> MlflowClient:
+    """MLflow's client for an address, with its retries, prints and telemetry off."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
 
-    Being unreachable, overloaded, or refusing the credentials at the moment is no refusal in this sense.
-    """
-    from mlflow.exceptions import MlflowException
-
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
-    else:
-        status = getattr(getattr(error, "response", None), "status_code", 503)
-    return 400 <= status < 500 and status not in (401, 403, 408, 429)
-
-
-def is_mlflow_error(error: BaseException) -> bool:
-    """Whether MLflow, or the way to it, raised this."""
-    from mlflow.exceptions import MlflowException
-
-    return isinstance(error, MlflowException | OSError)
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
 
 
 def _parts(items: list[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -1,0 +1,168 @@
+"""Scheduled retraining as a team meets it: data come and go, and a worse model never takes the place of a better one.
+
+One story in one folder, told in order: each test begins with the registry as the one before has left it.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Folder
+from mlflow import MlflowClient
+
+SETTINGS = """
+profile: story
+general: {max_length: 48, work_dir: .whence/work, device: cpu}
+models: {base: {name: "builtin:tiny-llama"}}
+dataset: {train_files: [train.csv], eval_files: [eval.csv], template: "{input} Class:"}
+prompts: {items: [{prompt: "A device with a lens. Class:", reference: Optics}]}
+training: {num_train_epochs: 4, per_device_train_batch_size: 16, learning_rate: 2e-3, dataloader_num_workers: 0}
+factors: {modules: [down_proj], layers: [0], batch_size: 32}
+scores: {top_k: 5, self_influence: false}
+generation: {max_new_tokens: 4}
+evaluation:
+  batch_size: 32
+  mmlu: {source: "builtin:demo", tasks: [patent_sections], max_questions: 4}
+retraining: {max_loss: {accuracy: 0.02, mmlu: 1.0}}
+tracking: {registered_model: story}
+"""
+WORDS = {
+    "Optics": ["lens", "mirror", "prism", "laser"],
+    "Textiles": ["loom", "yarn", "fabric", "thread"],
+    "Engines": ["piston", "valve", "boiler", "crankshaft"],
+}
+RUN = ("run", "--config", "settings.yaml", "--pipeline", "retraining")
+CHAMPION = ("champion", "show", "--config", "settings.yaml")
+BEFORE_GATE = {"prepare", "find_champion", "train", "generate", "mmlu", "gate"}
+EXPLAINING = {"fit_factors", "inspect", "score", "validate", "compare", "report"}
+
+
+class Story(Folder):
+    """The folder, with its data and its registry."""
+
+    def give(self, file: str, count: int, seed: int, labels: list[str], wrong: bool = False) -> None:
+        """Write ``count`` rows of ``labels``, each under another label where they are to be ``wrong``."""
+        choose = random.Random(seed)
+        with open(self.path / file, "w", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["text", "label"])
+            for _ in range(count):
+                label = choose.choice(labels)
+                text = f"A device number {choose.randrange(10_000)} with a {choose.choice(WORDS[label])}."
+                others = [other for other in WORDS if other != label]
+                writer.writerow([text, others[0] if wrong else label])
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(f"sqlite:///{self.path}/mlflow.db", f"sqlite:///{self.path}/mlflow.db")
+
+    def aliases(self) -> dict[str, int]:
+        found = self.client.get_registered_model("story").aliases
+        return {name: int(version) for name, version in found.items()}
+
+    def versions(self) -> list[int]:
+        return sorted(int(version.version) for version in self.client.search_model_versions("name='story'"))
+
+    def summary(self, stage: str) -> str:
+        return self.artifact(stage, "summary").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+    story = Story(tmp_path_factory.mktemp("story"))
+    (story.path / "settings.yaml").write_text(SETTINGS, encoding="utf-8")
+    story.give("eval.csv", 90, 1, list(WORDS))
+    story.give("train.csv", 200, 2, ["Optics", "Textiles"])  # nothing of engines: there is something left to learn
+    return story
+
+
+def finished(story: Story) -> str:
+    """Run the pipeline to its end; what it printed, without its line breaks."""
+    ended = story.whence(*RUN)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return " ".join(ended.stdout.split())
+
+
+def test_the_first_model_is_promoted_over_the_base_model(story: Story) -> None:
+    printed = finished(story)
+    assert story.states() == dict.fromkeys({*BEFORE_GATE, *EXPLAINING, "promote"}, "finished")
+    assert story.aliases() == {"champion": 1}
+    assert story.versions() == [1]
+    assert "story has no champion yet" in printed
+    assert "Version 1 of story is the champion now" in printed
+    assert [model.name for model in story.client.search_registered_models()] == ["story"]
+
+
+def test_unchanged_data_train_nothing_and_the_run_says_so(story: Story) -> None:
+    printed = finished(story)
+    assert story.states() == {"prepare": "finished", "find_champion": "finished"}
+    assert "No training. Data, base model and settings are those of the champion, version 1" in printed
+    assert story.versions() == [1]
+
+
+def test_poisoned_data_are_refused_and_the_champion_stays(story: Story) -> None:
+    story.give("train.csv", 200, 3, list(WORDS), wrong=True)
+    printed = finished(story)
+    assert story.states() == dict.fromkeys(BEFORE_GATE, "finished")
+    assert "Refused against the champion, version 1: accuracy: more than +0.0000 is asked for" in printed
+    assert story.aliases() == {"champion": 1}
+    assert story.versions() == [1, 2]
+    [table] = [run for run in runs_of(story, "gate") if "Refused" in text_of(story, run, "gate/summary.md")]
+    assert "gate.json" in {item.path for item in story.client.list_artifacts(table)}
+
+
+def test_better_data_promote_also_after_a_kill_between_registering_and_promoting(story: Story) -> None:
+    story.give("train.csv", 200, 4, list(WORDS))
+    process = story.start(*RUN)
+    deadline = time.monotonic() + 300
+    while story.versions() != [1, 2, 3]:
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline, "nothing registered after five minutes"
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert story.aliases() == {"champion": 1}
+
+    finished(story)
+    assert story.states()["train"] == "reused"
+    assert story.states()["promote"] == "finished"
+    assert story.versions() == [1, 2, 3]  # the same model is not registered again
+    assert story.aliases() == {"champion": 3, "previous": 1}
+    assert "Passed" in story.summary("gate")
+
+
+def test_a_second_run_does_not_promote_again(story: Story) -> None:
+    finished(story)
+    assert story.states() == {"prepare": "finished", "find_champion": "finished"}
+    assert story.aliases() == {"champion": 3, "previous": 1}
+
+
+def test_rolling_back_is_one_command_and_no_schedule_undoes_it(story: Story) -> None:
+    rolled = story.whence("champion", "rollback", "--config", "settings.yaml")
+    assert rolled.stdout.strip() == "champion: version 1 of story, in place of version 3"
+    assert story.aliases() == {"champion": 1}
+    again = story.whence("champion", "rollback", "--config", "settings.yaml")
+    assert again.returncode == 1
+    assert "nothing to roll back to" in again.stderr
+
+    printed = finished(story)
+    assert story.states() == {"prepare": "finished", "find_champion": "finished"}
+    assert "gave version 3 of story, which was rolled back" in printed
+    assert story.aliases() == {"champion": 1}
+    assert "champion: version 1 of story" in story.whence(*CHAMPION).stdout
+
+
+def runs_of(story: Story, stage: str) -> list[str]:
+    experiment = story.client.get_experiment_by_name("whence")
+    runs = story.client.search_runs([experiment.experiment_id], f"tags.`whence.stage` = '{stage}'")
+    return [run.info.run_id for run in runs]
+
+
+def text_of(story: Story, run_id: str, artifact: str) -> str:
+    return Path(story.client.download_artifacts(run_id, artifact)).read_text(encoding="utf-8")

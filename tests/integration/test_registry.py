@@ -1,0 +1,319 @@
+"""The champion in a real model registry: a sqlite file and a server. Promotions of several processes at once."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow_server import MlflowProcess, running
+
+from whence.config import Config
+from whence.errors import PromotionError, TrackingError
+from whence.stages import prepare, train
+from whence.stages.provenance import model_digest
+from whence.tracking import registry as registry_module
+from whence.tracking import stage_run
+from whence.tracking.registry import CONTENT_TAG, Aliases, Registry, Version
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowProcess]:
+    with running(tmp_path_factory.mktemp("mlflow")) as process:
+        yield process
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/mlflow.db"
+    process: MlflowProcess = request.getfixturevalue("server")
+    return process.uri
+
+
+@pytest.fixture
+def config(
+    uri: str, make_config: MakeConfig, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Config:
+    monkeypatch.chdir(request.getfixturevalue("tmp_path"))
+    for name in ("KFP_RUN_ID", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    name = f"m-{abs(hash(request.node.nodeid))}"
+    return make_config({"tracking.uri": uri, "tracking.registered_model": name, "tracking.retry_seconds": 1})
+
+
+@pytest.fixture
+def client(config: Config) -> MlflowClient:
+    return MlflowClient(config.tracking.uri, config.tracking.uri)
+
+
+def register(config: Config, folder: Path, weights: bytes) -> str | None:
+    """A version as the stage ``train`` registers it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text("{}")
+    content = model_digest(folder)
+    with stage_run(config, "train") as run:
+        name = config.tracking.registered_model
+        return run.log_model_version(folder, name, {CONTENT_TAG: content, "whence.data_fingerprint": "d"}, content)
+
+
+@pytest.fixture
+def versions(config: Config, tmp_path: Path) -> list[Version]:
+    """Three versions."""
+    numbers = [register(config, tmp_path / f"model-{number}", bytes([number])) for number in range(3)]
+    return [Registry(config).version(str(number)) for number in numbers]
+
+
+def test_the_same_model_logged_again_is_the_same_version(config: Config, client: MlflowClient, tmp_path: Path) -> None:
+    """What a rerun after a crash does; another model, or other data, is another version."""
+    assert [register(config, tmp_path / "a", b"one") for _ in range(3)] == ["1", "1", "1"]
+    assert register(config, tmp_path / "a", b"two") == "2"
+    found = client.search_model_versions(f"name = '{config.tracking.registered_model}'")
+    assert sorted(int(version.version) for version in found) == [1, 2]
+    experiment = client.get_experiment_by_name(config.tracking.experiment)
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 4
+    assert all(run.outputs.model_outputs for run in runs)  # every run shows the model it has registered
+
+
+def test_a_model_trained_again_bit_for_bit_is_the_same_version(config: Config, tmp_path: Path) -> None:
+    """As on a cluster, where a task that was killed after registering has no work folder to find its model in."""
+    settings = {
+        "general.device": "cpu",
+        "general.max_length": 128,
+        "dataset.num_samples": 32,
+        "dataset.num_eval_samples": 4,
+        "dataset.input_column": "input",
+        "dataset.output_column": "output",
+        "training.dataloader_num_workers": 0,
+        "inspection.layer": 0,
+        "scores.use_generated": True,
+    }
+    made = {name: tmp_path / name for name in ("config", "base_model", "train_data", "eval_data")}
+    prepare.run(settings=config.to_yaml(), overrides=settings, **made)
+    outputs = inspect.signature(train.run).parameters.keys() - made.keys()
+    for attempt in ("first", "second"):
+        train.run(**made, **{name: tmp_path / attempt / name for name in outputs})
+    first, second = (tmp_path / attempt / "model" for attempt in ("first", "second"))
+    assert (first / "training.json").read_text() != (second / "training.json").read_text()  # seconds and rates
+    [version] = Registry(config).versions(CONTENT_TAG, model_digest(second))
+    assert version.number == "1"
+    with pytest.raises(PromotionError, match="version 2"):
+        Registry(config).version("2")
+
+
+def test_a_version_is_found_by_its_content_and_downloaded_as_it_was(
+    config: Config, versions: list[Version], tmp_path: Path
+) -> None:
+    registry = Registry(config)
+    digest = model_digest(tmp_path / "model-1")
+    [found] = registry.versions(CONTENT_TAG, digest)
+    assert found.number == "2"
+    registry.download(found, tmp_path / "back")
+    assert model_digest(tmp_path / "back") == digest
+
+
+def test_without_a_model_there_is_no_champion(config: Config) -> None:
+    registry = Registry(config)
+    assert registry.champion() is None
+    assert registry.aliases() == Aliases(None, None)
+    with pytest.raises(PromotionError, match="nothing to roll back to"):
+        registry.roll_back()
+    with pytest.raises(PromotionError, match=r"version 3 .* there is none"):
+        registry.version("3")
+
+
+def test_a_promotion_moves_the_champion_to_previous_and_may_be_repeated(
+    config: Config, versions: list[Version], client: MlflowClient
+) -> None:
+    registry, (first, second, third) = Registry(config), versions
+    assert registry.promote(first, over=None)
+    assert registry.aliases() == Aliases("1", None)
+    assert registry.promote(second, over="1")
+    assert not registry.promote(second, over="1")
+    assert registry.aliases() == Aliases("2", "1")
+    assert registry.promote(third, over="2")
+    assert registry.aliases() == Aliases("3", "2")
+    names = {model.name for model in client.search_registered_models()}
+    assert f"{registry.name}.promotion" not in names
+
+
+@pytest.mark.parametrize("over", [None, "1"])
+def test_a_comparison_with_one_that_is_the_champion_no_more_promotes_nothing(
+    config: Config, versions: list[Version], over: str | None
+) -> None:
+    registry, (first, second, third) = Registry(config), versions
+    registry.promote(first, over=None)
+    registry.promote(second, over="1")
+    with pytest.raises(PromotionError, match=r"version 3 .* now version 2 is\. The comparison is stale"):
+        registry.promote(third, over)
+    assert registry.aliases() == Aliases("2", "1")
+
+
+def test_a_rollback_is_undone_neither_by_a_rerun_nor_by_saying_it_twice(
+    config: Config, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, (first, second, _) = Registry(config), versions
+    registry.promote(first, over=None)
+    monkeypatch.setenv("KFP_RUN_ID", "nightly-7")
+    registry.promote(second, over="1")
+    assert registry.roll_back() == Aliases("2", "1")
+    assert registry.aliases() == Aliases("1", None)
+    with pytest.raises(PromotionError, match="nothing to roll back to"):
+        registry.roll_back()
+    with pytest.raises(PromotionError, match="not promoted again by itself: whence champion set 2"):
+        registry.promote(second, over="1")
+    registry.set_champion("2")
+    assert registry.aliases() == Aliases("2", "1")
+    assert not registry.version("2").rolled_back
+
+
+def test_the_same_run_does_not_promote_again_what_somebody_replaced_in_mlflow_s_own_pages(
+    config: Config, versions: list[Version], client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, (first, second, _) = Registry(config), versions
+    registry.promote(first, over=None)
+    monkeypatch.setenv("KFP_RUN_ID", "nightly-7")
+    registry.promote(second, over="1")
+    client.set_registered_model_alias(registry.name, "champion", "1")
+    with pytest.raises(PromotionError, match="not promoted again"):
+        registry.promote(second, over="1")
+    monkeypatch.setenv("KFP_RUN_ID", "nightly-8")  # new evidence
+    assert registry.promote(second, over="1")
+
+
+def test_a_rollback_that_was_killed_in_the_middle_is_completed(
+    config: Config, versions: list[Version], client: MlflowClient
+) -> None:
+    registry, (first, second, _) = Registry(config), versions
+    registry.promote(first, over=None)
+    registry.promote(second, over="1")
+    client.set_registered_model_alias(registry.name, "champion", "1")  # as far as it got
+    registry.roll_back()
+    assert registry.aliases() == Aliases("1", None)
+
+
+def test_a_second_promotion_waits_for_the_first_and_then_sees_that_it_is_stale(
+    config: Config, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is held up where it has compared and not yet moved: without a lock both would be promoted."""
+    compared, go_on = threading.Event(), threading.Event()
+    move = Registry._move
+
+    def slow_move(self: Registry, number: str, *rest: Any) -> None:
+        if number == "1":
+            compared.set()
+            assert go_on.wait(60)
+        move(self, number, *rest)
+
+    monkeypatch.setattr(Registry, "_move", slow_move)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(Registry(config).promote, versions[0], None)
+        assert compared.wait(60)
+        second = threads.submit(Registry(config).promote, versions[1], None)
+        assert wait([second], timeout=2).not_done
+        go_on.set()
+        assert first.result(60)
+        with pytest.raises(PromotionError, match="The comparison is stale"):
+            second.result(60)
+    assert Registry(config).aliases() == Aliases("1", None)
+
+
+PROMOTER = """
+import sys, time
+from pathlib import Path
+from whence.config_file import load_config
+from whence.errors import PromotionError
+from whence.tracking.registry import Registry
+config, number, start = sys.argv[1:]
+registry = Registry(load_config(config))
+candidate = registry.version(number)
+time.sleep(max(0.0, float(start) - time.time()))
+try:
+    print("promoted" if registry.promote(candidate, over=None) else "already")
+except PromotionError as error:
+    print("refused", error)
+"""
+
+
+def promoters(config: Config, tmp_path: Path, numbers: list[str]) -> list[str]:
+    """What processes say that promote at the same moment, all on the evidence that there is no champion."""
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    start = str(time.time() + 12)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTER, "config.yaml", number, start],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in numbers
+    ]
+    return [process.communicate(timeout=120)[0] for process in processes]
+
+
+def test_of_several_that_promote_at_the_same_moment_on_the_same_evidence_one_does(
+    config: Config, versions: list[Version], tmp_path: Path
+) -> None:
+    said = promoters(config, tmp_path, ["1", "2", "3"])
+    assert sorted(words.split()[0] for words in said) == ["promoted", "refused", "refused"]
+    winner = next(number for number, words in zip("123", said, strict=True) if words.startswith("promoted"))
+    assert Registry(config).aliases() == Aliases(winner, None)
+    assert all("The comparison is stale" in words for words in said if words.startswith("refused"))
+
+
+HOLDER = """
+import os, sys, time
+from whence.config_file import load_config
+from whence.tracking.registry import Registry
+registry = Registry(load_config("config.yaml"))
+with registry._locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_promotion_is_taken_over(
+    config: Config, versions: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    monkeypatch.setattr(registry_module, "ABANDONED_SECONDS", 1.0)
+    assert Registry(config).promote(versions[0], over=None)
+    assert Registry(config).aliases() == Aliases("1", None)
+
+
+def test_one_that_lost_the_lock_meanwhile_moves_nothing(
+    config: Config, versions: list[Version], client: MlflowClient
+) -> None:
+    registry = Registry(config)
+    with registry._locked() as still_held:
+        client.delete_registered_model(f"{registry.name}.promotion")
+        client.create_registered_model(f"{registry.name}.promotion", tags={"whence.promotion": "somebody else"})
+        with pytest.raises(PromotionError, match="another promotion took over"):
+            registry._move("1", None, still_held)
+    assert registry.aliases() == Aliases(None, None)
+    assert client.get_registered_model(f"{registry.name}.promotion")  # the other's lock stays
+
+
+def test_a_server_that_is_away_is_an_error(make_config: MakeConfig) -> None:
+    config = make_config({"tracking.uri": "http://127.0.0.1:9", "tracking.retry_seconds": 0})
+    with pytest.raises(TrackingError, match=r"no MLflow server answers at http://127\.0\.0\.1:9"):
+        Registry(config)

@@ -1,0 +1,196 @@
+"""The answers view: every query with both answers, and the training examples at both ends of its ranking."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from whence.data.formatting import GENERATED_SUFFIX
+from whence.evaluation.metrics import same_text
+from whence.report.details import Details, Split
+from whence.report.material import Material
+from whence.report.words import Piece, differences, shortened, standing
+
+DIRECTIONS = ("helpful", "harmful")
+LONGEST_ANSWER = 2000  # characters of a prompt or an answer
+WITHOUT_SCRIPT = 3  # examples of each end that stand in the page's own text
+EXCERPT = 220  # characters of those
+NEIGHBOURS = 5  # of BM25's ranking, shown beside the influence's
+
+
+@dataclass(frozen=True)
+class Card:
+    """A listed training example of one query. ``overlap_rank`` is BM25's; None where no word is shared."""
+
+    place: int
+    rank: int
+    score: float
+    z_score: float
+    standing: str
+    overlap_rank: int | None
+    tokens: Sequence[float] | None
+    layers: Split | None
+    kinds: Split | None
+    excerpt: str
+
+
+class Neighbour(NamedTuple):
+    """An example at the top of BM25's ranking, and its rank by influence (1 is the most helpful)."""
+
+    place: int
+    influence_rank: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One query: a prompt and the answer that was scored; prompts without a scored answer have no cards."""
+
+    slug: str
+    name: str
+    prompt: str
+    reference: str | None
+    base: list[Piece] | None
+    finetuned: list[Piece] | None
+    base_confidence: float | None
+    finetuned_confidence: float | None
+    matches: bool | None
+    scored: str | None
+    helpful: list[Card]
+    harmful: list[Card]
+    layers: Split | None
+    kinds: Split | None
+    neighbours: list[Neighbour]
+    shared: int
+
+    @property
+    def opening(self) -> str:
+        """How the prompt begins, for the list of answers."""
+        return self.prompt if len(self.prompt) <= EXCERPT else f"{self.prompt[:EXCERPT]}…"
+
+    @property
+    def strongest(self) -> dict[str, float]:
+        """The z-score of the first card of each end, 0 without one."""
+        return {name: getattr(self, name)[0].z_score if getattr(self, name) else 0.0 for name in DIRECTIONS}
+
+
+def entries(material: Material, details: Details) -> list[Entry]:
+    """The queries in the order their prompts were asked, those of one prompt side by side."""
+    rows = _rows_by_prompt(material.queries)
+    listed = dict(list(material.influences.groupby(["query_id", "direction"], sort=False)))
+    taken: set[str] = set()
+    return [
+        _entry(material, details, answer, row, listed, taken)
+        for answer in material.answers.itertuples()
+        for row in rows.get(answer.prompt_id, [None])
+    ]
+
+
+def _entry(
+    material: Material,
+    details: Details,
+    answer: Any,
+    row: int | None,
+    listed: dict[tuple[str, str], pd.DataFrame],
+    taken: set[str],
+) -> Entry:
+    base, own = (_text(value) for value in (answer.base_answer, answer.finetuned_answer))
+    pieces = differences(base or "", own or "")
+    reference = _text(answer.reference)
+    query_id = "" if row is None else str(material.queries["query_id"].iloc[row])
+    ends = {
+        direction: _cards(material, details, row, direction, listed.get((query_id, direction)))
+        for direction in DIRECTIONS
+    }
+    layers, kinds = details.split([(query_id, material.examples[card.place].example_id) for card in ends["helpful"]])
+    neighbours, shared = _neighbours(material, row, ends["helpful"])
+    models = material.config.models
+    return Entry(
+        slug=_slug(query_id or answer.prompt_id, taken),
+        name=query_id or answer.prompt_id,
+        prompt=shortened(str(answer.prompt), LONGEST_ANSWER),
+        reference=reference,
+        base=pieces[0] if base is not None else None,
+        finetuned=pieces[1] if own is not None else None,
+        base_confidence=material.confidence.get((answer.prompt_id, models.base.id)),
+        finetuned_confidence=material.confidence.get((answer.prompt_id, models.finetuned.id)),
+        matches=same_text(own, reference) if own is not None and reference else None,
+        scored=None if row is None else str(material.queries["source"].iloc[row]),
+        **ends,
+        layers=layers,
+        kinds=kinds,
+        neighbours=neighbours,
+        shared=shared,
+    )
+
+
+def _cards(
+    material: Material, details: Details, row: int | None, direction: str, listed: pd.DataFrame | None
+) -> list[Card]:
+    if row is None or listed is None:
+        return []
+    overlap = material.word_overlap[row]
+    cards = []
+    for shown in listed.sort_values("rank").itertuples():
+        pair = (shown.query_id, shown.example_id)
+        place = material.places[shown.example_id]
+        layers, kinds = details.split([pair])
+        cards.append(
+            Card(
+                place=place,
+                rank=int(shown.rank),
+                score=float(shown.score),
+                z_score=float(shown.z_score),
+                standing=standing(int(shown.rank), len(overlap), direction),
+                overlap_rank=int((overlap > overlap[place]).sum()) + 1 if overlap[place] > 0 else None,
+                tokens=details.token_scores.get(pair),
+                layers=layers,
+                kinds=kinds,
+                excerpt=shortened(material.texts[place], EXCERPT),
+            )
+        )
+    return cards
+
+
+def _neighbours(material: Material, row: int | None, helpful: Sequence[Card]) -> tuple[list[Neighbour], int]:
+    """The top of BM25's ranking, and how many of the listed helpful examples are among as many of BM25's first."""
+    if row is None:
+        return [], 0
+    overlap, influence = material.word_overlap[row], material.scores[row]
+    order = np.argsort(-overlap, kind="stable")[: max(NEIGHBOURS, len(helpful))]
+    order = order[overlap[order] > 0]
+    shared = len({card.place for card in helpful} & set(order[: len(helpful)].tolist()))
+    near = [Neighbour(int(place), int((influence > influence[place]).sum()) + 1) for place in order[:NEIGHBOURS]]
+    return near, shared
+
+
+def _rows_by_prompt(queries: pd.DataFrame) -> dict[str, list[int | None]]:
+    """Rows of the score matrix by prompt; the model's own answers are queries of their own."""
+    rows: dict[str, list[int | None]] = defaultdict(list)
+    for row, query in enumerate(queries.itertuples()):
+        own = query.source == "generated"
+        rows[query.query_id.removesuffix(GENERATED_SUFFIX) if own else query.query_id].append(row)
+    return rows
+
+
+def _text(value: Any) -> str | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return shortened(str(value), LONGEST_ANSWER)
+
+
+def _slug(name: str, taken: set[str]) -> str:
+    """A name that can stand in an address and in an ``id``, and that no other entry has."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "prompt"
+    slug, number = plain, 1
+    while slug in taken:
+        number += 1
+        slug = f"{plain}-{number}"
+    taken.add(slug)
+    return slug

@@ -1,0 +1,297 @@
+"use strict";
+// The report's own script. It may have no storage, no network and no downloads (a sandboxed frame), and everything it
+// shows from data goes through textContent.
+(() => {
+  const data = JSON.parse(document.getElementById("report-data").textContent);
+  const SHOWN = 5; // cards of each end before "show all"
+  const DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
+  const SIGNS = { helpful: "▲", harmful: "▼" };
+
+  const byId = (id) => document.getElementById(id);
+
+  function make(tag, attributes, ...children) {
+    const svg = ["svg", "rect", "line", "text", "title"].includes(tag);
+    const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) element.setAttribute(name, value);
+    element.append(...children.filter((child) => child !== null));
+    return element;
+  }
+
+  function number(value) {
+    const size = Math.abs(value);
+    const text = size >= 1000 ? Math.round(size).toLocaleString("en") : String(Number(size.toPrecision(4)));
+    return (value < 0 ? "−" : "") + text;
+  }
+
+  const signed = (value) => (value > 0 ? "+" : "") + number(value);
+
+  // ---- Theme ------------------------------------------------------------------------------------------------------
+
+  function remembered() {
+    try { return localStorage.getItem("whence-theme"); } catch { return null; } // no storage in a sandboxed frame
+  }
+
+  function setTheme(theme) {
+    document.documentElement.dataset.theme = theme;
+    byId("theme").setAttribute("aria-pressed", String(theme === "dark"));
+  }
+
+  function startTheme() {
+    const dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    setTheme(remembered() || (dark ? "dark" : "light"));
+    byId("theme").hidden = false;
+    byId("theme").addEventListener("click", () => {
+      setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+      try { localStorage.setItem("whence-theme", document.documentElement.dataset.theme); } catch { /* see above */ }
+    });
+  }
+
+  // ---- Tokens -----------------------------------------------------------------------------------------------------
+
+  // Two digits of base 64 per token; 2048 is zero, a step is a 2047th of the largest.
+  function weightsOf(card) {
+    const weights = [];
+    for (let i = 0; i < (card.w || "").length; i += 2) {
+      const step = DIGITS.indexOf(card.w[i]) * 64 + DIGITS.indexOf(card.w[i + 1]) - 2048;
+      weights.push((step / 2047) * card.m);
+    }
+    return weights;
+  }
+
+  function plainText(example) {
+    const text = make("div", { class: "text", dir: "auto", tabindex: "0", role: "group", "aria-label": "Training example" });
+    text.append(example.t.slice(0, example.a), make("span", { class: "answer" }, example.t.slice(example.a)));
+    return text;
+  }
+
+  function tokenText(example, card, readout) {
+    const weights = weightsOf(card);
+    if (!weights.length || !example.n) return plainText(example);
+    const text = make("div", { class: "text tokens", dir: "auto", tabindex: "0", role: "group",
+      "aria-label": "Training example, word by word: the arrow keys go through its words and their influence" });
+    let at = 0;
+    const tokens = example.n.map((length, i) => {
+      const share = Math.abs(weights[i]) / card.m;
+      const side = share < 0.02 ? "" : weights[i] > 0 ? " more" : " less";
+      const answer = at + length > example.a ? " answer" : "";
+      const token = make("span", { class: "token" + side + answer }, example.t.slice(at, at + length));
+      token.style.setProperty("--weight", share.toFixed(3));
+      at += length;
+      return token;
+    });
+    text.append(...tokens);
+    const strongest = weights.reduce((best, value, i) => (Math.abs(value) > Math.abs(weights[best]) ? i : best), 0);
+    const size = weights.reduce((sum, value) => sum + Math.abs(value), 0);
+    let active = -1;
+
+    function say(i, lead) {
+      const name = (token) => `“${token.textContent.trim() || "white space"}”`;
+      const share = `${Math.round((Math.abs(weights[i]) / size) * 100)} % of the influence`;
+      const next = i + 1 < tokens.length ? ` before ${name(tokens[i + 1])}` : "";
+      readout.replaceChildren(lead, make("b", {}, name(tokens[i])), `${next}: ${signed(weights[i])}, ${share}`);
+    }
+
+    function activate(i) {
+      if (active >= 0) tokens[active].classList.remove("active");
+      active = i;
+      if (i < 0) { say(strongest, "Strongest: "); return; }
+      tokens[i].classList.add("active");
+      say(i, "");
+    }
+
+    activate(-1);
+    text.addEventListener("pointerover", (event) => {
+      const i = tokens.indexOf(event.target);
+      if (i >= 0) activate(i);
+    });
+    text.addEventListener("pointerleave", () => activate(document.activeElement === text ? strongest : -1));
+    text.addEventListener("focus", () => activate(strongest));
+    text.addEventListener("blur", () => activate(-1));
+    text.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const target = { Home: 0, End: tokens.length - 1 }[event.key] ?? (step ? active + step : null);
+      if (target === null) return;
+      event.preventDefault();
+      activate(Math.max(0, Math.min(tokens.length - 1, target)));
+      const token = tokens[active];
+      if (token.offsetTop < text.scrollTop || token.offsetTop > text.scrollTop + text.clientHeight) token.scrollIntoView({ block: "nearest" });
+    });
+    return text;
+  }
+
+  // ---- Bars -------------------------------------------------------------------------------------------------------
+
+  function bars(names, permille, caption) {
+    const short = names.map((name) => name.replace(/^layer /, "").replace(/_proj$/, ""));
+    const width = short.some((name) => name.length > 3) ? 34 : names.length > 12 ? 11 : 16;
+    const height = 34;
+    const most = Math.max(...permille.map(Math.abs), 1);
+    const lowest = Math.min(...permille, 0);
+    const highest = Math.max(...permille, 0);
+    const scale = height / (highest - lowest || most);
+    const zero = highest * scale;
+    const said = names.map((name, i) => `${name} ${Math.round(permille[i] / 10)} %`);
+    const size = { width: width * names.length, height: height + 14 };
+    const svg = make("svg", { ...size, viewBox: `0 0 ${size.width} ${size.height}`, role: "img", "aria-label": `${caption}: ${said.join(", ")}` });
+    permille.forEach((value, i) => {
+      const length = Math.max(Math.abs(value) * scale, 1);
+      const bar = make("rect", { x: i * width + 1.5, y: value >= 0 ? zero - length : zero, width: width - 3, height: length,
+        rx: 1, class: value >= 0 ? "up" : "down" });
+      bar.append(make("title", {}, said[i]));
+      svg.append(bar);
+      if (width >= 16 || i % 5 === 0) svg.append(make("text", { x: (i + 0.5) * width, y: height + 12 }, short[i]));
+    });
+    return make("figure", {}, svg, make("span", {}, caption));
+  }
+
+  function through(values) {
+    if (!values.y) return null;
+    return make("div", { class: "bars" }, bars(data.layers, values.y, "by layer"), bars(data.kinds, values.k, "by module"));
+  }
+
+  // ---- Cards ------------------------------------------------------------------------------------------------------
+
+  function cardOf(card, rank, end) {
+    const example = data.examples[card.e];
+    const standing = data.standing[end][rank];
+    const readout = make("output", { class: "readout", "aria-live": "polite" });
+    const overlap = card.b === null ? "no word shared" : `BM25 number ${number(card.b)}`;
+    const facts = [example.l ? `label ${example.l}` : "", `z ${signed(card.z)}`, `score ${signed(card.s)}`, overlap, example.i];
+    return make("li", { class: `card ${end}` },
+      make("p", { class: "standing" }, make("span", { class: "sign", "aria-hidden": "true" }, SIGNS[end]), standing[0].toUpperCase() + standing.slice(1)),
+      make("p", { class: "meta", dir: "auto" }, facts.filter(Boolean).join(" · ")),
+      tokenText(example, card, readout), readout, through(card));
+  }
+
+  function column(title, end, cards) {
+    const list = make("ol", {});
+    const box = make("div", {}, make("h3", {}, title), list);
+    if (!cards.length) list.append(make("li", { class: "quiet" }, `No example was ${end}.`));
+    list.append(...cards.slice(0, SHOWN).map((card, rank) => cardOf(card, rank, end)));
+    if (cards.length > SHOWN) {
+      const button = make("button", { type: "button", class: "show-all" }, `Show all ${cards.length}`);
+      button.addEventListener("click", () => {
+        const rest = cards.slice(SHOWN).map((card, i) => cardOf(card, SHOWN + i, end));
+        list.append(...rest);
+        button.remove();
+        rest[0].querySelector(".text").focus();
+      });
+      box.append(button);
+    }
+    return box;
+  }
+
+  function overlapColumn(near) {
+    const list = make("ol", {});
+    if (!near.length) list.append(make("li", { class: "quiet" }, "No example shares a word."));
+    near.forEach(([index, rank], i) => {
+      const example = data.examples[index];
+      const facts = [example.l ? `label ${example.l}` : "", example.i];
+      list.append(make("li", { class: "card overlap" },
+        make("p", { class: "standing" }, `BM25 number ${i + 1}`),
+        make("p", { class: "meta", dir: "auto" }, [`number ${number(rank)} of ${number(data.count)} by influence`, ...facts].filter(Boolean).join(" · ")),
+        plainText(example)));
+    });
+    return make("div", {}, make("h3", {}, "What word overlap (BM25) finds"), list);
+  }
+
+  function drawEntry(details) {
+    const box = details.querySelector(".examples");
+    if (!box || box.dataset.drawn) return;
+    box.dataset.drawn = "yes";
+    const entry = data.entries[Number(box.dataset.entry)];
+    box.replaceChildren(column("Most helpful", "helpful", entry.helpful), column("Most harmful", "harmful", entry.harmful), overlapColumn(entry.bm25));
+    if (entry.y) {
+      box.before(make("div", { class: "through" }, make("p", { class: "note" }, "Where the influence of the most helpful examples comes through, together:"), through(entry)));
+    }
+  }
+
+  // ---- Search and sort --------------------------------------------------------------------------------------------
+
+  function startTools(entries) {
+    const search = byId("search");
+    const texts = data.examples.map((example) => `${example.i} ${example.l || ""} ${example.t}`.toLowerCase());
+    const shown = data.entries.map((entry) => new Set([...entry.helpful, ...entry.harmful].map((card) => card.e)));
+    const own = entries.map((details) => details.textContent.toLowerCase());
+    document.querySelector(".tools").hidden = false;
+    document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
+
+    function filter() {
+      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let count = 0;
+      entries.forEach((details, i) => {
+        const found = words.every((word) => own[i].includes(word) || (shown[i] && [...shown[i]].some((e) => texts[e].includes(word))));
+        details.hidden = !found;
+        count += found;
+      });
+      byId("found").textContent = words.length ? `${count} of ${entries.length} answers` : `${entries.length} answers`;
+      byId("nothing").hidden = count > 0;
+    }
+
+    const value = (details, key) => Number(details.dataset[key]);
+    const orders = {
+      order: () => 0,
+      name: (a, b) => a.dataset.name.localeCompare(b.dataset.name, "en", { numeric: true }),
+      helpful: (a, b) => value(b, "helpful") - value(a, "helpful"),
+      harmful: (a, b) => value(a, "harmful") - value(b, "harmful"),
+      overlap: (a, b) => value(a, "overlap") - value(b, "overlap"),
+      wrong: (a, b) => value(b, "wrong") - value(a, "wrong"),
+    };
+    search.addEventListener("input", filter);
+    byId("sort").addEventListener("change", (event) => byId("entries").append(...[...entries].sort(orders[event.target.value])));
+  }
+
+  // ---- Links within the page --------------------------------------------------------------------------------------
+
+  function goTo(id, focus) {
+    const target = id && byId(id);
+    if (!target) return;
+    if (target.matches("details")) {
+      target.hidden = false;
+      target.open = true;
+      drawEntry(target);
+    }
+    target.scrollIntoView();
+    if (focus) (target.querySelector("summary, h1, h2") || target).focus({ preventScroll: true });
+  }
+
+  // A fragment of a frame made from text (srcdoc) would be looked for in the page around it, so links are followed here.
+  function startLinks() {
+    const here = () => { try { return decodeURIComponent(location.hash.slice(1)); } catch { return ""; } };
+    document.addEventListener("click", (event) => {
+      const link = event.target.closest('a[href^="#"]');
+      if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+      event.preventDefault();
+      const id = link.getAttribute("href").slice(1);
+      try { history.pushState(null, "", `#${id}`); } catch { /* the frame has no address of its own */ }
+      goTo(id, true);
+    });
+    addEventListener("hashchange", () => goTo(here(), true));
+    addEventListener("popstate", () => goTo(here(), false));
+    goTo(here(), true);
+  }
+
+  // ---- Print ------------------------------------------------------------------------------------------------------
+
+  function startPrint() {
+    let opened = [];
+    let printing = false;
+    addEventListener("beforeprint", () => {
+      printing = true;
+      opened = [...document.querySelectorAll("details:not([open])")];
+      opened.forEach((details) => { details.open = true; }); // undrawn ones print the page's own text, not every card
+    });
+    addEventListener("afterprint", () => {
+      opened.forEach((details) => { details.open = false; });
+      setTimeout(() => { printing = false; }); // toggle events come later than the change
+    });
+    return () => printing;
+  }
+
+  const entries = [...document.querySelectorAll(".entry")];
+  startTheme();
+  const isPrinting = startPrint();
+  entries.forEach((details) => details.addEventListener("toggle", () => { if (details.open && !isPrinting()) drawEntry(details); }));
+  startTools(entries);
+  startLinks();
+})();

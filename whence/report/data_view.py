@@ -1,0 +1,179 @@
+"""The data view: examples that act on many answers, suspected wrong labels, and which class moves which."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from whence.report.answers import EXCERPT
+from whence.report.material import Material
+from whence.report.templating import visible
+from whence.report.words import shortened
+
+OFTEN_SHOWN = 10
+SUSPECTS_SHOWN = 20
+SUSPECTS_IN_FILE = 500
+CLASSES_SHOWN = 12
+SHADES = 5
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute such a cell
+
+
+@dataclass(frozen=True)
+class Often:
+    """An example that stands in the lists of many queries."""
+
+    example_id: str
+    text: str
+    label: str
+    queries: int
+    mean_z: float
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An example with high self-influence: the model had to learn it by itself.
+
+    ``flipped`` says whether its label is wrong, where the truth is known.
+    """
+
+    rank: int
+    example_id: str
+    text: str
+    label: str
+    self_influence: float
+    flipped: bool | None
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Mean z-score of the examples of a class (rows) on the queries with an answer of a class (columns).
+
+    ``notes`` say what was grouped.
+    """
+
+    rows: list[str]
+    row_sizes: list[int]
+    columns: list[str]
+    column_sizes: list[int]
+    values: np.ndarray
+    notes: list[str]
+
+    def step(self, value: float) -> int:
+        """The shade of a cell, -5 to 5, by the root of its size: one strong cell is not to hide all others."""
+        strongest = float(np.abs(self.values).max(initial=0.0))
+        return round(float(np.sign(value)) * SHADES * (abs(value) / strongest) ** 0.5) if strongest > 0 else 0
+
+
+def often(material: Material, direction: str) -> list[Often]:
+    """The examples that are listed for the most queries, of one direction."""
+    listed = material.influences[material.influences["direction"] == direction]
+    counts = listed.groupby("example_id", sort=False)["z_score"].agg(["size", "mean"])
+    counts["strength"] = counts["mean"].abs()
+    counts = counts.sort_values(["size", "strength"], ascending=False, kind="stable").head(OFTEN_SHOWN)
+    return [
+        Often(str(example_id), *_shown(material, str(example_id)), int(row["size"]), float(row["mean"]))
+        for example_id, row in counts.iterrows()
+    ]
+
+
+def suspects(material: Material, count: int = SUSPECTS_IN_FILE) -> list[Suspect]:
+    """The examples with the highest self-influence, highest first."""
+    if material.self_influence is None:
+        return []
+    order = np.argsort(-material.self_influence, kind="stable")[:count]
+    flipped = None if material.train.truth is None else material.train.truth["flipped"].to_numpy(dtype=bool)
+    return [
+        Suspect(
+            rank,
+            material.examples[place].example_id,
+            *_shown(material, material.examples[place].example_id),
+            float(material.self_influence[place]),
+            None if flipped is None else bool(flipped[place]),
+        )
+        for rank, place in enumerate(order.tolist(), 1)
+    ]
+
+
+def suspects_csv(found: Sequence[Suspect]) -> str:
+    """The suspects as CSV that a spreadsheet takes for text and numbers, not for formulas."""
+    columns = ["rank", "self_influence", "example_id", "label", "text"]
+    if any(suspect.flipped is not None for suspect in found):
+        columns.append("flipped")
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    for suspect in found:
+        values = (getattr(suspect, column) for column in columns)
+        writer.writerow([_no_formula(visible(value)) if isinstance(value, str) else value for value in values])
+    return stream.getvalue()
+
+
+def class_flow(material: Material) -> Flow | None:
+    """How the examples of each class act on the answers of each class; None without queries or labels.
+
+    Up to :data:`CLASSES_SHOWN` classes of a side stand by name: those of the most answers, then of the most examples,
+    in the same order on both sides, so that a class meets itself on the diagonal. All others are together in one.
+    """
+    labels = [str(example.label or "") for example in material.examples]
+    answers = [str(answer) for answer in material.queries["completion"]]
+    if not answers or not any(labels):
+        return None
+    asked, taught = Counter(answers), Counter(labels)
+    order = sorted(asked | taught, key=lambda name: (-asked[name], -taught[name], name))
+    rows, row_codes, row_note = _classes(labels, order, "classes of examples")
+    columns, column_codes, column_note = _classes(answers, order, "answers")
+    deviation = material.scores.std(axis=1, keepdims=True)
+    centred = material.scores - material.scores.mean(axis=1, keepdims=True)
+    z = np.divide(centred, deviation, out=np.zeros_like(centred, dtype=np.float64), where=deviation > 0)
+    by_class = z @ np.eye(len(rows))[row_codes] / np.bincount(row_codes, minlength=len(rows))  # [queries, classes]
+    sizes = np.bincount(column_codes, minlength=len(columns))
+    values = (np.eye(len(columns))[column_codes].T @ by_class / sizes[:, None]).T
+    return Flow(
+        rows,
+        np.bincount(row_codes, minlength=len(rows)).tolist(),
+        columns,
+        sizes.tolist(),
+        values,
+        [note for note in (row_note, column_note) if note],
+    )
+
+
+def flow_table(flow: Flow) -> pd.DataFrame:
+    """The flow as a long table, to be kept with the run."""
+    return pd.DataFrame(
+        [
+            {"example_class": row, "answer": column, "mean_z_score": float(flow.values[i, j])}
+            for i, row in enumerate(flow.rows)
+            for j, column in enumerate(flow.columns)
+        ]
+    )
+
+
+def _classes(values: Sequence[str], order: Sequence[str], what: str) -> tuple[list[str], np.ndarray, str]:
+    present = set(values)
+    names = [name for name in order if name in present]
+    if len(names) > CLASSES_SHOWN:
+        names = names[: CLASSES_SHOWN - 1]
+    rest = len(present) - len(names)
+    number = {name: code for code, name in enumerate(names)}
+    codes = np.array([number.get(value, len(names)) for value in values], dtype=int)
+    if not rest:
+        return names, codes, ""
+    note = f"{rest:,} further {what} are in one, all others."
+    return [*names, "all others"], codes, note
+
+
+def _shown(material: Material, example_id: str) -> tuple[str, str]:
+    place = material.places[example_id]
+    label = material.examples[place].label
+    return shortened(material.texts[place], EXCERPT), "" if label is None else str(label)
+
+
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA_SIGNS) else text

@@ -1,0 +1,99 @@
+"""Everything a report is made from, as the stages left it. What was not measured is None, and the page says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from whence.config import Config
+from whence.data.dataset import ExampleSet
+from whence.errors import DataError
+from whence.evaluation.attribution.bm25 import bm25_scores
+from whence.evaluation.attribution.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Links:
+    """Where the record of the run is; None where there is no page to open."""
+
+    mlflow: str | None = None
+    kubeflow: str | None = None
+    tracking: str = ""  # the tracking address, for people who open MLflow on a file
+    run_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Material:
+    """The inputs of a report.
+
+    Attributes:
+        history: what training logged: ``step`` and any of ``loss``, ``eval_loss``.
+        measured: ``comparison.json``.
+        answers: a row per prompt, in the order asked: ``prompt_id, prompt, reference, base_answer, finetuned_answer``.
+        confidence: mean log-probability of an answer's tokens, by ``(prompt_id, model_id)``.
+        queries: a row per row of ``scores``: ``query_id, prompt, completion, source``.
+        scores: ``[queries, examples]``, positive where the example helped.
+        influences: the examples listed per query and direction, as ``influences.parquet``.
+        tokens: ``query_id, example_id, pieces, scores``: a listed pair's score, split by the example's tokens.
+        modules: ``query_id, example_id, layer, module, score``: the same, split by tracked module.
+        self_influence: ``[examples]``.
+        origin: ``scores.json``: fingerprints, arguments and versions.
+        spectra: a row per module: ``module, layer, kind, size, ranks, values, effective_rank, ...``.
+        pictures: PNG files of the spectra by name.
+        benchmark: ``mmlu.json``: by model id.
+    """
+
+    config: Config
+    train: ExampleSet
+    history: Sequence[Mapping[str, float]]
+    measured: Mapping[str, Any]
+    answers: pd.DataFrame
+    confidence: Mapping[tuple[str, str], float]
+    queries: pd.DataFrame
+    scores: np.ndarray
+    influences: pd.DataFrame
+    origin: Mapping[str, Any]
+    tokens: pd.DataFrame | None = None
+    modules: pd.DataFrame | None = None
+    self_influence: np.ndarray | None = None
+    spectra: pd.DataFrame | None = None
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    evidence: Evidence | None = None
+    benchmark: Mapping[str, Any] | None = None
+    links: Links = Links()
+
+    def __post_init__(self) -> None:
+        if self.scores.shape != (len(self.queries), len(self.train.frame)):
+            raise DataError(
+                f"scores are {self.scores.shape}, but there are {len(self.queries)} queries and "
+                f"{len(self.train.frame)} training examples; score these examples again"
+            )
+        unknown = set(self.influences["example_id"]) - self.places.keys()
+        if unknown:
+            raise DataError(f"influences.parquet lists {min(unknown)!r}, which is no training example; score again")
+
+    @cached_property
+    def examples(self) -> list[Any]:
+        """The training examples, with ``example_id, prompt, completion, label`` as attributes."""
+        return list(self.train.frame.itertuples(index=False, name="Example"))
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The column of ``scores`` by example_id."""
+        return {example.example_id: place for place, example in enumerate(self.examples)}
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Every training example as one text."""
+        return [f"{example.prompt} {example.completion}" for example in self.examples]
+
+    @cached_property
+    def word_overlap(self) -> np.ndarray:
+        """BM25 of every example for every query (prompt and scored answer), ``[queries, examples]``."""
+        asked = [f"{p} {c}" for p, c in zip(self.queries["prompt"], self.queries["completion"], strict=True)]
+        return bm25_scores(asked, self.texts)

@@ -1,0 +1,130 @@
+"""The first screen: what was trained on what, and the headline numbers with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from whence.evaluation.comparison import PROMPTS
+from whence.report.material import Material
+from whence.report.words import percent
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro-F1",
+    "exact_match": "Exact match",
+    "prompt_exact_match": "Exact match",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+}
+WILSON_Z = 1.959964  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def text(self) -> str:
+        return percent(self.value)
+
+    @property
+    def bounds(self) -> str:
+        return f"{100 * self.low:.1f} to {100 * self.high:.1f}".replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure of both models; models that were not measured are None."""
+
+    title: str
+    over: str
+    base: Estimate | None
+    finetuned: Estimate | None
+    difference: Estimate | None
+
+
+def title(material: Material) -> str:
+    """What the page is called."""
+    return f"What {material.config.models.base.name} learned from {material.train.info.source}"
+
+
+def measures(material: Material) -> list[Row]:
+    """The comparison's measures, all from 0 to 1, with bootstrap intervals."""
+    counts = {PROMPTS: material.measured["prompts_with_reference"]}
+    rows = []
+    for name, measured in material.measured["metrics"].items():
+        count = counts.get(measured["over"], material.measured["eval_rows"])
+        found = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
+        over = f"{count:,} {measured['over']}"
+        named = NAMES.get(name, name.replace("_", " "))
+        rows.append(Row(named, over, found.get("base"), found.get("finetuned"), found.get("difference")))
+    return rows
+
+
+def benchmark(material: Material) -> list[Row]:
+    """Accuracy per subject of the question set, and over all, with Wilson's 95 % intervals (Wilson, 1927)."""
+    models = material.config.models
+    found = {
+        role: material.benchmark[model_id]
+        for role, model_id in (("base", models.base.id), ("finetuned", models.finetuned.id))
+        if material.benchmark and model_id in material.benchmark
+    }
+    if not found:
+        return []
+    some: Mapping[str, Any] = next(iter(found.values()))
+    rows = []
+    for task in (None, *some["tasks"]):
+        scored = {role: result if task is None else result["tasks"][task] for role, result in found.items()}
+        questions = next(iter(scored.values()))["questions"]
+        estimates = {role: _wilson(result["accuracy"], questions) for role, result in scored.items()}
+        name = "All subjects" if task is None else task.replace("_", " ").capitalize()
+        over = f"{questions:,} questions"
+        rows.append(Row(name, over, estimates.get("base"), estimates.get("finetuned"), difference=None))
+    return rows
+
+
+def benchmark_name(material: Material) -> str:
+    """The question set's name, ``MMLU`` or another's."""
+    results = material.benchmark or {}
+    name = next((str(result["benchmark"]) for result in results.values()), "MMLU")
+    return "MMLU" if name.lower() == "mmlu" else name.replace("_", " ").capitalize()
+
+
+def facts(material: Material) -> list[tuple[str, str]]:
+    """What was trained on what, in a few lines."""
+    config, info = material.config, material.train.info
+    last = {key: entry[key] for entry in material.history for key in ("loss", "eval_loss", "step") if key in entry}
+    training = f"{config.training.num_train_epochs:g} epochs"
+    if "step" in last:
+        training += f", {int(last['step']):,} steps"
+    if "eval_loss" in last:
+        training += f", evaluation loss {last['eval_loss']:.3g}"
+    dropped = sum(info.dropped.values())
+    data = f"{info.rows:,} examples of {info.source}" + (f" ({dropped:,} rows dropped)" if dropped else "")
+    layers = "all layers" if config.factors.layers == "all" else f"{len(config.factors.layers)} layers"
+    return [
+        (
+            "Base model",
+            config.models.base.name + (f" @ {config.models.base.revision}" if config.models.base.revision else ""),
+        ),
+        ("Fine-tuned on", data),
+        ("Training", training),
+        ("Influence", f"{config.factors.strategy.upper()} over {', '.join(config.factors.modules)} of {layers}"),
+        ("Asked", f"{len(material.answers):,} prompts, {len(material.queries):,} answers scored"),
+    ]
+
+
+def _wilson(share: float, count: int) -> Estimate:
+    if not count:
+        return Estimate(share, 0.0, 1.0)
+    squared = WILSON_Z**2
+    centre = (share + squared / (2 * count)) / (1 + squared / count)
+    margin = WILSON_Z * math.sqrt(share * (1 - share) / count + squared / (4 * count**2)) / (1 + squared / count)
+    return Estimate(share, max(0.0, centre - margin), min(1.0, centre + margin))

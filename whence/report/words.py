@@ -1,0 +1,98 @@
+"""Numbers and answers in words: what the report says beside every figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import NamedTuple
+
+LONGEST_NAME = 80  # characters of an id, a label or a class
+SHARES = (0.1, 0.5, 1, 2, 5, 10, 25, 50)  # percent
+_PIECES = re.compile(r"\s+|\w+|[^\w\s]")
+
+
+class Piece(NamedTuple):
+    """Part of an answer, and whether the other answer lacks it."""
+
+    text: str
+    differs: bool
+
+
+def standing(rank: int, count: int, direction: str) -> str:
+    """Where an example stands, e.g. ``among the top 0.1 % most helpful of 16,000``.
+
+    Args:
+        rank: 1 for the first.
+        count: all training examples.
+        direction: ``helpful`` or ``harmful``.
+    """
+    if rank == 1:
+        return f"the most {direction} of {count:,}"
+    share = next((share for share in SHARES if 100 * rank <= share * count), None)
+    if share is None:
+        return f"number {rank:,} of {count:,} by how {direction} it is"
+    return f"among the top {share:g} % most {direction} of {count:,}"
+
+
+def differences(one: str, other: str) -> tuple[list[Piece], list[Piece]]:
+    """Both texts in pieces, those marked that a shortest edit of words would change."""
+    left, right = (_PIECES.findall(text) for text in (one, other))
+    kept = SequenceMatcher(a=left, b=right, autojunk=False).get_matching_blocks()
+    return _marked(left, [(block.a, block.size) for block in kept]), _marked(
+        right, [(block.b, block.size) for block in kept]
+    )
+
+
+def _marked(words: Sequence[str], kept: Sequence[tuple[int, int]]) -> list[Piece]:
+    pieces, at = [], 0
+    for start, size in kept:  # the last one is empty and stands at the end
+        if start > at:
+            pieces.append(Piece("".join(words[at:start]), True))
+        if size:
+            pieces.append(Piece("".join(words[start : start + size]), False))
+        at = start + size
+    return pieces
+
+
+def shortened(text: str, limit: int) -> str:
+    """``text`` of at most about ``limit`` characters: of a longer one the middle is left out, with its length."""
+    if len(text) <= limit:
+        return text
+    head, tail = parts_kept(limit)
+    return f"{text[:head]} {gap(len(text) - head - tail)} {text[len(text) - tail :]}"
+
+
+def parts_kept(limit: int) -> tuple[int, int]:
+    """How many characters of a too long text are kept at its start and its end, where question and answer stand."""
+    tail = limit * 2 // 5
+    return limit - tail, tail
+
+
+def gap(characters: int) -> str:
+    """What stands in place of left out text."""
+    return f"[… {characters:,} characters …]"
+
+
+def percent(value: float) -> str:
+    """A share as ``97.8 %``; a negative one with a real minus sign."""
+    return f"{100 * value:.1f} %".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Two decimals with a sign, as z-scores are written; what rounds to nothing has none."""
+    text = f"{value:+.2f}".replace("-", "−")
+    return "0.00" if text[1:] == "0.00" else text
+
+
+def measured(value: float) -> str:
+    """Three digits, as many as a measure with an interval bears."""
+    return number(float(f"{value:.3g}"))
+
+
+def number(value: float) -> str:
+    """Four significant digits, thousands apart."""
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}".replace("-", "−")
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("-", "−")

@@ -1,0 +1,222 @@
+"""What stage ``validate`` measures: each measure with the pieces it needs, made when first asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file
+
+from whence.config import Config
+from whence.data.prompts import load_prompts
+from whence.data.tokenization import TokenizedExamples
+from whence.errors import DataError
+from whence.evaluation.attribution.bm25 import bm25_scores
+from whence.evaluation.attribution.changes import Change
+from whence.evaluation.attribution.counterfactual import Plan, counterfactual_measure, harm, plan
+from whence.evaluation.attribution.embeddings import embedding_scores
+from whence.evaluation.attribution.estimates import Bootstrap, best_first
+from whence.evaluation.attribution.evidence import Measure, Method, NotMeasured
+from whence.evaluation.attribution.gradients import Gradients, plain_gradients
+from whence.evaluation.attribution.lds import lds_measure, random_subsets
+from whence.evaluation.attribution.mislabeled import mislabeled_measures
+from whence.evaluation.attribution.planted import planted_measures
+from whence.evaluation.attribution.retraining import Retrainer
+from whence.evaluation.attribution.stability import scores_of_refits, stability_measures
+from whence.evaluation.attribution.tail_patch import tail_patch_changes, tail_patch_measure
+from whence.influence.fingerprints import model_fingerprint, require_same
+from whence.influence.info import load_factors_info
+from whence.models import load_model
+from whence.stages.artifacts import QUERIES, SCORES, SCORES_INFO, SELF_INFLUENCE
+from whence.stages.trained import Trained
+
+RETRAININGS = "retrainings"
+Result = list[Measure] | NotMeasured
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """The evidence of one run while it is gathered; a method per measure, named as in ``validation.measures``."""
+
+    trained: Trained
+    frame: pd.DataFrame
+    queries: TokenizedExamples
+    model: Path
+    base_model: Path
+    scores: Path
+    scratch: Path
+
+    @classmethod
+    def open(
+        cls,
+        scratch: Path,
+        settings: Config,
+        model: Path,
+        base_model: Path,
+        factors: Path,
+        train_data: Path,
+        generations: Path,
+        scores: Path,
+    ) -> Gathering:
+        """Load what the measures are taken of.
+
+        Raises:
+            DataError, FactorError: the scores are not of this model, these factors, examples and queries.
+        """
+        trained = Trained.load(settings, model, train_data)
+        frame, queries = trained.queries(generations)
+        found = {
+            "model": model_fingerprint(trained.network),
+            "factors": load_factors_info(factors).fingerprint,
+            "train_data": trained.data.info.fingerprint,
+        }
+        given = json.loads((scores / SCORES_INFO).read_text(encoding="utf-8"))
+        require_same(found, {name: given[name] for name in found}, f"the scores in {scores}", "Score this run's again.")
+        scored = pd.read_parquet(scores / QUERIES)["query_id"].tolist()
+        if scored != frame["query_id"].tolist():
+            raise DataError(f"the scores in {scores} are of other queries than these settings name; score them again")
+        return cls(trained, frame, queries, model, base_model, scores, scratch)
+
+    def planted(self) -> Result:
+        """Planted examples among the first."""
+        planted = {prompt.prompt_id: prompt.planted for prompt in load_prompts(self._settings)}
+        asked = [planted.get(query_id) for query_id in self.frame["query_id"]]
+        truth, ids = self.trained.data.truth, self._example_ids
+        return planted_measures(self._of_methods, asked, ids, truth, self._k, self._bootstrap)
+
+    def mislabeled(self) -> Result:
+        """Wrong labels by self-influence."""
+        suspicion: dict[Method, np.ndarray] = {}
+        if (self.scores / SELF_INFLUENCE).exists():
+            suspicion["influence"] = pd.read_parquet(self.scores / SELF_INFLUENCE)["self_influence"].to_numpy()
+        suspicion["gradient_cosine"] = self._gradients.train_norms
+        suspicion["random"] = np.random.default_rng(self._settings.general.seed).random(len(self._example_ids))
+        return mislabeled_measures(suspicion, self._example_ids, self.trained.data.truth, self._bootstrap)
+
+    def tail_patch(self) -> Result:
+        """One further step on the top examples."""
+        given, general = self._settings.validation, self._settings.general
+        rate = given.tail_patch_learning_rate or self._settings.training.learning_rate / 10
+        network, _ = load_model(self.model, general, dtype=torch.float32)
+        top = {method: best_first(matrix, self._k) for method, matrix in self._of_methods.items()}
+        changes = tail_patch_changes(
+            network, self.trained.examples, self.queries, top, rate, given.tail_patch_steps, self.trained.pad_token_id
+        )
+        return [tail_patch_measure(changes, self._k, rate, given.tail_patch_steps, self._bootstrap)]
+
+    def stability(self) -> Result:
+        """Factors fitted again."""
+        refits = scores_of_refits(
+            self.trained.network, self.queries, self.trained.examples, self._settings, self.trained.pad_token_id,
+            self.scratch / "stability",
+        )  # fmt: skip
+        return stability_measures(self._of_methods["influence"], refits, self._bootstrap)
+
+    def counterfactual(self) -> Result:
+        """Retrained without the top examples."""
+        lost = harm(self.counterfactual_plan, self.retrainer.outcomes(self.counterfactual_plan.changes))
+        count = len(self._example_ids)
+        return [counterfactual_measure(lost, self._k, count, self._bootstrap)]
+
+    def lds(self) -> Result:
+        """Retrained on random subsets."""
+        outcomes = self.retrainer.outcomes(self.lds_changes)
+        per_subset = [
+            np.mean([outcomes[change] for change in self.lds_changes if change.only == subset], axis=0)
+            for subset in self._subsets
+        ]
+        share = self._settings.validation.lds_subset_share
+        return [lds_measure(self._of_methods, self._subsets, np.stack(per_subset), share, self._bootstrap)]
+
+    @cached_property
+    def counterfactual_plan(self) -> Plan:
+        """Which retrainings the counterfactual takes."""
+        given = self._settings.validation
+        return plan(
+            {method: self._of_methods[method] for method in ("influence", "bm25")},
+            k=self._k,
+            queries=given.counterfactual_queries,
+            seeds=given.counterfactual_seeds,
+            random_sets=given.counterfactual_random,
+            seed=self._settings.general.seed,
+        )
+
+    @cached_property
+    def lds_changes(self) -> list[Change]:
+        """The retrainings of the linear datamodeling score."""
+        first = self._settings.general.seed
+        seeds = range(first, first + self._settings.validation.lds_seeds)
+        return [Change(seed, only=subset) for subset in self._subsets for seed in seeds]
+
+    def retrain(self, measures: Sequence[str], share: tuple[int, int]) -> int:
+        """Do one share of the retrainings of these measures; the number that are finished afterwards."""
+        changes: list[Change] = []
+        if "counterfactual" in measures:
+            changes += self.counterfactual_plan.changes
+        if "lds" in measures:
+            changes += self.lds_changes
+        return len(self.retrainer.outcomes(changes, share))
+
+    @cached_property
+    def retrainer(self) -> Retrainer:
+        """Retrains from the base model; what it has finished is kept in the work folder."""
+        return Retrainer(
+            self.base_model, self.trained.examples, self.queries, self._settings, self.scratch / RETRAININGS,
+            self._settings.validation.processes,
+        )  # fmt: skip
+
+    @cached_property
+    def _of_methods(self) -> dict[Method, np.ndarray]:
+        """Scores of every method, ``[queries, examples]``, positive is helpful."""
+        train, general = self.trained.data.frame, self._settings.general
+        tokens = self._settings.evaluation.batch_size * general.max_length
+        asked, known = (
+            [f"{prompt} {answer}" for prompt, answer in zip(some["prompt"], some["completion"], strict=True)]
+            for some in (self.frame, train)
+        )
+        return {
+            "influence": load_file(self.scores / SCORES)["all_modules"].astype(np.float64),
+            "bm25": bm25_scores(asked, known),
+            "gradient_cosine": self._gradients.cosines,
+            "embedding": embedding_scores(
+                self.trained.network, self.queries, self.trained.examples, self.trained.pad_token_id, tokens
+            ),
+            "random": np.random.default_rng(general.seed).random((len(self.frame), len(train))),
+        }
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        return plain_gradients(
+            self.trained.network, self.queries, self.trained.examples, self._settings, self.trained.pad_token_id,
+            self.scratch / "gradients",
+        )  # fmt: skip
+
+    @cached_property
+    def _subsets(self) -> list[tuple[int, ...]]:
+        given = self._settings.validation
+        seed = self._settings.general.seed
+        return random_subsets(len(self._example_ids), given.lds_subset_share, given.lds_subsets, seed)
+
+    @property
+    def _settings(self) -> Config:
+        return self.trained.settings
+
+    @property
+    def _bootstrap(self) -> Bootstrap:
+        given = self._settings.evaluation
+        return Bootstrap(given.bootstrap_samples, given.confidence, self._settings.general.seed)
+
+    @property
+    def _example_ids(self) -> list[str]:
+        ids: list[str] = self.trained.data.frame["example_id"].tolist()
+        return ids
+
+    @property
+    def _k(self) -> int:
+        return self._settings.validation.top_k

@@ -1,0 +1,83 @@
+"""What a fine-tuned model comes from: data, base model and settings, as tags of its version, and what has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from whence.config import Config, General, Section, Training
+from whence.config_file import get_dotted
+from whence.data.dataset import ExampleSet
+from whence.stages.artifacts import TRAINING
+from whence.stages.workspace import file_digests
+
+DATA_TAG, BASE_TAG, SETTINGS_TAG = "whence.data_fingerprint", "whence.base_model", "whence.settings"
+# Where and how fast, how often saved or reported: these change no model, and everything else is taken to.
+OPERATIONAL = {
+    "general.device",
+    "general.parallel_tasks",
+    "general.work_dir",
+    "training.dataloader_num_workers",
+    "training.eval_steps",
+    "training.gradient_checkpointing",
+    "training.logging_steps",
+    "training.per_device_eval_batch_size",
+    "training.save_steps",
+    "training.save_total_limit",
+}
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 (hex) of a model's files, names and contents; how long its training took makes it no other model."""
+    digests = {name: digest for name, digest in file_digests(folder).items() if name != TRAINING}
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def provenance(config: Config, base_model: Path, train_data: Path) -> dict[str, str]:
+    """The tags: fingerprint of the training examples, digest of the base-model artifact, settings as JSON.
+
+    Two models of the same provenance are the same model, as far as arithmetic on accelerators repeats itself.
+    """
+    return {
+        DATA_TAG: ExampleSet.read(train_data).info.fingerprint,
+        BASE_TAG: model_digest(base_model),
+        SETTINGS_TAG: json.dumps({key: get_dotted(config, key) for key in _deciding_settings()}),
+    }
+
+
+def changes(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
+    """In words what differs between two provenances, e.g. ``training.learning_rate: 0.002, now 0.001``."""
+    found = []
+    for tag, what in ((DATA_TAG, "training data"), (BASE_TAG, "base model")):
+        if now[tag] != then.get(tag):
+            found.append(f"{what}: {then.get(tag, 'unknown')[:12]}, now {now[tag][:12]}")
+    before, after = (_settings(tags) for tags in (then, now))
+    if before is None or after is None:
+        return [*found, "settings: unknown"]
+    return found + [
+        f"{key}: {_shown(before.get(key))}, now {_shown(after.get(key))}"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _deciding_settings() -> list[str]:
+    sections: dict[str, type[Section]] = {"general": General, "training": Training}
+    keys = [f"{name}.{field}" for name, section in sections.items() for field in section.model_fields]
+    return [*(key for key in keys if key not in OPERATIONAL), "dataset.loss_on", "dataset.template"]
+
+
+def _settings(tags: Mapping[str, str]) -> dict[str, Any] | None:
+    try:
+        settings: dict[str, Any] = json.loads(tags[SETTINGS_TAG])
+    except (KeyError, ValueError):
+        return None
+    return settings
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,67 @@
+"""What went wrong between here and MLflow: whether to try again, and how to say it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import tenacity
+
+from whence.errors import TrackingError, WhenceError
+from whence.tracking.address import Address, Unreachable
+
+T = TypeVar("T")
+
+
+def retrying(action: Callable[[], T], seconds: float) -> T:
+    """The result of ``action``, tried again for ``seconds`` while its failures may pass."""
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_passing),
+        stop=tenacity.stop_after_delay(seconds),
+        wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2),
+        reraise=True,
+    )
+    return attempts(action)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a later attempt may succeed."""
+    if isinstance(error, WhenceError):
+        return isinstance(error, Unreachable)
+    return isinstance(error, Exception) and is_mlflow_error(error) and not is_refusal(error)
+
+
+def explained(error: Exception, address: Address) -> Exception:
+    """The error to raise in place of MLflow's own; others are passed through."""
+    if isinstance(error, WhenceError) or not is_mlflow_error(error):
+        return error
+    return TrackingError(
+        f"tracking.uri: MLflow at {address.uri} refuses: {first_line(error)}; check the address, the credentials "
+        "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN) and the server's --allowed-hosts"
+    )
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow has judged the request itself (bad name, missing run), so that repeating it is useless.
+
+    Being unreachable, overloaded, or refusing the credentials at the moment is no refusal in this sense.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    else:
+        status = getattr(getattr(error, "response", None), "status_code", 503)
+    return 400 <= status < 500 and status not in (401, 403, 408, 429)
+
+
+def is_mlflow_error(error: BaseException) -> bool:
+    """Whether MLflow, or the way to it, raised this."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException | OSError)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for a message of one line."""
+    return f"{str(error) or type(error).__name__}".strip().splitlines()[0][:300]

@@ -1,0 +1,285 @@
+"""Which version of the registered model is the champion: aliases of MLflow's model registry, moved by one at a time.
+
+MLflow sets an alias whatever it was before: there is no compare-and-set. But names of registered models are unique in
+its database, so that of two who create one only one succeeds: for the moments of a promotion an empty registered model
+``<name>.promotion`` exists, which is the lock. What the gate compared with is compared again under it. A holder that
+was killed leaves its lock behind; whoever has seen the same one for ``ABANDONED_SECONDS`` takes it over. The window
+that is left is a holder that sleeps that long between its last look at the lock, right before every move, and the move.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from whence.config import Config
+from whence.errors import PromotionError, TrackingError
+from whence.tracking.address import Address
+from whence.tracking.faults import explained, retrying
+from whence.tracking.run import PIPELINE_VARIABLE
+from whence.tracking.server import open_client
+
+T = TypeVar("T")
+
+CHAMPION, PREVIOUS = "champion", "previous"
+CONTENT_TAG = "whence.model_digest"
+PROMOTED_BY_TAG = "whence.promoted_by"
+ROLLED_BACK_TAG = "whence.rolled_back"
+HOLDER_TAG = "whence.promotion"
+BY_HAND = "by hand"
+ABANDONED_SECONDS = 15.0  # a promotion takes a tenth of a second
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model.
+
+    Attributes:
+        number: as MLflow counts, from "1".
+        source: where its files are.
+        created: milliseconds since the epoch.
+    """
+
+    number: str
+    source: str
+    created: int
+    tags: Mapping[str, str]
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether it was the champion until somebody took that back."""
+        return ROLLED_BACK_TAG in self.tags
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """The version numbers of the champion and of the one before it; None where there is none."""
+
+    champion: str | None
+    previous: str | None
+
+
+class Registry:
+    """The registered model of the settings.
+
+    Raises:
+        TrackingError: from every method, when MLflow cannot be reached or refuses.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.address = Address.parse(config.tracking.uri)
+        self.name = config.tracking.registered_model
+        self._seconds = config.tracking.retry_seconds
+        self._ask(self.address.probe)
+        self._client = open_client(self.address)
+
+    def aliases(self) -> Aliases:
+        """The present champion and the one before it; of a model that does not exist yet, neither."""
+        found = self._ask(lambda: _or_none(lambda: self._client.get_registered_model(self.name)))
+        aliases = {} if found is None else dict(found.aliases)
+        return Aliases(*(None if name not in aliases else str(aliases[name]) for name in (CHAMPION, PREVIOUS)))
+
+    def champion(self) -> Version | None:
+        """The champion, if there is one."""
+        number = self.aliases().champion
+        return None if number is None else self.version(number)
+
+    def version(self, number: str) -> Version:
+        """A version by its number.
+
+        Raises:
+            PromotionError: there is no such version.
+        """
+        found = self._ask(lambda: _or_none(lambda: self._client.get_model_version(self.name, number)))
+        if found is None:
+            raise PromotionError(f"version {number} of the registered model {self.name!r}: there is none")
+        return _version(found)
+
+    def versions(self, tag: str, value: str) -> list[Version]:
+        """The versions with a tag of this value, the newest first."""
+        asked = f"name = '{self.name}' and tags.`{tag}` = '{value}'"
+        found = self._ask(lambda: list(self._client.search_model_versions(asked, max_results=1000)))
+        return sorted(map(_version, found), key=lambda version: -int(version.number))
+
+    def download(self, version: Version, folder: Path) -> None:
+        """Fetch the files of a version into ``folder``, in place of what is there."""
+        from mlflow.artifacts import download_artifacts
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            # MLflow makes a folder of its own in there.
+            fetched = self._ask(
+                lambda: download_artifacts(version.source, dst_path=scratch, tracking_uri=self.address.uri)
+            )
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(fetched, folder)
+
+    def promote(self, candidate: Version, over: str | None) -> bool:
+        """Make ``candidate`` the champion, if ``over`` (None: none) still is; may be repeated.
+
+        Returns:
+            False when it is the champion already.
+
+        Raises:
+            PromotionError: another version has become the champion since, or the candidate was rolled back.
+        """
+        with self._locked() as still_held:
+            now, candidate = self.aliases(), self.version(candidate.number)
+            promoter = os.environ.get(PIPELINE_VARIABLE) or BY_HAND
+            if now.champion == candidate.number:
+                self._tag(candidate.number, PROMOTED_BY_TAG, promoter, keep=candidate)
+                return False
+            self._require_current(candidate, now.champion, over)
+            if candidate.rolled_back or (promoter != BY_HAND and candidate.tags.get(PROMOTED_BY_TAG) == promoter):
+                raise PromotionError(
+                    f"version {candidate.number} of {self.name!r} was the champion already and is not any more; it is "
+                    f"not promoted again by itself: whence champion set {candidate.number}"
+                )
+            self._move(candidate.number, now.champion, still_held)
+            self._tag(candidate.number, PROMOTED_BY_TAG, promoter)
+        return True
+
+    def set_champion(self, number: str) -> Aliases:
+        """Make a version the champion by hand, whatever the gate has said, and return the aliases before that."""
+        with self._locked() as still_held:
+            now, chosen = self.aliases(), self.version(number)
+            if now.champion != chosen.number:
+                if chosen.rolled_back:
+                    self._ask(lambda: self._client.delete_model_version_tag(self.name, number, ROLLED_BACK_TAG))
+                self._move(chosen.number, now.champion, still_held)
+                self._tag(chosen.number, PROMOTED_BY_TAG, BY_HAND)
+        return now
+
+    def roll_back(self) -> Aliases:
+        """Make the previous champion the champion again, and return the aliases before that.
+
+        The one rolled back is marked, so that no scheduled run promotes it again. Nobody is ``previous`` afterwards:
+        said twice by mistake, the second does nothing.
+
+        Raises:
+            PromotionError: there is no previous champion.
+        """
+        with self._locked() as still_held:
+            now = self.aliases()
+            if now.champion is None or now.previous is None:
+                raise PromotionError(
+                    f"registered model {self.name!r}: nothing to roll back to, the alias `{PREVIOUS}` is not set; any "
+                    "version can be made the champion with: whence champion set VERSION"
+                )
+            champion, previous = now.champion, now.previous
+            if champion != previous:  # the same after a rollback that was killed before its last step
+                self._tag(champion, ROLLED_BACK_TAG, datetime.now(UTC).isoformat(timespec="seconds"))
+                self._set_alias(CHAMPION, previous, still_held)
+            self._ask(lambda: self._client.delete_registered_model_alias(self.name, PREVIOUS))
+        return now
+
+    def _require_current(self, candidate: Version, champion: str | None, over: str | None) -> None:
+        if champion != over:
+            then, now = (f"version {number}" if number else "no version" for number in (over, champion))
+            raise PromotionError(
+                f"version {candidate.number} of {self.name!r} is not promoted: it was compared when {then} was the "
+                f"champion, and now {now} is. The comparison is stale; run the retraining again"
+            )
+
+    def _move(self, number: str, champion: str | None, still_held: Callable[[], None]) -> None:
+        """Both aliases, so that a crash in between is repaired by doing it again."""
+        if champion is not None:
+            self._set_alias(PREVIOUS, champion, still_held)
+        self._set_alias(CHAMPION, number, still_held)
+        found = self.aliases().champion
+        if found != number:
+            raise PromotionError(f"version {number} of {self.name!r}: somebody else made version {found} the champion")
+
+    def _set_alias(self, alias: str, number: str, still_held: Callable[[], None]) -> None:
+        still_held()
+        self._ask(lambda: self._client.set_registered_model_alias(self.name, alias, number))
+
+    def _tag(self, number: str, tag: str, value: str, keep: Version | None = None) -> None:
+        """Tag a version; a value that it has already according to ``keep`` stays."""
+        if keep is None or tag not in keep.tags:
+            self._ask(lambda: self._client.set_model_version_tag(self.name, number, tag, value))
+
+    @contextmanager
+    def _locked(self) -> Iterator[Callable[[], None]]:
+        """Nobody else moves an alias meanwhile; yields a check of that, for right before each move."""
+        lock, own = f"{self.name}.promotion", uuid.uuid4().hex
+
+        def still_held() -> None:
+            if self._holder(lock) != own:
+                raise PromotionError(f"registered model {self.name!r}: another promotion took over; run this one again")
+
+        self._acquire(lock, own)
+        try:
+            yield still_held
+        finally:
+            with contextlib.suppress(TrackingError):  # left behind it is taken over
+                if self._holder(lock) == own:
+                    self._remove(lock)
+
+    def _acquire(self, lock: str, own: str) -> None:
+        seen, since = None, time.monotonic()
+        while not self._create(lock, own):
+            holder = self._holder(lock)
+            if holder == own:  # made by an attempt whose answer got lost
+                return
+            if holder != seen:
+                seen, since = holder, time.monotonic()
+            elif holder is not None and time.monotonic() - since > ABANDONED_SECONDS:
+                self._remove(lock)
+            time.sleep(POLL_SECONDS)
+
+    def _create(self, lock: str, own: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        about = f"Somebody is changing the champion of {self.name} at this moment."
+
+        def create() -> bool:
+            try:
+                self._client.create_registered_model(lock, tags={HOLDER_TAG: own}, description=about)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                return False
+            return True
+
+        return self._ask(create)
+
+    def _holder(self, lock: str) -> str | None:
+        found = self._ask(lambda: _or_none(lambda: self._client.get_registered_model(lock)))
+        return None if found is None else found.tags.get(HOLDER_TAG, "")
+
+    def _remove(self, lock: str) -> None:
+        self._ask(lambda: _or_none(lambda: self._client.delete_registered_model(lock)))
+
+    def _ask(self, action: Callable[[], T]) -> T:
+        try:
+            return retrying(action, self._seconds)
+        except Exception as error:
+            raise explained(error, self.address) from None
+
+
+def _version(found: Any) -> Version:
+    return Version(str(found.version), str(found.source), int(found.creation_timestamp), dict(found.tags))
+
+
+def _or_none(action: Callable[[], T]) -> T | None:
+    """The result, or None where MLflow says that there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return action()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
