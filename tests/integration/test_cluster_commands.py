@@ -632,7 +632,8 @@ def test_a_pipeline_that_the_server_refuses_is_named(whence, host, state, compil
 def test_a_file_that_is_no_pipeline_is_refused_before_any_request(whence, host, state, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("a: 1")
     assert "is not a compiled pipeline" in whence("submit", "--file", tmp_path / "x.yaml").err
-    assert "give it without --profile" in whence("submit", "--file", tmp_path / "x.yaml", "--profile", "demo").err
+    for option in (("--profile", "demo"), ("--pipeline", "retraining")):
+        assert "give it without --pipeline" in whence("submit", "--file", tmp_path / "x.yaml", *option).err
     assert state.calls == []
 
 
