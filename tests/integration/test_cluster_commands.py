@@ -637,6 +637,14 @@ def test_a_file_that_is_no_pipeline_is_refused_before_any_request(whence, host, 
     assert state.calls == []
 
 
+def test_retraining_is_submitted_and_scheduled_as_a_pipeline_of_its_own(whence, host, state) -> None:
+    submitted = whence("submit", "--profile", "demo", "--pipeline", "retraining")
+    assert "pipeline whence-retraining-demo: version whence-retraining-demo-" in submitted.out
+    scheduled = whence("schedule", "--cron", "0 3 * * 1", "--profile", "demo", "--pipeline", "retraining")
+    assert "schedule whence-retraining-demo: created" in scheduled.out
+    assert (submitted.code, scheduled.code, state.violations) == (0, 0, [])
+
+
 # kfp's own conventions
 
 
