@@ -632,8 +632,17 @@ def test_a_pipeline_that_the_server_refuses_is_named(whence, host, state, compil
 def test_a_file_that_is_no_pipeline_is_refused_before_any_request(whence, host, state, tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("a: 1")
     assert "is not a compiled pipeline" in whence("submit", "--file", tmp_path / "x.yaml").err
-    assert "give it without --profile" in whence("submit", "--file", tmp_path / "x.yaml", "--profile", "demo").err
+    for option in (("--profile", "demo"), ("--pipeline", "retraining")):
+        assert "give it without --pipeline" in whence("submit", "--file", tmp_path / "x.yaml", *option).err
     assert state.calls == []
+
+
+def test_retraining_is_submitted_and_scheduled_as_a_pipeline_of_its_own(whence, host, state) -> None:
+    submitted = whence("submit", "--profile", "demo", "--pipeline", "retraining")
+    assert "pipeline whence-retraining-demo: version whence-retraining-demo-" in submitted.out
+    scheduled = whence("schedule", "--cron", "0 3 * * 1", "--profile", "demo", "--pipeline", "retraining")
+    assert "schedule whence-retraining-demo: created" in scheduled.out
+    assert (submitted.code, scheduled.code, state.violations) == (0, 0, [])
 
 
 # kfp's own conventions
