@@ -27,9 +27,10 @@ ui: setup ## Open MLflow's UI on the runs made here (http://127.0.0.1:5000)
 
 test: setup lint types unit integration e2e ## Everything CI runs
 
-lint: setup ## Style and common mistakes
+lint: setup ## Style, common mistakes, and the layers' imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 
 types: setup ## Static types
 	$(BIN)/mypy

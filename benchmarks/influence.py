@@ -28,9 +28,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from whence.data.batching import plan_batches
 from whence.data.tokenization import TokenizedExamples
+from whence.influence.detail import Detail, divide_scores
 from whence.influence.factors import FactorsInfo, fit_factors, load_factors
-from whence.influence.scores import pairwise_scores
+from whence.influence.scores import open_pairwise, pairwise_scores
 
+LISTED = 20  # of both ends per query, the default of scores.top_k
 PAD, BUDGET = 0, 8 * LONGEST  # stock's batches of 8 examples of 512 tokens
 
 
@@ -199,6 +201,33 @@ def bergson_scores(bench: Bench) -> Iterator[Row]:
               _scores_apart(found["ours"], found["theirs"]), ">= 1.3x")  # fmt: skip
 
 
+def detail(bench: Bench) -> Iterator[Row]:
+    """Dividing the scores that are listed among tokens and modules, beside the scores themselves."""
+    train, queries = bench.data(NARROW, 512, 8)
+    bench.fit(NARROW, train, "both", empirical=True)
+    _, scores = score(bench, NARROW, queries, train)
+    order = scores.argsort(dim=1)
+    ends = torch.cat([order[:, :LISTED], order[:, -LISTED:]], dim=1) if len(train) > 2 * LISTED else order
+    pairs = [(query, example) for query, row in enumerate(ends.tolist()) for example in row]
+    scoring = open_pairwise(
+        make_model(NARROW), bench.folder / "both", queries, train, settings(), PAD, bench.folder / "parts"
+    )
+    found: dict[str, Detail] = {}
+
+    def ours() -> float:
+        with quiet():
+            seconds, found["detail"] = timed(lambda: divide_scores(scoring, pairs))
+        return seconds
+
+    own, other = bench.turns(ours, lambda: score(bench, NARROW, queries, train)[0])
+    expected = torch.stack([scores[pair] for pair in pairs])
+    sums = torch.tensor([shares.sum() for shares in found["detail"].tokens])
+    apart = f"sums {float((sums - expected).norm() / expected.norm()):.1e}"
+    work = f"tokens and modules of {len(set(ends.flatten().tolist()))} abstracts, {len(pairs)} pairs, {NARROW}"
+    against = f"pairwise scores, {len(queries)} queries, {len(train)} abstracts"
+    yield Row(work, against, f"{own:.1f} s", f"{other:.1f} s", f"{other / own:.2f}x", apart, ">= 1x")
+
+
 def throughput(bench: Bench) -> Iterator[Row]:
     """Counted operations of the two phases, over their time, over what the machine's matrix product reaches."""
     train, _ = bench.data(WIDE, 64)
@@ -243,6 +272,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "scores-padded": scores_padded,
     "memory": memory,
     "numbers": numbers,
+    "detail": detail,
     "throughput": throughput,
     "bergson-fit": bergson_fit,
     "bergson-scores": bergson_scores,

@@ -220,6 +220,7 @@ class Scores(Section):
     )
     self_influence: bool = Field(True, description="Also score every training example on itself.")
     top_k: Positive = Field(20, description="Most helpful and most harmful examples listed per query.")
+    detail: bool = Field(True, description="Also divide the listed scores among the example's tokens, and the modules.")
 
 
 class Generation(Section):

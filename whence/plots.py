@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ NAMES = {"macro_f1": "macro-F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
 SHARES = (0.5, 0.9, 0.99)
 DECADES = 12  # of values below the largest that a logarithmic scale shows
 MAX_POINTS = 4000  # a line of more is no different at any size a screen has
+COLUMNS = 256  # of the heat map of all layers
 
 _thousands = FuncFormatter(lambda value, _: f"{value:,.0f}")
 
@@ -103,6 +105,54 @@ def cumulative_share(spectrum: Spectrum) -> Figure:
     axes.set_xlabel(f"number of largest values, of {shares.size:,}")
     axes.set_ylabel("share of the sum of lambda")
     return figure
+
+
+def all_layers(spectra: pd.DataFrame) -> Figure:
+    """Sorted lambda of every module as a row of colours: a panel per kind of module, a row per layer.
+
+    Ranks are shares of the module's values, so that modules of different size can be compared. Zeros, and values more
+    than twelve decades below the largest, take the darkest colour.
+
+    Args:
+        spectra: as :func:`whence.influence.spectra.spectra_table` returns them.
+    """
+    kinds = list(spectra["kind"].unique())
+    heights = [0.3 + 0.1 * int((spectra["kind"] == kind).sum()) for kind in kinds]
+    figure = _canvas("Sorted lambda of all tracked modules", (7.6, 1.4 + sum(height + 0.4 for height in heights)))
+    panels = figure.subplots(len(kinds), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    top = max(float(values[0]) for values in spectra["values"])
+    if not top > 0:
+        return _nothing(figure, panels[0], "every value of lambda is zero")
+    least = min(float(values[values > 0][-1]) for values in spectra["values"] if values[0] > 0)
+    floor = max(least, top * 10.0**-DECADES)
+    scale = LogNorm(floor if floor < top else top / 10, top)
+    edges = np.geomspace(1 / max(2, int(spectra["size"].max())), 1, COLUMNS + 1)
+    for panel, kind in zip(panels, kinds, strict=True):
+        rows = spectra[spectra["kind"] == kind]
+        layers = ["" if pd.isna(layer) else f"{layer}" for layer in rows["layer"]]
+        colours = [_at_shares(row, np.sqrt(edges[1:] * edges[:-1]), floor) for _, row in rows.iterrows()]
+        image = panel.pcolormesh(edges, np.arange(len(rows) + 1), np.array(colours), cmap="cividis", norm=scale)
+        shown = range(0, len(rows), -(-len(rows) // 12))
+        panel.set_yticks([row + 0.5 for row in shown], [layers[row] for row in shown], fontsize=8)
+        panel.invert_yaxis()
+        panel.set_title(kind, loc="left", fontsize=9)
+        panel.set_ylabel("layer" if any(layers) else None)
+        panel.grid(visible=False)
+    panels[-1].set_xscale("log")
+    panels[-1].xaxis.set_major_formatter(FuncFormatter(_percent))
+    panels[-1].set_xlabel("rank, as a share of the module's values (largest on the left)")
+    figure.colorbar(image, ax=list(panels), label="lambda: mean squared gradient", aspect=5 * figure.get_figheight())
+    return figure
+
+
+def _percent(share: float, _: int) -> str:
+    return np.format_float_positional(100 * share, precision=3, fractional=False, trim="-") + "%"
+
+
+def _at_shares(row: pd.Series, shares: np.ndarray, floor: float) -> np.ndarray:
+    """A module's sorted lambda at ``shares`` of its values, between those of its row by logarithm."""
+    logs = np.log(np.maximum(row["values"], floor))
+    return np.exp(np.interp(np.log(shares), np.log(row["ranks"] / row["size"]), logs))
 
 
 def loss_curve(history: Sequence[Mapping[str, float]]) -> Figure:

@@ -13,14 +13,14 @@ def inspect(
     spectra_page: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
-    """Plot the spectra of one layer's factors.
+    """Plot the factors' spectra, of all layers together and of one in full.
 
     Args:
         config: The resolved configuration.
         factors: The influence factors.
 
     Returns:
-        spectra: Heat map of lambda, sorted lambda and cumulative share as PNG files, per module.
+        spectra: Heat map of all layers; lambda, sorted lambda and cumulative share per module of one; a table of all.
         spectra_page: The same plots and the numbers behind them, as a page.
         metrics: Effective rank, share of the top 1 % and condition number, per module.
     """

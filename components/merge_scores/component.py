@@ -27,7 +27,7 @@ def merge_scores(
         parts: Those of every task.
 
     Returns:
-        scores: The score matrix (safetensors), the top of both ends per query and the self-influence (parquet).
+        scores: The score matrix, the top of both ends per query with its tokens and modules, and the self-influence.
         metrics: Queries and examples.
     """
     from pathlib import Path

@@ -25,7 +25,7 @@ def score(
         generations: The models' own answers, queries where the settings say so.
 
     Returns:
-        scores: The score matrix (safetensors), the top of both ends per query and the self-influence (parquet).
+        scores: The score matrix, the top of both ends per query with its tokens and modules, and the self-influence.
         metrics: Queries and examples.
     """
     from pathlib import Path

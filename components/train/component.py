@@ -12,6 +12,7 @@ def train(
     train_data: dsl.Input[dsl.Dataset],
     eval_data: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
+    history: dsl.Output[dsl.Artifact],
     loss_curve: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
 ) -> None:
@@ -25,6 +26,7 @@ def train(
 
     Returns:
         model: The fine-tuned model (safetensors and tokenizer) and training.json.
+        history: What was logged on the way, the training.json of the model.
         loss_curve: Training and evaluation loss over the steps, as a page.
         metrics: Final losses, speed and memory.
     """
@@ -39,6 +41,7 @@ def train(
         train_data=Path(train_data.path),
         eval_data=Path(eval_data.path),
         model=Path(model.path),
+        history=Path(history.path),
         loss_curve=Path(loss_curve.path),
     )
     log_metrics(metrics, result.metrics)

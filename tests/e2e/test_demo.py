@@ -62,6 +62,45 @@ def test_the_planted_examples_are_ranked_first(planted: tuple[np.ndarray, list[s
     assert np.mean(recalls) >= 0.9
 
 
+def test_the_tokens_and_the_modules_of_every_listed_example_sum_to_its_score(demo: Folder) -> None:
+    folder = demo.artifact("score", "scores")
+    queries = pd.read_parquet(folder / "queries.parquet")["query_id"]
+    examples = pd.read_parquet(demo.artifact("prepare", "train_data") / "data.parquet").set_index("example_id")
+    scores = pd.DataFrame(load_file(folder / "scores.safetensors")["all_modules"], queries, examples.index)
+    pair = ["query_id", "example_id"]
+    listed = pd.read_parquet(folder / "influences.parquet")[pair]
+    tokens, modules = (pd.read_parquet(folder / f"{name}.parquet") for name in ("tokens", "modules"))
+    pd.testing.assert_frame_equal(tokens[pair], listed)
+    assert len(modules) == 12 * len(listed)
+    expected = np.array([scores.loc[query, example] for query, example in listed.itertuples(index=False)])
+    by_module = modules.groupby(pair, sort=False)["score"].sum()
+    assert list(by_module.index) == list(listed.itertuples(index=False, name=None))
+    scale = scores.to_numpy().std()
+    for sums in (tokens["scores"].map(np.sum), by_module):
+        np.testing.assert_allclose(sums.astype(float), expected, rtol=1e-4, atol=1e-5 * scale)
+    for row in tokens.itertuples():
+        example = examples.loc[row.example_id]
+        assert "".join(row.pieces) == f"{example['prompt']} {example['completion']}"
+        assert len(row.pieces) == len(row.scores)
+
+
+def test_the_spectra_of_all_modules_are_those_of_the_factors(demo: Folder) -> None:
+    factors = load_file(demo.artifact("fit-factors", "factors") / "factors_ekfac" / "lambda_matrix.safetensors")
+    fitted = json.loads((demo.artifact("fit-factors", "factors") / "factors.json").read_text())["num_examples"]
+    table = pd.read_parquet(demo.artifact("inspect", "spectra") / "spectra.parquet")
+    assert set(table["module"]) == set(factors)
+    for row in table.itertuples():
+        values = np.sort(factors[row.module].ravel())[::-1] / fitted
+        np.testing.assert_allclose(row.values, values[row.ranks - 1], rtol=1e-5)
+    assert (demo.artifact("inspect", "spectra") / "all_layers.png").stat().st_size > 10_000
+
+
+def test_the_history_of_training_is_there_without_the_model(demo: Folder) -> None:
+    history = demo.artifact("train", "history").read_bytes()
+    assert history == (demo.artifact("train", "model") / "training.json").read_bytes()
+    assert len(json.loads(history)["history"]) > 10
+
+
 def test_the_model_has_learned_what_was_planted(demo: Folder) -> None:
     answers = pd.read_parquet(demo.artifact("generate", "generations") / "generations.parquet")
     own = answers[answers["model_id"] == "finetuned"].set_index("prompt_id")["answer"]

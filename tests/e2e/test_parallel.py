@@ -13,6 +13,8 @@ SMALL = [
 ]  # fmt: skip
 FACTORS = ("activation_eigenvectors", "gradient_eigenvectors", "lambda_matrix")
 
+SCORES = ("scores.safetensors", "influences.parquet", "tokens.parquet", "modules.parquet", "self_influence.parquet")
+
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Folder:
@@ -49,7 +51,7 @@ def test_factors_and_scores_are_those_of_one_task(shared: Folder) -> None:
         assert {module: value.tobytes() for module, value in ours.items()} == {
             module: value.tobytes() for module, value in alone.items()
         }
-    for file in ("scores.safetensors", "influences.parquet", "self_influence.parquet"):
+    for file in SCORES:
         assert (shared.artifact("merge-scores", "scores") / file).read_bytes() == (scores / file).read_bytes()
 
 

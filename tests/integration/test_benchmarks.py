@@ -64,14 +64,15 @@ def test_the_device_benchmark_measures_every_phase() -> None:
 
 
 def test_the_engine_benchmark_prints_a_row_for_each_that_is_asked_for() -> None:
-    rows = table(
-        "influence.py", "--scale", "0.02", "--repeats", "1", "--threads", "1", "--rows", "fit-sorted", "numbers"
-    )
+    small = ("--scale", "0.02", "--repeats", "1", "--threads", "1")
+    rows = table("influence.py", *small, "--rows", "fit-sorted", "numbers", "detail")
     assert [row["against"] for row in rows] == [
         "stock, the same batches",
         "stock, the same batches and labels, fp32",
+        "pairwise scores, 2 queries, 10 abstracts",
     ]
-    assert_measured(rows[0], "Whence", "the other", "ratio", "apart")
+    for row in (rows[0], rows[2]):
+        assert_measured(row, "Whence", "the other", "ratio", "apart")
     *apart, rank_correlation = numbers(rows[1]["apart"])
     assert all(0 < value < 1e-3 for value in apart)
     assert rank_correlation > 0.999

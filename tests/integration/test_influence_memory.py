@@ -14,9 +14,10 @@ from transformers import LlamaForCausalLM
 
 from whence.config import Config
 from whence.influence import memory
+from whence.influence.detail import divide_scores
 from whence.influence.factors import fit_factors
 from whence.influence.modules import select_modules
-from whence.influence.scores import pairwise_scores, self_influence
+from whence.influence.scores import open_pairwise, pairwise_scores, self_influence
 from whence.influence.tracked import module_shapes
 
 TOLERANCE = 0.25
@@ -40,10 +41,13 @@ LONG = Work(2000, 256, 1024, 2, 512, 16, 8)  # mostly activations
 WIDE = Work(1000, 512, 1024, 8, 64, 4, 8)  # mostly weights and factors
 LOGITS = Work(16000, 128, 256, 2, 128, 16, 127)  # mostly logits, as where the loss counts everywhere
 
-FIT, FULL_RANK, LOW_RANK, SELF = "fit", "pairwise", "pairwise, low rank", "self-influence"
+FIT, FULL_RANK, LOW_RANK, DETAIL, SELF = "fit", "pairwise", "pairwise, low rank", "detail", "self-influence"
 
 
-CASES = [(FIT, LONG), (FIT, WIDE), (FIT, LOGITS), (FULL_RANK, LONG), (LOW_RANK, LONG), (LOW_RANK, WIDE), (SELF, LONG)]
+CASES = [
+    (FIT, LONG), (FIT, WIDE), (FIT, LOGITS), (FULL_RANK, LONG), (LOW_RANK, LONG), (LOW_RANK, WIDE), (DETAIL, LONG),
+    (SELF, LONG),
+]  # fmt: skip
 
 
 def measure(connection: Connection, what: str, work: Work, factors: Path, scratch: Path) -> None:
@@ -80,6 +84,9 @@ def run(what: str, work: Work, factors: Path, scratch: Path) -> int:
         fit_factors(model, train, config, factors, PAD)
     elif what == SELF:
         self_influence(model, factors, train, config, PAD, scratch)
+    elif what == DETAIL:
+        scoring = open_pairwise(model, factors, queries, train, config, PAD, scratch)
+        divide_scores(scoring, [(query, example) for query in range(len(queries)) for example in range(len(train))])
     else:
         pairwise_scores(model, factors, queries, train, config, PAD, scratch)
     return plan(what, work, model, config)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from whence.config_file import parse_config
-from whence.data.tokenization import IGNORED, TokenizedExamples, collate, encode, encode_prompt
+from whence.data.tokenization import IGNORED, TokenizedExamples, collate, encode, encode_prompt, token_texts
 from whence.errors import DataError
 
 CORPUS = ["A valve with a spring holds the piston.\n\nQuestion: Which class is it?\nAnswer: Physics and Chemistry"]
@@ -130,6 +130,53 @@ def test_an_example_begins_with_the_very_tokens_the_model_is_asked_with(
     asked = encode_prompt(tokenizer, text + TAIL, answer_length, max_length, TAIL)
     assert example.input_ids[: len(asked)] == asked
     assert len(example.input_ids) == len(asked) + answer_length
+
+
+@settings(deadline=None, max_examples=150)
+@given(text=TEXT, answer=ANSWER, max_length=st.integers(40, 400))
+def test_the_texts_of_the_tokens_are_together_the_prompt_and_its_answer_without_what_was_cut(
+    tokenizer: PreTrainedTokenizerBase, text: str, answer: str, max_length: int
+) -> None:
+    try:
+        encoded = encode(tokenizer, text + TAIL, answer, max_length, tail=TAIL)
+    except DataError:
+        return
+    texts = token_texts(tokenizer, text + TAIL, answer, max_length, TAIL)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    assert len(texts) == len(encoded.input_ids)
+    assert not any(shown for token, shown in zip(encoded.input_ids, texts, strict=True) if token in special)
+    whole = "".join(texts)
+    if not encoded.truncated:
+        assert whole == f"{text}{TAIL} {answer}"
+    else:
+        assert whole.endswith(f"{TAIL} {answer}")
+        assert text.startswith(whole.removesuffix(f"{TAIL} {answer}"))
+
+
+def test_the_text_of_a_token_is_what_it_stands_for(bytewise: PreTrainedTokenizerBase) -> None:
+    ids = encode(bytewise, "A valve." + TAIL, "Physics", 100).input_ids
+    texts = token_texts(bytewise, "A valve." + TAIL, "Physics", 100)
+    assert texts == [bytewise.decode([token], skip_special_tokens=True) for token in ids]
+
+
+def test_a_character_of_several_tokens_stands_with_the_first_of_them(bytewise: PreTrainedTokenizerBase) -> None:
+    texts = token_texts(bytewise, "A 漢\N{GRINNING FACE}", "é", 100)
+    assert texts == ["", "A", " ", "漢", "", "", "\N{GRINNING FACE}", "", "", "", " ", "é", "", ""]
+
+
+def test_a_special_token_after_the_text_takes_no_text_again() -> None:
+    tokenizer = byte_level()
+    closing = processors.TemplateProcessing(single="$A <s>", special_tokens=[("<s>", 0)])
+    tokenizer.backend_tokenizer.post_processor = closing
+    assert token_texts(tokenizer, "A b", "c", 100) == ["A", " ", "b", "", " ", "c", ""]
+
+
+def test_without_offsets_the_text_of_a_token_is_what_it_decodes_to(
+    bytewise: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = token_texts(bytewise, "A valve." + TAIL, "Physics", 100)
+    monkeypatch.setattr(type(bytewise), "is_fast", False)
+    assert token_texts(bytewise, "A valve." + TAIL, "Physics", 100) == expected
 
 
 def test_loss_on_all_counts_every_token(bytewise: PreTrainedTokenizerBase) -> None:

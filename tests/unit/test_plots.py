@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
@@ -86,6 +87,52 @@ def test_large_spectra_are_drawn_with_few_points() -> None:
 @pytest.mark.filterwarnings("error")
 def test_degenerate_spectra_still_make_a_picture(draw, matrix: np.ndarray) -> None:
     assert png(draw(Spectrum("m", matrix.astype(np.float32)))).size[0] > 300
+
+
+def spectra(*rows: tuple[str, int | None, np.ndarray]) -> pd.DataFrame:
+    """A table of spectra: kind, layer and sorted values of each module, every rank given."""
+    frame = pd.DataFrame(
+        {
+            "kind": [kind for kind, _, _ in rows],
+            "layer": pd.array([layer for _, layer, _ in rows], dtype="Int64"),
+            "size": [len(values) for _, _, values in rows],
+            "ranks": [np.arange(1, len(values) + 1) for _, _, values in rows],
+            "values": [values for _, _, values in rows],
+        }
+    )
+    return frame.assign(module=frame["kind"])
+
+
+def test_all_layers_has_a_panel_per_kind_and_a_row_per_layer_from_largest_to_smallest() -> None:
+    falling = np.geomspace(1e2, 1e-2, 1000)
+    table = spectra(("up", 0, falling), ("down", 0, falling / 10), ("up", 3, falling / 100), ("lm_head", None, falling))
+    figure = plots.all_layers(table)
+    up, down, head = figure.axes[:3]
+    assert [panel.get_title(loc="left") for panel in (up, down, head)] == ["up", "down", "lm_head"]
+    assert [label.get_text() for label in up.get_yticklabels()] == ["0", "3"]
+    assert (up.get_ylabel(), head.get_ylabel()) == ("layer", "")
+    assert up.yaxis_inverted()
+    assert "rank" in head.get_xlabel()
+    [colours] = up.collections
+    shown = np.asarray(colours.get_array())
+    assert isinstance(colours.norm, LogNorm)
+    assert (colours.norm.vmin, colours.norm.vmax) == pytest.approx((1e-4, 1e2))
+    np.testing.assert_allclose(shown[1], shown[0] / 100)
+    assert (np.diff(shown, axis=1) <= 0).all()
+    edges = colours.get_coordinates()[0, :, 0]
+    middle = np.searchsorted(edges, 0.1)  # the place of rank 100
+    assert shown[0, middle] == pytest.approx(falling[99], rel=0.05)
+    assert down.collections[0].norm.vmax == colours.norm.vmax
+
+
+@pytest.mark.parametrize("values", [np.zeros(5), np.full(3, 2.0), np.array([1e-38]), np.array([1.0, 1e-30, 0.0])])
+@pytest.mark.filterwarnings("error")
+def test_all_layers_survives_degenerate_spectra_and_keeps_its_scale_short(values: np.ndarray) -> None:
+    figure = plots.all_layers(spectra(("up", 0, values), ("up", 1, np.zeros(4))))
+    assert png(figure).size[0] > 300
+    if values[0] > 0:
+        scale = figure.axes[0].collections[0].norm
+        assert scale.vmax / scale.vmin <= 1.01e12
 
 
 def test_the_loss_curve_shows_training_and_evaluation_loss_and_the_learning_rate() -> None:

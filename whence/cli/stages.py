@@ -67,6 +67,7 @@ def train(
     train_data: TrainData,
     eval_data: EvalData,
     model: Annotated[Path, _output("Receives the fine-tuned model.")],
+    history: Annotated[Path, _output("Receives what was logged on the way, as JSON.", file=True)],
     loss_curve: Annotated[Path, _output("Receives the loss curve as an HTML page.", file=True)],
 ) -> None:
     """Fine-tune the base model."""
@@ -79,6 +80,7 @@ def train(
         train_data=train_data,
         eval_data=eval_data,
         model=model,
+        history=history,
         loss_curve=loss_curve,
     )
 
@@ -100,10 +102,10 @@ def fit_factors(
 def inspect(
     config: ResolvedConfig,
     factors: Factors,
-    spectra: Annotated[Path, _output("Receives the plots as PNG files.")],
+    spectra: Annotated[Path, _output("Receives the plots as PNG files, and a table of all modules.")],
     spectra_page: Annotated[Path, _output("Receives plots and numbers as an HTML page.", file=True)],
 ) -> None:
-    """Plot the spectra of one layer's factors."""
+    """Plot the factors' spectra, of all layers together and of one in full."""
     from whence.stages import inspect as stage
 
     _run(stage.run, config=config, factors=factors, spectra=spectra, spectra_page=spectra_page)

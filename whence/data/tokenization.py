@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,22 @@ _ANCHOR = ":"
 
 Spans = Sequence[tuple[int, int]]
 """First character, and the one after the last, of each token; empty where the tokenizer does not tell."""
+
+
+class _Tokens(NamedTuple):
+    """The tokens of a text."""
+
+    text: str
+    ids: list[int]
+    spans: Spans
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> _Tokens:
+        # verbose=False: that a text is longer than the model takes is what `_shorten` is for
+        encoding = tokenizer(
+            text, add_special_tokens=special, return_offsets_mapping=tokenizer.is_fast, verbose=False
+        )  # fmt: skip
+        return cls(text, list(encoding["input_ids"]), encoding["offset_mapping"] if tokenizer.is_fast else [])
 
 
 @dataclass(frozen=True)
@@ -58,43 +75,75 @@ def encode(
     Raises:
         DataError: answer and question leave no room for the text within ``max_length``.
     """
-    answer = [*_answer_ids(tokenizer, completion), tokenizer.eos_token_id]
-    start, cut = _shorten(tokenizer, prompt, max_length - len(answer), tail)
+    answer = [*_answer(tokenizer, completion).ids, tokenizer.eos_token_id]
+    asked, cut = _shorten(tokenizer, prompt, max_length - len(answer), tail)
+    start = _without(asked.ids, cut)
     labels = [IGNORED] * len(start) if loss_on == "answer" else start
-    return Encoded(start + answer, labels + answer, cut)
+    return Encoded(start + answer, labels + answer, len(cut))
 
 
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int, max_length: int, tail: str = ""
 ) -> list[int]:
     """Token ids of a prompt, shortened as in :func:`encode` to leave ``max_new_tokens`` of ``max_length`` free."""
-    return _shorten(tokenizer, prompt, max_length - max_new_tokens, tail)[0]
+    asked, cut = _shorten(tokenizer, prompt, max_length - max_new_tokens, tail)
+    return _without(asked.ids, cut)
 
 
-def _answer_ids(tokenizer: PreTrainedTokenizerBase, completion: str) -> list[int]:
+def token_texts(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int, tail: str = ""
+) -> list[str]:
+    """The text of every token that :func:`encode` gives for the same arguments.
+
+    Together they are ``prompt + " " + completion``, without what was cut: a character that is several tokens stands
+    with the first of them, what the tokenizer passes over (white space, for some) with the token after it, and special
+    tokens have none. Without the tokenizer's offsets a token's text is what it decodes to by itself.
+
+    Raises:
+        DataError: as :func:`encode`.
+    """
+    answer = _answer(tokenizer, completion)
+    asked, cut = _shorten(tokenizer, prompt, max_length - len(answer.ids) - 1, tail)
+    return [*_without(_texts(tokenizer, asked), cut), *_texts(tokenizer, answer), ""]
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, tokens: _Tokens) -> list[str]:
+    if not tokenizer.is_fast:
+        return [tokenizer.decode([token], skip_special_tokens=True) for token in tokens.ids]
+    texts, told = [], 0
+    for _, stop in tokens.spans:
+        texts.append(tokens.text[told:stop])
+        told = max(told, stop)
+    last = max((place for place, text in enumerate(texts) if text), default=None)
+    if last is not None:
+        texts[last] += tokens.text[told:]
+    return texts
+
+
+def _answer(tokenizer: PreTrainedTokenizerBase, completion: str) -> _Tokens:
     """The tokens of ``" " + completion`` as they stand inside a text.
 
     SentencePiece tokenizers put a space of their own before whatever they are given, so the answer alone would get
     two; tokenizing it behind an anchor shows the tokens a pretrained model knows.
     """
-    anchor = tokenizer(_ANCHOR, add_special_tokens=False)["input_ids"]
-    joint = tokenizer(f"{_ANCHOR} {completion}", add_special_tokens=False)["input_ids"]
-    if joint[: len(anchor)] == anchor:
-        return list(joint[len(anchor) :])
-    return list(tokenizer(f" {completion}", add_special_tokens=False)["input_ids"])
+    anchor = _Tokens.of(tokenizer, _ANCHOR, special=False).ids
+    alone = f" {completion}"
+    joint = _Tokens.of(tokenizer, _ANCHOR + alone, special=False)
+    if joint.ids[: len(anchor)] != anchor:
+        return _Tokens.of(tokenizer, alone, special=False)
+    spans = [(start - len(_ANCHOR), stop - len(_ANCHOR)) for start, stop in joint.spans[len(anchor) :]]
+    return _Tokens(alone, joint.ids[len(anchor) :], spans)
 
 
-def _shorten(tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, tail: str) -> tuple[list[int], int]:
-    """The prompt's tokens, at most ``room`` of them, and how many were left out."""
-    # verbose=False: that a text is longer than the model takes is what this function is for
-    encoding = tokenizer(prompt, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    ids = list(encoding["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text; the answer is still to come
-        ids.pop()
+def _shorten(tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, tail: str) -> tuple[_Tokens, range]:
+    """The prompt's tokens, and the places of those to leave out so that at most ``room`` are left."""
+    tokens = _Tokens.of(tokenizer, prompt, special=True)
+    if tokens.ids[-1:] == [tokenizer.eos_token_id]:  # some tokenizers end every text; the answer is still to come
+        tokens = _Tokens(prompt, tokens.ids[:-1], tokens.spans[:-1])
+    ids, spans = tokens.ids, tokens.spans
     cut = len(ids) - room
     if cut <= 0:
-        return ids, 0
-    spans = encoding["offset_mapping"] if tokenizer.is_fast else []
+        return tokens, range(0)
     own_tail = prompt.endswith(tail)
     question = _tail_tokens(spans, prompt, tail, tokenizer) if own_tail else 0
     head = int(ids[:1] == [tokenizer.bos_token_id])
@@ -111,7 +160,11 @@ def _shorten(tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, tail: s
         start, stop = head, head + cut
         while stop < len(ids) and _inside_character(spans, stop):
             stop += 1
-    return ids[:start] + ids[stop:], stop - start
+    return tokens, range(start, stop)
+
+
+def _without(values: list[Any], cut: range) -> list[Any]:
+    return values[: cut.start] + values[cut.stop :]
 
 
 def _tail_tokens(spans: Spans, prompt: str, tail: str, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -5,7 +5,7 @@ Importing kronfluence imports torch, so the names of its that are needed without
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,21 @@ def factor_file(folder: Path, factor: str) -> Path:
 def layer_of(name: str) -> int | None:
     """The transformer layer a module belongs to: ``model.layers.3.mlp.up_proj`` -> 3; None for ``lm_head``."""
     return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """What modules are called beside their layer: the last part of the name, or as many as tell a layer's apart.
+
+    ``model.layers.3.mlp.up_proj`` is ``up_proj``; GPT-2 has an ``attn.c_proj`` and an ``mlp.c_proj`` in every layer.
+    """
+    short = {}
+    for name in names:
+        others = [other for other in names if other != name and layer_of(other) == layer_of(name)]
+        parts = name.split(".")
+        suffixes = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        alone = (last for last in suffixes if not any(f".{other}".endswith(f".{last}") for other in others))
+        short[name] = next(alone, name)
+    return short
 
 
 @contextmanager

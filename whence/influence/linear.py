@@ -17,6 +17,7 @@ from kronfluence.utils.constants import (
 )
 
 from whence.influence.products import symmetric
+from whence.influence.queries import BatchDetail
 from whence.influence.trackers import (
     PairTracker,
     QueryTracker,
@@ -46,12 +47,12 @@ class FastLinear(TrackedLinear):
     Attributes:
         source: where factors are read from when gradients are preconditioned, a module at a time.
         expected_queries: how many query gradients will be held together; 0 where that is not known.
-        longest: tokens of the longest training example, to which per-token scores are padded.
+        detail: receives the scores of a batch divided among tokens, where that is asked for in place of whole ones.
     """
 
     source: FactorSource | None = None
     expected_queries: int = 0
-    longest: int = 0
+    detail: BatchDetail | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

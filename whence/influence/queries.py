@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -10,9 +12,31 @@ from whence.influence.products import Basis, gradient_chunks
 
 QueryGradients = torch.Tensor | list[torch.Tensor]  # [queries, outputs, inputs], or its factors by rank
 Way = Literal["tokens", "examples"]
+Pairs = Sequence[tuple[int, int]]  # places of a query among those held, and of a training example in the batch
 
 PLAIN = Basis(None, None)
 PIECE_BYTES = 1 << 28  # of intermediate results held at once
+
+
+@dataclass
+class BatchDetail:
+    """Scores of some pairs in a batch, divided among tokens and modules; filled as the backward pass goes.
+
+    Attributes:
+        pairs: which.
+        tokens: ``[pairs, tokens]`` fp32, summed over the modules so far.
+        modules: ``[pairs]`` by module, summed over tokens.
+    """
+
+    pairs: Pairs
+    tokens: torch.Tensor
+    modules: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, module: str, queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Take in what one module contributes; arguments are those of :func:`query_scores`."""
+        scores = token_scores(queries, activations, gradients, self.pairs)
+        self.modules[module] = scores.sum(dim=1)
+        self.tokens += scores
 
 
 def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
@@ -37,13 +61,25 @@ def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: 
     return torch.cat(pieces)
 
 
-def token_scores(queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """The same, divided among the tokens of the training examples: ``[queries, batch, tokens]``."""
-    if isinstance(queries, list):
-        left, right = queries
-        return _by_tokens(left, right, activations, gradients)
-    rotated = torch.einsum("qoi,bti->qbto", queries, activations)
-    return (rotated * gradients).sum(dim=3)
+def token_scores(
+    queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor, pairs: Pairs
+) -> torch.Tensor:
+    """Scores of some pairs, divided among the tokens of the training examples: ``[pairs, tokens]``.
+
+    As ``G_b`` is the sum of its tokens' ``s_t a_t^T``, token ``t`` gives the score ``s_t^T P_q a_t``; only pairs that
+    are asked for are computed. Arguments are those of :func:`query_scores`.
+    """
+    scores = gradients.new_empty(len(pairs), gradients.shape[1])
+    work = torch.empty_like(activations[0])  # taken once: blocks that come and go by the thousand leave holes
+    for share, (query, example) in zip(scores, pairs, strict=True):
+        seen, moved = activations[example], gradients[example]
+        if isinstance(queries, list):
+            left, right = queries
+            torch.linalg.vecdot(moved @ left[query], seen @ right[query].T, out=share)
+        else:
+            torch.mm(moved, queries[query], out=work)
+            torch.sum(work.mul_(seen), dim=1, out=share)
+    return scores
 
 
 def cheapest_way(queries: int, rank: int, batch: int, tokens: int, outputs: int, inputs: int) -> Way:

@@ -182,7 +182,8 @@ def _divided(
     asked: dict[str, Any],
 ) -> dict[str, Any]:
     """How the training set is divided, and the parts of just this work."""
-    batches = plan_batches(train.lengths, _train_tokens(config))
+    batch_tokens = _train_tokens(config)
+    batches = plan_batches(train.lengths, batch_tokens)
     partitions = count_partitions(len(batches), config.scores.data_partitions, config.general.parallel_tasks)
     decided_by = asked | {
         "factors": info.fingerprint,
@@ -193,7 +194,7 @@ def _divided(
         "seed": config.general.seed,
     }
     parts = Partitions(scratch / kind, fingerprint(decided_by), [folder / kind for folder in sources])
-    return {"batches": batches, "data_partitions": partitions, "parts": parts}
+    return {"batches": batches, "batch_tokens": batch_tokens, "data_partitions": partitions, "parts": parts}
 
 
 def _train_tokens(config: Config) -> int:

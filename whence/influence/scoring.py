@@ -5,7 +5,8 @@ Parts can be made by several tasks, each for its share of the training set, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from whence.influence import layout, store
 from whence.influence.info import FactorsInfo
 from whence.influence.loader import Loader
 from whence.influence.partitions import Partitions
+from whence.influence.queries import QueryGradients
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import engine_state, tracked_model, tracked_modules
 
@@ -45,7 +47,7 @@ class Scoring:
     """Scores of training examples under one model with one set of factors.
 
     Attributes:
-        batches: of the training examples; they are dealt to ``data_partitions`` parts.
+        batches: of the training examples, of ``batch_tokens`` at most; they are dealt to ``data_partitions`` parts.
         at_once: asked before anything is computed: how many query batches are held together in memory.
     """
 
@@ -55,6 +57,7 @@ class Scoring:
     arguments: ScoreArguments
     train: TokenizedExamples
     batches: Batches
+    batch_tokens: int
     data_partitions: int
     parts: Partitions
     pad_token_id: int
@@ -96,7 +99,6 @@ class Scoring:
     def _prepare(self, network: nn.Module) -> None:
         for module in tracked_modules(network).values():
             module.source = partial(store.load_one, layout.factors_folder(self.factors, self.info.strategy))
-            module.longest = max(self.train.lengths)
 
     def _train_loader(self, part: int, description: str) -> Loader:
         return Loader(self.train, self.divided[part], self.pad_token_id, description=description)
@@ -139,8 +141,7 @@ class PairwiseScoring(Scoring):
         return restore_order(super().joined(), self.query_batches)
 
     def _score(self, data_parts: list[int], at_once: int) -> None:
-        numbers = range(len(self.query_batches))
-        groups = [numbers[start : start + at_once] for start in numbers[::at_once]]
+        groups = self.groups(at_once)
         for group in groups:
             self._score_group(group, [part for part in data_parts if not self.parts.has(self._piece(part, group))])
         for part in data_parts:
@@ -153,17 +154,26 @@ class PairwiseScoring(Scoring):
         """Score the queries of a group of batches, whose gradients are held together, on parts of the data."""
         if not data_parts:
             return
-        with tracked_model(self.model, self.task) as network, torch.random.fork_rng():
-            self._prepare(network)
-            held = self._query_gradients(network, group)
+        with self.query_gradients(group) as (network, held):
             for part in data_parts:
                 self.parts.put(self._piece(part, group), {SCORES: self._products(network, held, part)})
 
     def _piece(self, part: int, group: range) -> str:
         return f"{self._name(part)}_query_batches{group.start}to{group.stop}"
 
-    def _query_gradients(self, network: nn.Module, group: range) -> dict[str, torch.Tensor | list[torch.Tensor]]:
-        """Preconditioned gradients of the query batches of ``group``, by module."""
+    def groups(self, at_once: int) -> list[range]:
+        """The query batches, divided into those whose gradients are held together."""
+        numbers = range(len(self.query_batches))
+        return [numbers[start : start + at_once] for start in numbers[::at_once]]
+
+    @contextmanager
+    def query_gradients(self, group: range) -> Iterator[tuple[nn.Module, dict[str, QueryGradients]]]:
+        """The tracked model, and the preconditioned gradients of the query batches of ``group`` by module."""
+        with tracked_model(self.model, self.task) as network, torch.random.fork_rng():
+            self._prepare(network)
+            yield network, self._query_gradients(network, group)
+
+    def _query_gradients(self, network: nn.Module, group: range) -> dict[str, QueryGradients]:
         modules = tracked_modules(network)
         update_factor_args(network, self.factor_arguments)
         update_score_args(network, self.arguments)
@@ -181,9 +191,7 @@ class PairwiseScoring(Scoring):
             accumulate_iterations(network, self.info.modules)
         return {name: module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] for name, module in modules.items()}
 
-    def _products(
-        self, network: nn.Module, held: dict[str, torch.Tensor | list[torch.Tensor]], part: int
-    ) -> torch.Tensor:
+    def _products(self, network: nn.Module, held: dict[str, QueryGradients], part: int) -> torch.Tensor:
         for name, module in tracked_modules(network).items():  # kronfluence forgets them after every pass
             module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = held[name]
         scores: torch.Tensor = compute_dot_products_with_loader(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from whence.config import Inspection
 from whence.errors import ConfigError, FactorError
-from whence.influence.info import load_factors_info
+from whence.influence.info import FactorsInfo, load_factors_info
 from whence.influence.layout import (
     ACTIVATION_EIGENVALUES_NAME,
     GRADIENT_EIGENVALUES_NAME,
@@ -21,7 +23,10 @@ from whence.influence.layout import (
     factors_folder,
     layer_of,
     opened,
+    short_names,
 )
+
+RANKS = 64  # of a module's sorted values that its row of the table holds
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,15 @@ class Spectrum:
         largest, smallest = float(self.sorted_values[0]), float(self.sorted_values[-1])
         return (largest + damping) / (smallest + damping) if damping > 0 else 1.0
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The spectrum in three numbers."""
+        return {
+            "effective_rank": self.effective_rank,
+            "top_1_percent_share": self.top_share(0.01),
+            "condition_number": self.condition_number,
+        }
+
 
 def load_spectra(factors: Path, inspection: Inspection) -> list[Spectrum]:
     """The spectra of the modules of ``inspection.layer`` (or of its ``inspection.module`` alone).
@@ -90,8 +104,35 @@ def load_spectra(factors: Path, inspection: Inspection) -> list[Spectrum]:
         raise ConfigError(
             f"inspection.module: {inspection.module!r} has no factors in layer {inspection.layer}; it has {names}"
         )
+    return list(_spectra(factors, info, chosen))
+
+
+def spectra_table(factors: Path) -> pd.DataFrame:
+    """The spectra of all modules in short, one row each, read one after another.
+
+    Returns:
+        Columns ``module`` (full name), ``layer`` (missing outside any), ``kind`` (short name), ``size`` (values),
+        ``ranks`` (up to :data:`RANKS` from 1 to ``size``, evenly spaced by logarithm), ``values`` (the sorted lambda at
+        those ranks), and the numbers of :class:`Spectrum`: ``effective_rank, top_1_percent_share, condition_number``.
+
+    Raises:
+        FactorError: the factors are unfinished or damaged, or their strategy has no spectrum.
+    """
+    info = load_factors_info(factors)
+    kinds = short_names(info.modules)
+    rows = []
+    for spectrum in _spectra(factors, info, info.modules):
+        size = spectrum.sorted_values.size
+        ranks = np.unique(np.geomspace(1, size, min(size, RANKS)).round().astype(np.int64))
+        values = spectrum.sorted_values[ranks - 1].astype(np.float64)
+        row = {"module": spectrum.module, "layer": layer_of(spectrum.module), "kind": kinds[spectrum.module]}
+        rows.append(row | {"size": size, "ranks": ranks, "values": values} | spectrum.numbers)
+    return pd.DataFrame(rows).astype({"layer": "Int64"})
+
+
+def _spectra(factors: Path, info: FactorsInfo, modules: Sequence[str]) -> Iterator[Spectrum]:
     folder = factors_folder(factors, info.strategy)
-    return [Spectrum(name, _lambda_matrix(folder, info.strategy, name)) for name in chosen]
+    return (Spectrum(name, _lambda_matrix(folder, info.strategy, name)) for name in modules)
 
 
 def _lambda_matrix(folder: Path, strategy: str, module: str) -> np.ndarray:

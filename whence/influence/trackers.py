@@ -30,11 +30,10 @@ from kronfluence.utils.constants import (
     SELF_SCORE_VECTOR_NAME,
 )
 from torch import nn
-from torch.nn import functional
 
 from whence.errors import FactorError
 from whence.influence.products import Basis, add_outer, add_squares, gradient_chunks, live_tokens, wide, with_bias
-from whence.influence.queries import QueryGradients, query_scores, token_scores
+from whence.influence.queries import QueryGradients, query_scores
 
 OVERSAMPLING = 8  # columns beyond the rank in the randomised decomposition (Halko et al. 2011, arXiv:0909.4061)
 
@@ -198,7 +197,7 @@ class QueryTracker(PairTracker, PreconditionTracker):
 
 
 class ScoreTracker(PairTracker, PairwiseScoreTracker):
-    """Scores of a batch of training examples on all queries held."""
+    """Scores of a batch of training examples on all queries held, or those of some pairs in detail."""
 
     def prepare_own_hooks(self) -> None:
         """The query gradients are preconditioned already."""
@@ -209,19 +208,16 @@ class ScoreTracker(PairTracker, PairwiseScoreTracker):
         return dtype
 
     def _narrow(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.module.score_args.compute_per_token_scores:
+        if self.module.detail is not None:  # whose tokens are all those of the batch
             return activations, gradients
         return super()._narrow(activations, gradients)
 
     def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
         queries = self.module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
-        if self.module.score_args.compute_per_token_scores:
-            scores = token_scores(queries, activations, gradients)
-            # kronfluence joins the batches' scores, so all must be as long as the longest example.
-            scores = functional.pad(scores, (0, self.module.longest - scores.shape[2]))
+        if self.module.detail is None:
+            self.module.storage[PAIRWISE_SCORE_MATRIX_NAME] = query_scores(queries, activations, gradients)
         else:
-            scores = query_scores(queries, activations, gradients)
-        self.module.storage[PAIRWISE_SCORE_MATRIX_NAME] = scores
+            self.module.detail.add(self.module.name, queries, activations, gradients)
 
 
 class SelfTracker(PairTracker, SelfScoreTracker):

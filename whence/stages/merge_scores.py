@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from whence.config_file import load_config
-from whence.influence.scores import open_pairwise, open_self, require_finite
+from whence.influence.scores import open_pairwise, open_self
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.score_files import record_scores, write_scores
 from whence.stages.trained import SCORE_SETTINGS, Trained, numbered
@@ -41,9 +41,9 @@ def run(
         trained = Trained.load(config, model, train_data)
         frame, queries = trained.queries(generations)
         given = trained.scoring(factors) | {"scratch": work.scratch, "sources": parts}
-        matrix = require_finite(open_pairwise(queries=queries, **given).joined())
-        own = require_finite(open_self(**given).joined()) if settings.scores.self_influence else None
-        return write_scores(work.outputs["scores"], trained, factors, frame, matrix, own)
+        pairwise = open_pairwise(queries=queries, **given)
+        own = open_self(**given) if settings.scores.self_influence else None
+        return write_scores(work.outputs["scores"], trained, factors, frame, pairwise, own)
 
     def record(work: Workspace, run: StageRun) -> None:
         record_scores(work.outputs["scores"], run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from whence.config_file import load_config
-from whence.influence.scores import pairwise_scores, self_influence
+from whence.influence.scores import open_pairwise, open_self
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.score_files import record_scores, write_scores
 from whence.stages.trained import SCORE_SETTINGS, Trained
@@ -23,8 +23,8 @@ def run(*, config: Path, model: Path, factors: Path, train_data: Path, generatio
         train_data: the training examples.
         generations: the models' own answers, used as queries when ``scores.use_generated`` says so.
         scores: receives ``scores.safetensors`` (queries x examples), ``queries.parquet`` (its rows),
-            ``influences.parquet`` (the top of both ends per query), ``self_influence.parquet``, and ``scores.json``
-            (what they were computed from).
+            ``influences.parquet`` (the top of both ends per query), ``tokens.parquet`` and ``modules.parquet`` (where
+            their scores come from), ``self_influence.parquet``, and ``scores.json`` (what they were computed from).
     """
     settings = load_config(config)
 
@@ -32,9 +32,12 @@ def run(*, config: Path, model: Path, factors: Path, train_data: Path, generatio
         trained = Trained.load(config, model, train_data)
         frame, queries = trained.queries(generations)
         given = trained.scoring(factors) | {"scratch": work.scratch}
-        matrix = pairwise_scores(queries=queries, **given)
-        own = self_influence(**given) if settings.scores.self_influence else None
-        return write_scores(work.outputs["scores"], trained, factors, frame, matrix, own)
+        pairwise = open_pairwise(queries=queries, **given)
+        own = open_self(**given) if settings.scores.self_influence else None
+        pairwise.compute()
+        if own is not None:
+            own.compute()
+        return write_scores(work.outputs["scores"], trained, factors, frame, pairwise, own)
 
     def record(work: Workspace, run: StageRun) -> None:
         record_scores(work.outputs["scores"], run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from whence import plots
@@ -19,7 +20,7 @@ from whence.training import train
 
 
 def run(
-    *, config: Path, base_model: Path, train_data: Path, eval_data: Path, model: Path, loss_curve: Path
+    *, config: Path, base_model: Path, train_data: Path, eval_data: Path, model: Path, history: Path, loss_curve: Path
 ) -> StageResult:
     """Fine-tune the base model on the training data.
 
@@ -29,6 +30,7 @@ def run(
         train_data: the training examples.
         eval_data: the held-out examples, for the evaluation loss.
         model: receives the fine-tuned model (safetensors, tokenizer) and ``training.json``.
+        history: receives a copy of ``training.json``, for those who do not need the model.
         loss_curve: receives the loss curve as a self-contained HTML page.
     """
     settings = load_config(config)
@@ -49,14 +51,15 @@ def run(
             network, tokenizer, examples, held_out, settings,
             output=work.outputs["model"], checkpoints=work.scratch, on_log=on_log,
         )  # fmt: skip
+        shutil.copyfile(work.outputs["model"] / TRAINING, work.outputs["history"])
         curve = Section("Loss", figures=[("Training and evaluation loss", plots.loss_curve(result.history))],
                         numbers=result.metrics)  # fmt: skip
         work.outputs["loss_curve"].write_text(page("Fine-tuning", [curve]), encoding="utf-8")
         return result.metrics
 
     def record(work: Workspace, run: StageRun) -> None:
-        history = json.loads((work.outputs["model"] / TRAINING).read_text(encoding="utf-8"))["history"]
-        for entry in history:  # what an earlier, crashed or reused run computed belongs into this record too
+        logged = json.loads(work.outputs["history"].read_text(encoding="utf-8"))["history"]
+        for entry in logged:  # what an earlier, crashed or reused run computed belongs into this record too
             if entry["step"] not in live:
                 run.log_metrics({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
         run.log_artifact(work.outputs["loss_curve"], "plots", name="loss_curve.html")
@@ -65,7 +68,7 @@ def run(
             work.outputs["model"], settings.tracking.registered_model, tags={"whence.data_fingerprint": fingerprint}
         )
 
-    outputs = {"model": model, "loss_curve": loss_curve}
+    outputs = {"model": model, "history": history, "loss_curve": loss_curve}
     inputs = {"base_model": base_model, "train_data": train_data, "eval_data": eval_data}
     return run_stage(
         "train",

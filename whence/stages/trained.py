@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from whence.config import Config
 from whence.config_file import load_config
 from whence.data.dataset import ExampleSet
-from whence.data.tokenization import TokenizedExamples
+from whence.data.formatting import tail_of
+from whence.data.tokenization import TokenizedExamples, token_texts
 from whence.influence.factors import open_fit
 from whence.influence.fit import Fit
 from whence.influence.info import FactorsInfo, FitIdentity
@@ -75,6 +76,15 @@ class Trained:
         """The queries of the settings, as a table and as tokens."""
         frame = query_frame(self.settings, pd.read_parquet(generations / GENERATIONS))
         return frame, TokenizedExamples.from_frame(frame, self.tokenizer, self.settings)
+
+    def texts(self, places: Iterable[int]) -> dict[int, list[str]]:
+        """The text of every token of the examples at ``places``."""
+        general, tail = self.settings.general, tail_of(self.settings.dataset.template)
+        rows = {place: self.data.frame.iloc[place] for place in places}
+        return {
+            place: token_texts(self.tokenizer, row["prompt"], row["completion"], general.max_length, tail)
+            for place, row in rows.items()
+        }
 
     def scoring(self, factors: Path) -> dict[str, Any]:
         """What all ways of scoring these examples are called with, by name."""
