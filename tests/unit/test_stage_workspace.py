@@ -1,5 +1,7 @@
 """Finished work is found again, damaged work is not, and a killed stage finds its scratch files."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 from whence.stages.workspace import Workspace, stage_key
@@ -67,3 +69,28 @@ def test_the_key_depends_on_settings_and_on_the_content_of_inputs_not_on_their_p
     assert stage_key("train", {"seed": 1}, {"data": tmp_path / "a"}) != key
     (tmp_path / "b" / "data").write_text("other")
     assert stage_key("train", {"seed": 0}, {"data": tmp_path / "b"}) != key
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from whence.stages.workspace import Workspace
+
+with Workspace.open(sys.argv[1], "train", "k" * 64, {"model": Path(sys.argv[1], "model")}).held():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_same_work_is_done_by_one_process_at_a_time_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(command, **pipes)
+    assert first.stdout.readline() == "held\n"
+    second = subprocess.Popen(command, **pipes)
+    assert "another run is doing the same work" in second.stderr.readline()
+    assert second.poll() is None
+    first.kill()
+    first.wait()
+    assert second.stdout.readline() == "held\n"
+    assert second.communicate("")[1] == ""

@@ -57,7 +57,7 @@ def run_stage(
     emit(name, "started")
     try:
         workspace = open_workspace(name, config, inputs, outputs, settings, config.general.work_dir if reuse else None)
-        with stage_run(config, name) as run:
+        with workspace.held(), stage_run(config, name) as run:
             run.log_params(_values(config, settings))
             metrics = workspace.finished() if workspace.kept else None
             reused = metrics is not None

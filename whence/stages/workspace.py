@@ -3,18 +3,22 @@
 With ``general.work_dir`` set, a stage works in ``<work_dir>/<stage>-<key>/`` where the key is a fingerprint of
 everything that decides its result: the library's code, the settings it reads and the content of its inputs. A stage
 that was killed finds its scratch files (checkpoints, partitions) there and goes on; one that finished is not run again:
-its files are verified against their checksums and linked to where the pipeline wants them.
+its files are verified against their checksums and linked to where the pipeline wants them. Of two runs that would do the
+same work at once, the second waits and takes over what the first has done.
 Without a work folder the outputs are written in place and nothing is kept.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +26,10 @@ from typing import Any
 
 import whence
 
+logger = logging.getLogger(__name__)
+
 DONE = "done.json"
+LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,23 @@ class Workspace:
         (folder / "outputs").mkdir(parents=True, exist_ok=True)
         outputs = {name: folder / "outputs" / name for name in destinations}
         return cls(outputs, folder / "scratch", dict(destinations), key, kept=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep others out of the folder while this stage works in it; wait while another process does.
+
+        The operating system lets go of the lock when its holder dies, however it does.
+        """
+        if not self.kept:
+            yield
+            return
+        with open(self.scratch.parent / LOCK, "w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.warning("another run is doing the same work in %s; waiting for it", self.scratch.parent)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def finished(self) -> dict[str, float] | None:
         """The metrics of finished, undamaged work; None when there is none, so that it is done (again)."""
