@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Folder
 from mlflow import MlflowClient
+from report_helpers import data_of
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, roc_auc_score
 
@@ -180,6 +182,21 @@ def test_the_evidence_is_what_the_artifacts_say(
     assert values["tail_patch"] > 0
     assert evidence["grade"]["word"] == "strong"
     assert {item["name"] for item in evidence["not_measured"]} == {"stability", "counterfactual", "lds"}
+
+
+def test_the_report_shows_what_the_scores_rank_first_and_the_grade_of_the_evidence(demo: Folder) -> None:
+    html = (demo.run / "report.html").read_text(encoding="utf-8")
+    shown = data_of(html)
+    scores = load_file(demo.artifact("score", "scores") / "scores.safetensors")["all_modules"]
+    ids = pd.read_parquet(demo.artifact("prepare", "train_data") / "data.parquet")["example_id"]
+    for row, entry in zip(scores, shown["entries"], strict=True):
+        assert shown["examples"][entry["helpful"][0]["e"]]["i"] == ids[np.argmax(row)]
+        assert shown["examples"][entry["harmful"][0]["e"]]["i"] == ids[np.argmin(row)]
+        assert len(entry["helpful"][0]["w"]) == 2 * len(shown["examples"][entry["helpful"][0]["e"]]["n"])
+    grade = json.loads((demo.artifact("validate", "evidence") / "evidence.json").read_text())["grade"]
+    assert grade["sentence"] in unescape(html)
+    printed = (demo.path / "printed.txt").read_text()
+    assert 0 < printed.index("report.html") < printed.index("comparison.html")
 
 
 @pytest.mark.parametrize(("stage", "name"), PAGES)

@@ -21,7 +21,7 @@ from whence.report.charts import Line, line_chart
 from whence.report.details import Details
 from whence.report.material import Material
 from whence.report.summary import summary_text
-from whence.report.tables import example_table, prompt_table
+from whence.report.tables import example_table, for_spreadsheets, prompt_table
 from whence.report.tokens import TokenText
 from whence.report.words import differences, shortened, signed, standing
 
@@ -211,6 +211,12 @@ def test_the_file_of_suspects_holds_no_formula() -> None:
     assert len(rows) == 12
     assert not [row for row in rows if row["text"].startswith(("=", "+", "-", "@"))]
     assert any('quote " and, comma\nline' in row["text"] for row in rows)
+
+
+def test_tables_for_spreadsheets_hold_no_formula_and_keep_their_numbers() -> None:
+    table = for_spreadsheets(pd.DataFrame({"answer": ["=1+1", "fine", None], "z": [-1.5, 2.0, 0.0]}))
+    assert table["answer"].tolist()[:2] == ["'=1+1", "fine"]
+    assert table["z"].tolist() == [-1.5, 2.0, 0.0]
 
 
 def test_the_flow_is_the_mean_z_score_of_a_class_on_the_answers_of_a_class(material: Material) -> None:

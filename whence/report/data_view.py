@@ -13,7 +13,7 @@ import pandas as pd
 
 from whence.report.answers import EXCERPT
 from whence.report.material import Material
-from whence.report.templating import visible
+from whence.report.templating import no_formula, visible
 from whence.report.words import shortened
 
 OFTEN_SHOWN = 10
@@ -21,7 +21,6 @@ SUSPECTS_SHOWN = 20
 SUSPECTS_IN_FILE = 500
 CLASSES_SHOWN = 12
 SHADES = 5
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute such a cell
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def suspects_csv(found: Sequence[Suspect]) -> str:
     writer.writerow(columns)
     for suspect in found:
         values = (getattr(suspect, column) for column in columns)
-        writer.writerow([_no_formula(visible(value)) if isinstance(value, str) else value for value in values])
+        writer.writerow([no_formula(visible(value)) if isinstance(value, str) else value for value in values])
     return stream.getvalue()
 
 
@@ -173,7 +172,3 @@ def _shown(material: Material, example_id: str) -> tuple[str, str]:
     place = material.places[example_id]
     label = material.examples[place].label
     return shortened(material.texts[place], EXCERPT), "" if label is None else str(label)
-
-
-def _no_formula(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA_SIGNS) else text

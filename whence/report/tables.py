@@ -9,7 +9,7 @@ import pandas as pd
 from whence.report.answers import DIRECTIONS, entries
 from whence.report.details import Details
 from whence.report.material import Material
-from whence.report.templating import visible
+from whence.report.templating import no_formula, visible
 from whence.report.words import Piece
 
 
@@ -54,6 +54,11 @@ def example_table(material: Material) -> pd.DataFrame:
             ],
         }
     )
+
+
+def for_spreadsheets(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with no text that a spreadsheet would compute."""
+    return table.map(lambda value: no_formula(value) if isinstance(value, str) else value)
 
 
 def _joined(pieces: list[Piece] | None) -> str | None:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 # Control characters and lone surrogates cannot stand in HTML; direction marks make text read as something else
 # (CVE-2021-42574). Scripts written from right to left need none of them: elements with text have dir="auto".
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 _IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
@@ -39,6 +40,11 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
+
+
+def no_formula(text: str) -> str:
+    """``text`` as a spreadsheet takes it for text, whatever it begins with."""
+    return f"'{text}" if text.startswith(_FORMULA_SIGNS) else text
 
 
 def paragraphs(text: str) -> list[str]:

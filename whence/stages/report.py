@@ -19,7 +19,7 @@ from whence.report import data_view
 from whence.report.document import report as make_report
 from whence.report.material import Links, Material
 from whence.report.summary import summary_text
-from whence.report.tables import example_table, prompt_table
+from whence.report.tables import example_table, for_spreadsheets, prompt_table
 from whence.stages.artifacts import (
     COMPARISON,
     COMPARISON_TABLE,
@@ -166,13 +166,13 @@ def _evidence(path: Path, origin: dict[str, Any]) -> Evidence:
 
 def _write_tables(folder: Path, material: Material) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    prompt_table(material).to_csv(folder / PROMPTS, index=False)
-    example_table(material).to_csv(folder / EXAMPLES, index=False)
+    for_spreadsheets(prompt_table(material)).to_csv(folder / PROMPTS, index=False)
+    for_spreadsheets(example_table(material)).to_csv(folder / EXAMPLES, index=False)
     suspects, flow = data_view.suspects(material), data_view.class_flow(material)
     if suspects:
         (folder / SUSPECTS).write_text(data_view.suspects_csv(suspects), encoding="utf-8")
     if flow is not None:
-        data_view.flow_table(flow).to_csv(folder / FLOW, index=False)
+        for_spreadsheets(data_view.flow_table(flow)).to_csv(folder / FLOW, index=False)
 
 
 def _json(path: Path) -> Any:
