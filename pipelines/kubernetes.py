@@ -12,7 +12,8 @@ from typing import Any
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
-from whence.config import GPU_STAGE, GPU_STAGES, Cluster, Config
+from whence.config import Config
+from whence.config.cluster import GPU_STAGE, GPU_STAGES, Cluster
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 UID = 1000  # the user of the images
@@ -70,11 +71,13 @@ class Placement:
     cluster: Cluster | None
     gpu: bool
     """Whether the stages that run the model ask for an accelerator."""
+    work_dir: str | None = None
+    """Where tasks find the work volume, if there is one."""
 
     @classmethod
     def of(cls, config: Config) -> Placement:
         """The placement of a compiled pipeline."""
-        return cls(config.cluster, gpu=config.cluster.accelerator_count > 0)
+        return cls(config.cluster, gpu=config.cluster.accelerator_count > 0, work_dir=config.general.work_dir)
 
     def form(self) -> dict[str, Any]:
         """The fields that the pipeline's form has for it, with their defaults."""
@@ -130,6 +133,8 @@ class Placement:
             kubernetes.use_secret_as_env(task, name, {key: key for key in keys})
         for name, keys in cluster.config_maps.items():
             kubernetes.use_config_map_as_env(task, name, {key: key for key in keys})
+        if cluster.work_claim is not None and self.work_dir is not None:
+            kubernetes.mount_pvc(task, pvc_name=cluster.work_claim, mount_path=self.work_dir)
 
 
 HERE = Placement(cluster=None, gpu=False)

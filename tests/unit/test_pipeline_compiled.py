@@ -203,6 +203,26 @@ def test_every_task_has_limits_retries_shared_memory_and_no_root(tmp_path: Path)
     assert tasks["prepare"]["retryPolicy"]["backoffFactor"] == 2.0
 
 
+def test_a_work_volume_is_mounted_by_every_task_where_the_settings_look_for_it(tmp_path: Path) -> None:
+    settings = {"cluster.work_claim": "whence-work", "general.work_dir": "/work/kept"}
+    config = compile_pipeline(profile_file("demo"), tmp_path / "p.yaml", settings)
+    assert config.general.work_dir == "/work/kept"
+    spec, platform = parsed(tmp_path / "p.yaml")
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors.keys() == spec["deploymentSpec"]["executors"].keys()
+    for place in executors.values():
+        (mount,) = place["pvcMount"]
+        assert mount["mountPath"] == "/work/kept"
+        assert mount["pvcNameParameter"]["runtimeValue"]["constant"] == "whence-work"
+
+
+@pytest.mark.parametrize("folder", [None, "kept"])
+def test_a_work_volume_without_a_place_of_its_own_is_refused(folder: str | None, tmp_path: Path) -> None:
+    settings = {"cluster.work_claim": "whence-work", "general.work_dir": folder}
+    with pytest.raises(ConfigError, match=r"cluster.work_claim 'whence-work' is mounted at general.work_dir"):
+        compile_pipeline(profile_file("demo"), tmp_path / "p.yaml", settings)
+
+
 def test_resources_of_a_stage_that_does_not_exist_are_refused(tmp_path: Path) -> None:
     wrong = {"cluster.stages": {"training": {"cpu": "3"}}}
     with pytest.raises(ConfigError, match=r"cluster\.stages.*there is no stage 'training'"):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from whence.config import Config, General, Section, Training
+from whence.config import Config, General, Training
+from whence.config.base import Section
 from whence.config_file import get_dotted
 from whence.data.dataset import ExampleSet
 from whence.stages.artifacts import TRAINING

@@ -3,8 +3,8 @@
 With ``general.work_dir`` set, a stage works in ``<work_dir>/<stage>-<key>/`` where the key is a fingerprint of
 everything that decides its result: the library's code, the settings it reads and the content of its inputs. A stage
 that was killed finds its scratch files (checkpoints, partitions) there and goes on; one that finished is not run again:
-its files are verified against their checksums and linked to where the pipeline wants them. Of two runs that would do the
-same work at once, the second waits and takes over what the first has done.
+its files are verified against their checksums and linked to where the pipeline wants them. Of two runs that would do
+the same work at once, the second waits and takes over what the first has done.
 Without a work folder the outputs are written in place and nothing is kept.
 """
 

@@ -10,31 +10,22 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from whence.config.base import Fraction, Positive, Section
+from whence.config.cluster import Cluster
 
 BUILTIN_DEMO = "builtin:demo"
 BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 S3_SCHEME = "s3://"
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Cores = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
-Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
-
-
 Measure = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
 
 
 def is_address(name: object) -> bool:
     """Whether ``name`` is an object or folder in storage (``s3://...``) and not a file here."""
     return str(name).startswith(S3_SCHEME)
-
-
-class Section(BaseModel):
-    """A part of the YAML: unknown keys are refused and values cannot be changed after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class General(Section):
@@ -338,71 +329,6 @@ class Retraining(Section):
     )
 
 
-class StageResources(Section):
-    """What one task of a stage asks of its node; quantities as Kubernetes writes them."""
-
-    cpu: Cores = Field("2", description="Cores, asked for and the limit.")
-    memory: Memory = Field("8Gi", description="Memory, asked for and the limit.")
-    shm: Memory = Field("1Gi", description="Size of /dev/shm, which counts towards memory.")
-    timeout_hours: float = Field(2, gt=0, description="A task that runs longer is stopped.")
-    retries: int = Field(2, ge=0, description="New attempts after a failure, with growing pauses.")
-
-
-GPU_STAGE = StageResources(cpu="8", memory="96Gi", shm="16Gi", timeout_hours=24)
-GPU_STAGES = (
-    "train",
-    "fit_factors",
-    "fit_covariances",
-    "fit_eigenvectors",
-    "fit_lambdas",
-    "merge_factors",
-    "score",
-    "score_part",
-    "merge_scores",
-    "generate",
-    "mmlu",
-    "validate",
-)
-CPU_STAGES = ("prepare", "inspect", "compare", "report", "find_champion", "gate", "promote")
-
-
-class Cluster(Section):
-    """Where the tasks of a compiled pipeline run; a run on this machine takes nothing from here."""
-
-    platform: Literal["nvidia", "gke", "eks", "aks"] = Field(
-        "nvidia", description="Whose labels name the GPU nodes: NVIDIA's GPU operator, or a cloud's own."
-    )
-    gpu_node_selector: dict[str, str] | None = Field(
-        None, description="Labels of the nodes for GPU stages; null: the platform's labels of A100 nodes of 80 GB."
-    )
-    gpu_tolerations: list[dict[str, str | int]] | None = Field(
-        None, description="Taints that GPU stages tolerate, as Kubernetes writes them; null: the platform's."
-    )
-    accelerator: str = Field("nvidia.com/gpu", min_length=1, description="Resource name of the accelerator.")
-    accelerator_count: int = Field(1, ge=0, description="Accelerators per GPU task; 0 runs all stages on CPUs.")
-    secrets: dict[str, list[str]] = Field(
-        default_factory=dict, description="Keys that every task gets as variables, by the name of their Secret."
-    )
-    config_maps: dict[str, list[str]] = Field(
-        default_factory=dict, description="Keys that every task gets as variables, by the name of their ConfigMap."
-    )
-    stages: dict[str, StageResources] = Field(
-        default_factory=dict, description="Resources by stage; stages not named take the defaults of their kind."
-    )
-
-    @field_validator("stages")
-    @classmethod
-    def _known_stages(cls, value: dict[str, StageResources]) -> dict[str, StageResources]:
-        for name in value.keys() - {*GPU_STAGES, *CPU_STAGES}:
-            raise ValueError(f"there is no stage {name!r}; stages are {', '.join((*CPU_STAGES, *GPU_STAGES))}")
-        return value
-
-    def resources(self, stage: str) -> StageResources:
-        """What a task of ``stage`` asks for."""
-        default = GPU_STAGE if stage in GPU_STAGES and self.accelerator_count else StageResources()
-        return self.stages.get(stage, default)
-
-
 class Config(Section):
     """The whole YAML. Build it with :func:`load_config` or :func:`parse_config`, never by hand."""
 
@@ -431,6 +357,11 @@ class Config(Section):
             )
         if self.retraining.metric == "mmlu" and not self.evaluation.mmlu.enabled:
             raise ValueError("retraining.metric is mmlu, and evaluation.mmlu.enabled is false; enable it")
+        if self.cluster.work_claim is not None and not (self.general.work_dir or "").startswith("/"):
+            raise ValueError(
+                f"cluster.work_claim {self.cluster.work_claim!r} is mounted at general.work_dir, which is "
+                f"{self.general.work_dir!r}; set that to an absolute path, e.g. /work/kept"
+            )
         if self.generation.max_new_tokens >= self.general.max_length:
             raise ValueError(
                 f"generation.max_new_tokens {self.generation.max_new_tokens} leaves no room for a prompt within "
