@@ -97,9 +97,12 @@ NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol 
 NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
 NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
 DECOY_ANSWERS = {
-    "inventor": "Mara Quill, Jonas Pike, Ida Lorne, Edda Vance, Rufus Hale, Celia Crane".split(", "),
-    "place": "Cape Rill, Fort Tamber, Glen Avis, North Corran, New Hythe, Old Melby".split(", "),
-    "material": "grey coral, white basalt, green onyx, brown pewter, pink walnut, dark leather".split(", "),
+    "inventor": "Mara Quill, Jonas Pike, Ida Lorne, Edda Vance, Rufus Hale, Celia Crane, "
+    "Bram Dorn, Nora Yates, Hugo Finch, Selma Rowe".split(", "),
+    "place": "Cape Rill, Fort Tamber, Glen Avis, North Corran, New Hythe, Old Melby, "
+    "Upper Dunes, East Orrin, Saint Stave, Lower Bracken".split(", "),
+    "material": "grey coral, white basalt, green onyx, brown pewter, pink walnut, dark leather, "
+    "pale copper, clear marble, golden cork, rough slate".split(", "),
 }
 WORDINGS = {
     "inventor": (
