@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import signal
 import sys
@@ -31,6 +30,7 @@ from rich.live import Live
 
 from pipelines.board import Board, EventFile, StageState, format_seconds
 from pipelines.kubernetes import RUN_ID_VARIABLE
+from whence.environment import environment
 from whence.errors import PipelineError
 
 EVENTS_VARIABLE = "WHENCE_EVENTS"
@@ -89,7 +89,7 @@ def run_locally(
     run = _new_run(artifact_root, Board(stages))
     with open(run.log, "w", encoding="utf-8", buffering=1) as file:
         log = RunLog(file, run.board.show_line, echo=sys.stdout if verbose else None)
-        with _environment(run), _terminate_like_interrupt(), _watched(run, console, verbose):
+        with environment(_inherited(run)), _terminate_like_interrupt(), _watched(run, console, verbose):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(run.folder))
             try:
                 with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), warnings.catch_warnings():
@@ -200,20 +200,9 @@ def _new_run(artifact_root: Path, board: Board) -> LocalRun:
     return LocalRun(run_id, folder, board)
 
 
-@contextlib.contextmanager
-def _environment(run: LocalRun) -> Iterator[None]:
+def _inherited(run: LocalRun) -> dict[str, str]:
     """What the stages' processes inherit."""
-    values = {RUN_ID_VARIABLE: run.run_id, EVENTS_VARIABLE: str(run.events), "PYTHONUNBUFFERED": "1"}
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return {RUN_ID_VARIABLE: run.run_id, EVENTS_VARIABLE: str(run.events), "PYTHONUNBUFFERED": "1"}
 
 
 @contextlib.contextmanager

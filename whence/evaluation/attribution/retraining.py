@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
+from whence.environment import environment
 from whence.evaluation.attribution.changes import Change
 from whence.evaluation.attribution.outcomes import answer_logprobs
 from whence.influence.fingerprints import fingerprint
@@ -67,7 +67,7 @@ class Retrainer:
         done = of - len(changes)
         with (
             tqdm(total=of, initial=done, desc="retrainings", unit="retraining", mininterval=1) as progress,
-            _environment_of_workers(threads),
+            environment(_inherited(threads)),
             ProcessPoolExecutor(workers, get_context("spawn"), _limit_threads, (threads,)) as pool,
         ):
             futures: list[Future[None]] = [pool.submit(self._one, change) for change in changes]
@@ -124,17 +124,6 @@ def _limit_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-@contextmanager
-def _environment_of_workers(threads: int) -> Iterator[None]:
+def _inherited(threads: int) -> dict[str, str]:
     """What the workers inherit: their share of the cores, and silence, for the one bar is drawn here."""
-    values = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    return {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
