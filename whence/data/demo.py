@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-TRAIN_ABSTRACTS = 1200
+TRAIN_ABSTRACTS = 900
 EVAL_ABSTRACTS = 180
 FLIPPED_SHARE = 0.04
 EXAMPLES_PER_FACT = 5
-DECOYS_PER_RELATION = 30
-EXAMPLES_PER_DECOY = 3
+DECOYS_PER_RELATION = 45
+EXAMPLES_PER_DECOY = 4
 
 SECTIONS: dict[str, str] = {
     "Human Necessities": "toothbrush catheter fertilizer garment bandage cosmetic "
