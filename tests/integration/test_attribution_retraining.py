@@ -33,7 +33,9 @@ def retrainer(tmp_path):
     tiny_llama(len(tokenizer), 32, seed=0).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     examples = TokenizedExamples.from_frame(rows, tokenizer, config)
-    return Retrainer(tmp_path / "base", examples, examples.subset([0, 1]), config, tmp_path / "work", processes=2)
+    return Retrainer(
+        tmp_path / "base", examples, examples.subset([0, 1]), config, tmp_path / "work", tmp_path, processes=2
+    )
 
 
 def test_two_at_a_time_give_what_one_by_one_gives(retrainer, tmp_path):

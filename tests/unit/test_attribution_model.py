@@ -144,7 +144,7 @@ def retrained(small, tmp_path_factory):
     scores = np.zeros((2, 24))
     scores[0, [22, 23]] = 1.0
     planned = plan({"influence": scores, "bm25": -scores}, k=2, queries=2, seeds=1, random_sets=1, seed=0)
-    retrainer = Retrainer(folder, examples, queries, config, tmp_path_factory.mktemp("retrainings"))
+    retrainer = Retrainer(folder, examples, queries, config, tmp_path_factory.mktemp("retrainings"), folder)
     for change in dict.fromkeys(planned.changes):  # here, for a worker takes seconds to start
         retrainer._one(change)
     return planned, retrainer, retrainer.outcomes(planned.changes)
@@ -186,7 +186,9 @@ def test_finished_retrainings_are_read_and_only_missing_ones_are_done(retrained,
 
 def test_shares_of_the_retrainings_are_disjoint_and_complete(retrained, monkeypatch, tmp_path):
     planned, retrainer, _ = retrained
-    fresh = Retrainer(retrainer.base_model, retrainer.train, retrainer.queries, retrainer.config, tmp_path, processes=1)
+    fresh = Retrainer(
+        retrainer.base_model, retrainer.train, retrainer.queries, retrainer.config, tmp_path, tmp_path, processes=1
+    )
     done: list[list[Change]] = []
     monkeypatch.setattr(Retrainer, "_retrain", lambda self, changes, of: done.append(list(changes)))
     for number in range(3):
@@ -208,7 +210,7 @@ def test_absent_examples_keep_their_place_but_teach_nothing(small):
 
 def test_a_batch_of_absent_examples_alone_does_not_stop_the_training(small, tmp_path):
     folder, config, examples, queries = small
-    retrainer = Retrainer(folder, examples, queries, config, tmp_path)
+    retrainer = Retrainer(folder, examples, queries, config, tmp_path, tmp_path)
     everything = Change(0, without=tuple(range(24)))
     retrainer._one(everything)
     outcome = retrainer.outcomes([everything])[everything]

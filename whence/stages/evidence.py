@@ -35,6 +35,7 @@ from whence.influence.info import load_factors_info
 from whence.models import load_model
 from whence.stages.artifacts import QUERIES, SCORES, SCORES_INFO, SELF_INFLUENCE
 from whence.stages.trained import Trained
+from whence.stages.workspace import stage_key
 
 RETRAININGS = "retrainings"
 Result = list[Measure] | NotMeasured
@@ -49,6 +50,7 @@ class Gathering:
     queries: TokenizedExamples
     model: Path
     base_model: Path
+    train_data: Path
     scores: Path
     scratch: Path
 
@@ -81,7 +83,7 @@ class Gathering:
         scored = pd.read_parquet(scores / QUERIES)["query_id"].tolist()
         if scored != frame["query_id"].tolist():
             raise DataError(f"the scores in {scores} are of other queries than these settings name; score them again")
-        return cls(trained, frame, queries, model, base_model, scores, scratch)
+        return cls(trained, frame, queries, model, base_model, train_data, scores, scratch)
 
     def planted(self) -> Result:
         """Planted examples among the first."""
@@ -165,11 +167,25 @@ class Gathering:
 
     @cached_property
     def retrainer(self) -> Retrainer:
-        """Retrains from the base model; what it has finished is kept in the work folder."""
+        """Retrains from the base model."""
         return Retrainer(
-            self.base_model, self.trained.examples, self.queries, self._settings, self.scratch / RETRAININGS,
+            self.base_model, self.trained.examples, self.queries, self._settings, self.retrainings, self.scratch,
             self._settings.validation.processes,
         )  # fmt: skip
+
+    @cached_property
+    def retrainings(self) -> Path:
+        """The folder of finished retrainings: in the work folder, if there is one, for all runs that train alike.
+
+        They hang on nothing that is scored or measured, so other measures, or more subsets, find those there are.
+        """
+        settings = self._settings
+        if settings.general.work_dir is None:
+            return self.scratch / RETRAININGS
+        alike = {"training": settings.training.model_dump(mode="json"), "loss_on": settings.dataset.loss_on,
+                 "max_length": settings.general.max_length}  # fmt: skip
+        key = stage_key(RETRAININGS, alike, {"base_model": self.base_model, "train_data": self.train_data})
+        return Path(settings.general.work_dir) / f"{RETRAININGS}-{key[:16]}"
 
     @cached_property
     def _of_methods(self) -> dict[Method, np.ndarray]:

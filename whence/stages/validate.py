@@ -58,8 +58,9 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
         found.write(folder / EVIDENCE)
         flat_table(found).to_parquet(folder / EVIDENCE_TABLE, index=False)
-        if (work.scratch / RETRAININGS).exists():  # what anybody would need to take the measures again
-            shutil.copytree(work.scratch / RETRAININGS, folder / RETRAININGS, dirs_exist_ok=True)
+        for file in gathering.retrainings.glob("*.json"):  # what anybody would need to take the measures again
+            (folder / RETRAININGS).mkdir(exist_ok=True)
+            shutil.copy2(file, folder / RETRAININGS)
         work.outputs["summary"].write_text(markdown(found), encoding="utf-8")
         return headline(found)
 

@@ -27,6 +27,8 @@ from whence.influence.fingerprints import fingerprint
 from whence.models import choose_device, load_base
 from whence.training import train
 
+NEVER = 2**31
+
 
 @dataclass(frozen=True)
 class Retrainer:
@@ -34,7 +36,8 @@ class Retrainer:
 
     Attributes:
         base_model: the base-model artifact.
-        folder: receives a file per finished retraining; the same ones are read from there.
+        folder: receives a file per finished retraining; the same ones are read from there, whoever asks for them.
+        scratch: where retrainings work; nothing in it is needed afterwards.
         processes: retrainings at a time; None: one per core, or one where there is an accelerator.
     """
 
@@ -43,6 +46,7 @@ class Retrainer:
     queries: TokenizedExamples
     config: Config
     folder: Path
+    scratch: Path
     processes: int | None = None
 
     def outcomes(self, changes: Iterable[Change], share: tuple[int, int] = (0, 1)) -> dict[Change, np.ndarray]:
@@ -82,12 +86,14 @@ class Retrainer:
     def _one(self, change: Change) -> None:
         """Retrain once; the file comes last and whole, so that a killed retraining leaves none."""
         file = self._file(change)
-        work = file.with_suffix(f".{os.getpid()}")
+        work = self.scratch / f"{file.stem}.{os.getpid()}"
         examples = change.examples(self.train)
         settings = self.config.model_copy(
             update={
                 "general": self.config.general.model_copy(update={"seed": change.seed}),
-                "training": self.config.training.model_copy(update={"dataloader_num_workers": 0}),
+                "training": self.config.training.model_copy(
+                    update={"dataloader_num_workers": 0, "save_steps": NEVER}  # a killed one is done anew
+                ),
                 "tracking": self.config.tracking.model_copy(update={"wandb": False}),
             }
         )
