@@ -94,7 +94,7 @@ def grade(measures: Sequence[Measure]) -> Grade:
     criteria = [criterion for _, criterion in judged]
     known = [(threshold, criterion) for threshold, criterion in judged if criterion.passed is not None]
     word = _word(known)
-    return Grade(word=word, sentence=_sentence(word, [criterion for _, criterion in known]), criteria=criteria)
+    return Grade(word=word, sentence=_sentence(word, known), criteria=criteria)
 
 
 def _word(known: Sequence[tuple[Threshold, Criterion]]) -> Word:
@@ -111,9 +111,10 @@ def _word(known: Sequence[tuple[Threshold, Criterion]]) -> Word:
     return "strong" if causal and all(criterion.passed for _, criterion in known) else "moderate"
 
 
-def _sentence(word: Word, known: Sequence[Criterion]) -> str:
-    reached = f"{sum(bool(criterion.passed) for criterion in known)} of {len(known)} thresholds are reached"
-    failed = [criterion.sentence for criterion in known if not criterion.passed]
+def _sentence(word: Word, known: Sequence[tuple[Threshold, Criterion]]) -> str:
+    """Without the numbers, which stand in the criteria."""
+    reached = f"{sum(bool(criterion.passed) for _, criterion in known)} of {len(known)} thresholds are reached"
+    failed = [threshold.wanted for threshold, criterion in known if not criterion.passed]
     missed = f"; missed: {'; '.join(failed)}" if failed else ""
     return {
         "strong": f"Strong evidence that the examples shown are behind the answers: {reached}.",
