@@ -118,7 +118,7 @@ class Gathering:
             self.trained.network, self.queries, self.trained.examples, self._settings, self.trained.pad_token_id,
             self.scratch / "stability",
         )  # fmt: skip
-        return stability_measures(self._of_methods["influence"], refits, self._bootstrap)
+        return stability_measures(self._influence, refits, self._bootstrap)
 
     def counterfactual(self) -> Result:
         """Retrained without the top examples."""
@@ -141,7 +141,7 @@ class Gathering:
         """Which retrainings the counterfactual takes."""
         given = self._settings.validation
         return plan(
-            {method: self._of_methods[method] for method in ("influence", "bm25")},
+            {"influence": self._influence, "bm25": self._bm25},
             k=self._k,
             queries=given.counterfactual_queries,
             seeds=given.counterfactual_seeds,
@@ -190,21 +190,29 @@ class Gathering:
     @cached_property
     def _of_methods(self) -> dict[Method, np.ndarray]:
         """Scores of every method, ``[queries, examples]``, positive is helpful."""
-        train, general = self.trained.data.frame, self._settings.general
+        general = self._settings.general
         tokens = self._settings.evaluation.batch_size * general.max_length
-        asked, known = (
-            [f"{prompt} {answer}" for prompt, answer in zip(some["prompt"], some["completion"], strict=True)]
-            for some in (self.frame, train)
-        )
         return {
-            "influence": load_file(self.scores / SCORES)["all_modules"].astype(np.float64),
-            "bm25": bm25_scores(asked, known),
+            "influence": self._influence,
+            "bm25": self._bm25,
             "gradient_cosine": self._gradients.cosines,
             "embedding": embedding_scores(
                 self.trained.network, self.queries, self.trained.examples, self.trained.pad_token_id, tokens
             ),
-            "random": np.random.default_rng(general.seed).random((len(self.frame), len(train))),
+            "random": np.random.default_rng(general.seed).random((len(self.frame), len(self._example_ids))),
         }
+
+    @cached_property
+    def _influence(self) -> np.ndarray:
+        return load_file(self.scores / SCORES)["all_modules"].astype(np.float64)
+
+    @cached_property
+    def _bm25(self) -> np.ndarray:
+        asked, known = (
+            [f"{prompt} {answer}" for prompt, answer in zip(some["prompt"], some["completion"], strict=True)]
+            for some in (self.frame, self.trained.data.frame)
+        )
+        return bm25_scores(asked, known)
 
     @cached_property
     def _gradients(self) -> Gradients:
