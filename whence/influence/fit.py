@@ -32,6 +32,7 @@ from whence.data.tokenization import TokenizedExamples
 from whence.influence import store
 from whence.influence.eigen import SIDES, symmetric_eigen
 from whence.influence.loader import Loader
+from whence.influence.memory import give_back_freed
 from whence.influence.partitions import Partitions
 from whence.influence.plan import FitPlan
 from whence.influence.task import LanguageModelingTask
@@ -137,8 +138,10 @@ class Fit:
                 yield part, missing
 
     def _keep(self, phase: str, part: int, names: Sequence[str], factors: store.Factors) -> None:
+        """Write what a pass summed, and let go of it: the next pass, or phase, needs its room."""
         for name in names:
-            self.parts.put(_part(phase, part, name), {factor: tensors[name] for factor, tensors in factors.items()})
+            self.parts.put(_part(phase, part, name), {factor: tensors.pop(name) for factor, tensors in factors.items()})
+        give_back_freed()
 
     def _decompose(self, module: str) -> store.Tensors:
         results: store.Tensors = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -268,6 +269,17 @@ def available_memory(device: torch.device) -> int:
     except (OSError, ValueError):  # no cgroup v2, or the limit is "max"
         return free
     return min(free, max(limit - used, 0))
+
+
+def give_back_freed() -> None:
+    """Hand freed memory back to the system, so that one phase's is not held through the next.
+
+    After its first large block is freed, glibc takes blocks of that size from its heap, which shrinks only at its end.
+    Elsewhere (musl, macOS) there is nothing to call and nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def readable(size: float) -> str:
