@@ -16,8 +16,8 @@ from components.report.component import report
 from components.score.component import score
 from components.validate.component import validate
 from pipelines.kubernetes import Placement
-from pipelines.parallel import shared_fit, shared_score
-from whence.config import Config
+from pipelines.parallel import shared_fit, shared_score, shared_validate
+from whence.config import RETRAINING_MEASURES, Config
 
 
 def shown_stages(stages: Iterable[str], config: Config) -> tuple[str, ...]:
@@ -34,12 +34,21 @@ class Explanation:
 
     placement: Placement
     shared: tuple[GraphComponent, GraphComponent] | None
+    """Fitting and scoring, where tasks share them."""
+    shared_evidence: GraphComponent | None
+    """The same for evidence."""
 
     @classmethod
     def build(cls, config: Config, placement: Placement) -> Explanation:
-        """With fitting and scoring shared among tasks where the settings say so."""
-        parallel = config.general.parallel_tasks is not None
-        return cls(placement, (shared_fit(placement), shared_score(placement)) if parallel else None)
+        """With the work shared among tasks where the settings say so, retraining only where any is asked for."""
+        if config.general.parallel_tasks is None:
+            return cls(placement, None, None)
+        retraining = not set(RETRAINING_MEASURES).isdisjoint(config.validation.measures)
+        return cls(
+            placement,
+            (shared_fit(placement), shared_score(placement)),
+            shared_validate(placement) if retraining else None,
+        )
 
     def of(
         self,
@@ -58,7 +67,7 @@ class Explanation:
         Args:
             base_model: what the model was trained from.
             history: what was logged while training.
-            tasks: the numbers of the tasks that share fitting and scoring.
+            tasks: the numbers of the tasks that share the work.
             places: the fields of the form that say where tasks run.
         """
         inputs = {"config": config, "model": model, "train_data": train_data}
@@ -72,10 +81,16 @@ class Explanation:
             scored = score(**inputs, factors=factors, generations=generations)
             scores = scored.outputs["scores"]
             self.placement.place(places, fit_factors=fitted, score=scored)
-        validated = validate(**inputs, base_model=base_model, factors=factors, generations=generations, scores=scores)
+        judged = inputs | {"base_model": base_model, "factors": factors, "generations": generations, "scores": scores}
+        if self.shared_evidence:
+            evidence = self.shared_evidence(**judged, tasks=tasks, **places).output
+        else:
+            validated = validate(**judged)
+            evidence = validated.outputs["evidence"]
+            self.placement.place(places, validate=validated)
         inspected = inspect(config=config, factors=factors)
         compared = compare(config=config, generations=generations, scores=scores, train_data=train_data)
-        self.placement.place(places, inspect=inspected, validate=validated, compare=compared)
+        self.placement.place(places, inspect=inspected, compare=compared)
         return {
             "config": config,
             "train_data": train_data,
@@ -84,7 +99,7 @@ class Explanation:
             "scores": scores,
             "comparison": compared.outputs["comparison"],
             "spectra": inspected.outputs["spectra"],
-            "evidence": validated.outputs["evidence"],
+            "evidence": evidence,
         }
 
     def report(self, explained: dict[str, Any], places: dict[str, Any], **benchmark: Any) -> PipelineTask:

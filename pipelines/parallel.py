@@ -1,4 +1,4 @@
-"""Fitting and scoring shared among parallel tasks, each on its own node: pipelines that stand in for the stages.
+"""Fitting, scoring and retraining shared among tasks, each on its own node: pipelines that stand in for the stages.
 
 They are pipelines within the pipeline: in the Kubeflow UI each is one node that opens, and kfp's local runner, which
 takes the items of a loop only from a pipeline's own parameters, runs them too. A pipeline within another sees nothing
@@ -17,15 +17,19 @@ from components.fit_eigenvectors.component import fit_eigenvectors
 from components.fit_lambdas.component import fit_lambdas
 from components.merge_factors.component import merge_factors
 from components.merge_scores.component import merge_scores
+from components.retrain_share.component import retrain_share
 from components.score_part.component import score_part
+from components.validate.component import validate
 from pipelines.kubernetes import Placement
 
 ARTIFACTS = {
     "config": dsl.Input[dsl.Artifact],
+    "base_model": dsl.Input[dsl.Artifact],
     "model": dsl.Input[dsl.Model],
     "train_data": dsl.Input[dsl.Dataset],
     "factors": dsl.Input[dsl.Artifact],
     "generations": dsl.Input[dsl.Dataset],
+    "scores": dsl.Input[dsl.Dataset],
 }
 
 
@@ -35,8 +39,10 @@ def shared_fit(placement: Placement) -> GraphComponent:
     They are those that ``fit_factors`` alone would have fitted.
     """
 
-    def graph(config: Any, model: Any, train_data: Any, tasks: Any, *places: Any) -> Any:
-        inputs = {"config": config, "model": model, "train_data": train_data}
+    needed = ["config", "model", "train_data"]
+
+    def graph(*given: Any) -> Any:
+        inputs, tasks, places = _given(needed, given)
         with dsl.ParallelFor(tasks) as task:
             summed = fit_covariances(**inputs, task=task)
         decomposed = fit_eigenvectors(**inputs, covariances=dsl.Collected(summed.outputs["covariances"]))
@@ -53,31 +59,47 @@ def shared_fit(placement: Placement) -> GraphComponent:
         )
         return merged.outputs["factors"]
 
-    _declare(graph, ["config", "model", "train_data"], placement, dsl.Artifact)
+    _declare(graph, needed, placement, dsl.Artifact)
     return dsl.pipeline(name="shared-fit", description="Fit the influence factors in parallel tasks.")(graph)
 
 
 def shared_score(placement: Placement) -> GraphComponent:
     """Every task scores its share of the training examples, then all together, as ``score`` alone would have."""
 
-    def graph(
-        config: Any, model: Any, train_data: Any, factors: Any, generations: Any, tasks: Any, *places: Any
-    ) -> Any:
-        inputs = {
-            "config": config,
-            "model": model,
-            "factors": factors,
-            "train_data": train_data,
-            "generations": generations,
-        }
+    needed = ["config", "model", "train_data", "factors", "generations"]
+
+    def graph(*given: Any) -> Any:
+        inputs, tasks, places = _given(needed, given)
         with dsl.ParallelFor(tasks) as task:
             part = score_part(**inputs, task=task)
         merged = merge_scores(**inputs, parts=dsl.Collected(part.outputs["parts"]))
         placement.place(_form(placement, places), score_part=part, merge_scores=merged)
         return merged.outputs["scores"]
 
-    _declare(graph, list(ARTIFACTS), placement, dsl.Dataset)
+    _declare(graph, needed, placement, dsl.Dataset)
     return dsl.pipeline(name="shared-score", description="Score the training examples in parallel tasks.")(graph)
+
+
+def shared_validate(placement: Placement) -> GraphComponent:
+    """Every task does its share of the retrainings, then ``validate`` measures with all of them."""
+    needed = list(ARTIFACTS)
+
+    def graph(*given: Any) -> Any:
+        inputs, tasks, places = _given(needed, given)
+        with dsl.ParallelFor(tasks) as task:
+            retrained = retrain_share(**inputs, task=task)
+        validated = validate(**inputs, retrainings=dsl.Collected(retrained.outputs["retrainings"]))
+        placement.place(_form(placement, places), retrain_share=retrained, validate=validated)
+        return validated.outputs["evidence"]
+
+    _declare(graph, needed, placement, dsl.Dataset)
+    return dsl.pipeline(name="shared-validate", description="Gather the evidence, retraining in parallel tasks.")(graph)
+
+
+def _given(artifacts: list[str], values: tuple[Any, ...]) -> tuple[dict[str, Any], Any, tuple[Any, ...]]:
+    """The arguments of a graph: its artifacts by name, the tasks' numbers, and the values of the placement's form."""
+    count = len(artifacts)
+    return dict(zip(artifacts, values[:count], strict=True)), values[count], values[count + 1 :]
 
 
 def _form(placement: Placement, values: Iterable[Any]) -> dict[str, Any]:

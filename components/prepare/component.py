@@ -54,7 +54,7 @@ def prepare(
         eval_data: The held-out examples.
         metrics: Rows kept, shortened and dropped.
         mlflow_run: The link to the record of this run in MLflow.
-        tasks: The numbers of the tasks that share fitting and scoring.
+        tasks: The numbers of the tasks that share the work.
     """
     form = dict(locals())  # exactly the arguments, as the first statement
     from pathlib import Path

@@ -17,6 +17,7 @@ def validate(
     evidence: dsl.Output[dsl.Dataset],
     summary: dsl.Output[dsl.Markdown],
     metrics: dsl.Output[dsl.Metrics],
+    retrainings: dsl.Input[list[dsl.Artifact]] = None,
 ) -> None:
     """Measure whether the attributions can be trusted, beside plain baselines, and grade the evidence in words.
 
@@ -28,6 +29,7 @@ def validate(
         train_data: The training examples, with the truth where the data knows it.
         generations: The models' own answers, queries where the settings say so.
         scores: The influence scores that are judged.
+        retrainings: Those of every task of retrain_share; left out where this task does them all.
 
     Returns:
         evidence: Grade, measures with intervals, and what was not measured and why (evidence.json, a table as parquet).
@@ -49,5 +51,6 @@ def validate(
         scores=Path(scores.path),
         evidence=Path(evidence.path),
         summary=Path(summary.path),
+        retrainings=[Path(one.path) for one in retrainings or []],
     )
     log_metrics(metrics, result.metrics)

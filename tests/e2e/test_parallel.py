@@ -1,6 +1,8 @@
-"""Fitting and scoring shared between two tasks of the real pipeline, against the same stages in one task each."""
+"""Fitting, scoring and retraining shared between two tasks of the real pipeline, against the stages in one task."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 from conftest import Folder
@@ -10,6 +12,7 @@ from safetensors.numpy import load_file
 SMALL = [
     "--set", "dataset.num_samples=160", "--set", "dataset.num_eval_samples=20", "--set", "training.num_train_epochs=2",
     "--set", "evaluation.mmlu.enabled=false", "--set", "factors.batch_size=2", "--set", "scores.train_batch_size=2",
+    "--set", "validation.measures=[planted, lds]", "--set", "validation.lds_subsets=4",
 ]  # fmt: skip
 FACTORS = ("activation_eigenvectors", "gradient_eigenvectors", "lambda_matrix")
 
@@ -27,7 +30,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 def test_both_tasks_of_every_phase_work_and_all_stages_finish(shared: Folder) -> None:
     states = shared.states()
     assert set(states.values()) - {"skipped"} == {"finished"}
-    for name in ("fit_covariances-1", "fit_covariances-2", "fit_lambdas-1", "fit_lambdas-2", "score_part-2"):
+    for name in ("fit_covariances-1", "fit_covariances-2", "fit_lambdas-1", "fit_lambdas-2", "score_part-2",
+                 "retrain_share-1", "retrain_share-2"):  # fmt: skip
         assert name in states
     parts = [event["metrics"]["data_partitions"] for event in shared.events() if event["state"] == "finished"
              and event["stage"].startswith("score_part")]  # fmt: skip
@@ -55,8 +59,30 @@ def test_factors_and_scores_are_those_of_one_task(shared: Folder) -> None:
         assert (shared.artifact("merge-scores", "scores") / file).read_bytes() == (scores / file).read_bytes()
 
 
+def test_the_evidence_is_that_of_one_task(shared: Folder) -> None:
+    shares = [set(folder.rglob("*.json")) for folder in shared.run.rglob("retrain-share*/retrainings")]
+    assert [len(files) for files in shares] == [2, 2]
+    names = {file.name for files in shares for file in files}
+    prepared, evidence = shared.run / "artifacts" / "prepare", shared.path / "evidence"
+    finished = shared.whence(
+        "validate", "--config", str(prepared / "config"), "--base-model", str(prepared / "base_model"),
+        "--model", str(shared.artifact("train", "model")), "--train-data", str(prepared / "train_data"),
+        "--factors", str(shared.artifact("merge-factors", "factors")),
+        "--generations", str(shared.artifact("generate", "generations")),
+        "--scores", str(shared.artifact("merge-scores", "scores")),
+        "--evidence", str(evidence), "--summary", str(shared.path / "evidence.md"),
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    merged = shared.artifact("validate", "evidence")
+    assert {file.name for file in (merged / "retrainings").iterdir()} == names
+    ours, alone = (json.loads((folder / "evidence.json").read_text()) for folder in (merged, evidence))
+    assert {measure["name"] for measure in ours["measures"]} >= {"lds"}
+    assert ours == alone
+
+
 def test_every_task_has_its_run_in_mlflow(shared: Folder) -> None:
     client = MlflowClient(f"sqlite:///{shared.path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("whence").experiment_id])
     stages = {run.data.tags.get("whence.stage") for run in runs if run.data.tags.get("mlflow.parentRunId")}
-    assert {"fit_covariances-1", "fit_covariances-2", "merge_factors", "score_part-1", "merge_scores"} <= stages
+    assert {"fit_covariances-1", "fit_covariances-2", "merge_factors", "score_part-1", "merge_scores",
+            "retrain_share-2", "validate"} <= stages  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -178,23 +179,27 @@ def test_finished_retrainings_are_read_and_only_missing_ones_are_done(retrained,
     asked = []
     monkeypatch.setattr(Retrainer, "_retrain", lambda self, changes, of: asked.extend(changes))
     gone = planned.changes[1]
-    retrainer._file(gone).rename(retrainer.folder / "kept")
-    retrainer.outcomes(planned.changes)
-    (retrainer.folder / "kept").rename(retrainer._file(gone))
+    retrainer.file(gone).rename(retrainer.folder / "kept")
+    with pytest.raises(FileNotFoundError):  # nobody has done it
+        retrainer.outcomes(planned.changes)
+    (retrainer.folder / "kept").rename(retrainer.file(gone))
     assert asked == [gone]
 
 
-def test_shares_of_the_retrainings_are_disjoint_and_complete(retrained, monkeypatch, tmp_path):
-    planned, retrainer, _ = retrained
+def test_retrainings_of_other_tasks_are_taken_over(retrained, monkeypatch, tmp_path):
+    planned, retrainer, outcomes = retrained
+    parts = [tmp_path / "part 1", tmp_path / "part 2"]
+    for number, change in enumerate(outcomes):
+        part = parts[number % 2]
+        part.mkdir(exist_ok=True)
+        shutil.copy2(retrainer.file(change), part)
     fresh = Retrainer(
-        retrainer.base_model, retrainer.train, retrainer.queries, retrainer.config, tmp_path, tmp_path, processes=1
+        retrainer.base_model, retrainer.train, retrainer.queries, retrainer.config, tmp_path / "all", tmp_path
     )
-    done: list[list[Change]] = []
-    monkeypatch.setattr(Retrainer, "_retrain", lambda self, changes, of: done.append(list(changes)))
-    for number in range(3):
-        fresh.outcomes(planned.changes, share=(number, 3))
-    everything = [change for share in done for change in share]
-    assert sorted(map(hash, everything)) == sorted(map(hash, set(planned.changes)))
+    monkeypatch.setattr(Retrainer, "_retrain", lambda self, changes, of: pytest.fail(f"retrains {changes}"))
+    fresh.adopt(parts)
+    found = fresh.outcomes(planned.changes)
+    assert all((found[change] == outcome).all() for change, outcome in outcomes.items())
 
 
 def test_absent_examples_keep_their_place_but_teach_nothing(small):

@@ -243,6 +243,21 @@ def test_the_number_of_parallel_tasks_is_a_parameter_that_reaches_the_loops() ->
         assert loops == ["pipelinechannel--tasks"] * (2 if name == "shared-fit" else 1)
 
 
+def test_retrainings_are_shared_where_any_are_asked_for(tmp_path: Path) -> None:
+    compile_pipeline(profile_file("patents-tinyllama"), tmp_path / "p.yaml", {"validation.measures": ["lds"]})
+    pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    graph = pipeline["components"]["comp-shared-validate"]["dag"]["tasks"]
+    loop = next(name for name, task in graph.items() if "parameterIterator" in task)
+    assert graph[loop]["parameterIterator"]["items"]["inputParameter"] == "pipelinechannel--tasks"
+    assert graph["validate"]["dependentTasks"] == [loop]
+    assert "retrainings" in graph["validate"]["inputs"]["artifacts"]
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for name in ("exec-retrain-share", "exec-validate"):
+        wanted = placed[name]["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
+        assert wanted.endswith("gpu_node_selector")
+    assert "comp-retrain-share" not in checked_in("patents-tinyllama")[0]["components"], "nothing there is retrained"
+
+
 def test_the_stages_run_in_the_order_of_the_design() -> None:
     tasks = checked_in("demo")[0]["root"]["dag"]["tasks"]
     after = {name: set(task.get("dependentTasks", [])) for name, task in tasks.items()}

@@ -164,6 +164,9 @@ def validate(
     scores: ScoresFolder,
     evidence: Annotated[Path, _output("Receives the grade and the numbers it hangs on.")],
     summary: Annotated[Path, _output("Receives the same for reading, as Markdown.", file=True)],
+    retrainings: Annotated[
+        list[Path] | None, _input("Retrainings that another task has finished; may be given several times.")
+    ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Measure everything, also what trains the model again many times.")
     ] = False,
@@ -186,8 +189,11 @@ def validate(
 
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder, "config.yaml")
-        overrides = {"validation.measures": list(ALL_MEASURES)} if full else {}
-        settings.write_text(load_config(config, overrides).to_yaml(), encoding="utf-8")
+        overrides: dict[str, Any] = {"validation.measures": list(ALL_MEASURES)} if full else {}
+        if share is not None:
+            number, overrides["general.parallel_tasks"] = read_share(share)
+        resolved = load_config(config, overrides)
+        settings.write_text(resolved.to_yaml(), encoding="utf-8")
         inputs = {
             "config": settings,
             "base_model": base_model,
@@ -198,9 +204,11 @@ def validate(
             "scores": scores,
         }
         if share is not None:
-            typer.echo(f"{retrain_share.retrain_share(**inputs, share=read_share(share))} retrainings are finished")
+            if resolved.general.work_dir is None:  # nobody would find them
+                raise ConfigError("--share keeps its retrainings in general.work_dir, which is not set; set it")
+            _run(retrain_share.run, **inputs, task=number, retrainings=Path(folder, "retrainings"))
             return
-        stage.run(**inputs, evidence=evidence, summary=summary)
+        stage.run(**inputs, evidence=evidence, summary=summary, retrainings=retrainings or ())
     print_evidence(Console(), Evidence.read(evidence / EVIDENCE))
 
 
@@ -338,7 +346,7 @@ def promote(
 
 
 def read_share(text: str) -> tuple[int, int]:
-    """A share as text, ``2/4``, as :func:`whence.stages.retrain_share.retrain_share` counts: ``(1, 4)``.
+    """A share as text, ``2/4``, as tasks are counted: ``(1, 4)``.
 
     Raises:
         ConfigError: it is written in another way.

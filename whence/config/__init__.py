@@ -38,8 +38,8 @@ class General(Section):
     )
     parallel_tasks: Positive | None = Field(
         None,
-        description="Tasks that share fitting and scoring, each on its own node, a parameter of the compiled pipeline; "
-        "null: one task each.",
+        description="Tasks that share fitting, scoring and retraining, each on its own node, a parameter of the "
+        "compiled pipeline; null: one task each.",
     )
     work_dir: str | None = Field(
         None,
@@ -266,6 +266,7 @@ class Evaluation(Section):
 Measured = Literal["planted", "mislabeled", "tail_patch", "stability", "counterfactual", "lds"]
 CHEAP_MEASURES: tuple[Measured, ...] = ("planted", "mislabeled", "tail_patch")
 ALL_MEASURES: tuple[Measured, ...] = get_args(Measured)
+RETRAINING_MEASURES: tuple[Measured, ...] = ("counterfactual", "lds")
 
 
 class Validation(Section):

@@ -37,6 +37,7 @@ GPU_STAGES = (
     "generate",
     "mmlu",
     "validate",
+    "retrain_share",
 )
 CPU_STAGES = ("prepare", "inspect", "compare", "report", "find_champion", "gate", "promote")
 

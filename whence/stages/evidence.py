@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +33,7 @@ from whence.influence.fingerprints import model_fingerprint, require_same
 from whence.influence.info import load_factors_info
 from whence.models import load_model
 from whence.stages.artifacts import QUERIES, SCORES, SCORES_INFO, SELF_INFLUENCE
-from whence.stages.trained import Trained
+from whence.stages.trained import Trained, share_of
 from whence.stages.workspace import stage_key
 
 RETRAININGS = "retrainings"
@@ -156,14 +155,18 @@ class Gathering:
         seeds = range(first, first + self._settings.validation.lds_seeds)
         return [Change(seed, only=subset) for subset in self._subsets for seed in seeds]
 
-    def retrain(self, measures: Sequence[str], share: tuple[int, int]) -> int:
-        """Do one share of the retrainings of these measures; the number that are finished afterwards."""
+    def retrain(self, task: int) -> list[Path]:
+        """Do the retrainings that fall to one of ``general.parallel_tasks``; returns their files."""
+        asked = self._settings.validation.measures
         changes: list[Change] = []
-        if "counterfactual" in measures:
+        if "counterfactual" in asked:
             changes += self.counterfactual_plan.changes
-        if "lds" in measures:
+        if "lds" in asked:
             changes += self.lds_changes
-        return len(self.retrainer.outcomes(changes, share))
+        wanted = list(dict.fromkeys(changes))
+        mine = [wanted[number] for number in share_of(self._settings, task, len(wanted))]
+        self.retrainer.outcomes(mine)
+        return [self.retrainer.file(change) for change in mine]
 
     @cached_property
     def retrainer(self) -> Retrainer:

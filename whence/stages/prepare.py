@@ -38,7 +38,7 @@ def run(
         base_model: receives the built-in model, or a reference to the hub model or folder.
         train_data: receives the training examples.
         eval_data: receives the held-out examples.
-        tasks: receives the numbers of the tasks that are to share fitting and scoring, as a JSON list.
+        tasks: receives the numbers of the tasks that are to share the work, as a JSON list.
     """
     try:
         resolved = parse_config(settings, overrides, origin="the profile with its overrides")

@@ -1,17 +1,20 @@
-"""A share of the retrainings that stage ``validate`` asks for, for several machines to do them together."""
+"""Stage ``retrain_share``: one task's share of the retrainings that ``validate`` needs, where tasks share them."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from whence.config_file import load_config
-from whence.errors import ConfigError
 from whence.stages.evidence import Gathering
-from whence.stages.runner import open_workspace
+from whence.stages.runner import StageResult, run_stage
+from whence.stages.trained import task_name
 from whence.stages.validate import SETTINGS
+from whence.stages.workspace import Workspace
+from whence.tracking import StageRun
 
 
-def retrain_share(
+def run(
     *,
     config: Path,
     base_model: Path,
@@ -20,25 +23,44 @@ def retrain_share(
     train_data: Path,
     generations: Path,
     scores: Path,
-    share: tuple[int, int],
-) -> int:
-    """Do one share of the retrainings that ``validate`` would do, for machines that have the work folder in common.
+    task: int,
+    retrainings: Path,
+) -> StageResult:
+    """Do one task's retrainings of the measures that are asked for.
 
     Args:
-        share: ``(i, n)`` for every n-th of the missing retrainings, beginning with the i-th (from 0).
-
-    Returns:
-        How many of all retrainings are finished now; ``validate`` then finds them there.
-
-    Raises:
-        ConfigError: ``general.work_dir`` is not set, so that nobody would find them.
+        config: the resolved configuration, with the prompts and ``general.parallel_tasks``.
+        base_model: the base model, or the reference to it, to train again.
+        model: the fine-tuned model.
+        factors: its influence factors.
+        train_data: the training examples.
+        generations: the models' own answers, queries where ``scores.use_generated`` says so.
+        scores: the influence scores, which say what a counterfactual leaves out.
+        task: the task's number, from 0.
+        retrainings: receives a file per retraining: what it changed, and the log-probability of every query's answer.
     """
     settings = load_config(config)
-    if settings.general.work_dir is None:
-        raise ConfigError("a share of the retrainings is kept in general.work_dir, which is not set; set it")
-    inputs = {"base_model": base_model, "model": model, "factors": factors, "train_data": train_data,
-              "generations": generations, "scores": scores}  # fmt: skip
-    work = open_workspace("validate", settings, inputs, {}, SETTINGS, settings.general.work_dir)
-    work.scratch.mkdir(parents=True, exist_ok=True)
-    gathering = Gathering.open(work.scratch, settings, model, base_model, factors, train_data, generations, scores)
-    return gathering.retrain(settings.validation.measures, share)
+
+    def compute(work: Workspace, run: StageRun) -> dict[str, float]:
+        gathering = Gathering.open(work.scratch, settings, model, base_model, factors, train_data, generations, scores)
+        files = gathering.retrain(task)
+        folder = work.outputs["retrainings"]
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy2(file, folder)
+        return {"retrainings": float(len(files))}
+
+    def record(work: Workspace, run: StageRun) -> None:
+        """The outcomes are recorded where they are judged."""
+
+    return run_stage(
+        task_name("retrain_share", task),
+        settings,
+        inputs={"base_model": base_model, "model": model, "factors": factors, "train_data": train_data,
+                "generations": generations, "scores": scores},
+        outputs={"retrainings": retrainings},
+        settings=SETTINGS,
+        compute=compute,
+        record=record,
+        reuse=False,  # every retraining is kept by itself, in general.work_dir
+    )  # fmt: skip

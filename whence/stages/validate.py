@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from whence.config import ALL_MEASURES, Config
@@ -14,7 +15,7 @@ from whence.evaluation.attribution.summary import flat_table, headline, markdown
 from whence.stages.artifacts import EVIDENCE, EVIDENCE_TABLE, SCORES_INFO
 from whence.stages.evidence import RETRAININGS, Gathering
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.trained import SCORE_SETTINGS
+from whence.stages.trained import SCORE_SETTINGS, numbered
 from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
 
@@ -34,6 +35,7 @@ def run(
     scores: Path,
     evidence: Path,
     summary: Path,
+    retrainings: Sequence[Path] = (),
 ) -> StageResult:
     """Measure what ``validation.measures`` names, beside the baselines, and grade it.
 
@@ -48,11 +50,13 @@ def run(
         evidence: receives ``evidence.json`` (grade, measures with intervals, what was not measured and why),
             ``evidence.parquet`` (the same numbers as a table) and the outcomes of all retrainings.
         summary: receives the grade and the numbers as Markdown.
+        retrainings: those of every task of ``retrain_share``; the missing ones are done here.
     """
     settings = load_config(config)
 
     def compute(work: Workspace, run: StageRun) -> dict[str, float]:
         gathering = Gathering.open(work.scratch, settings, model, base_model, factors, train_data, generations, scores)
+        gathering.retrainer.adopt(retrainings)
         found = _gather(settings, gathering, scores)
         folder = work.outputs["evidence"]
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,16 +76,17 @@ def run(
         run.log_artifacts(work.outputs["evidence"], "evidence")
         run.log_artifact(work.outputs["summary"], "evidence", name="evidence.md")
 
+    inputs = {"base_model": base_model, "model": model, "factors": factors, "train_data": train_data,
+              "generations": generations, "scores": scores}  # fmt: skip
     return run_stage(
         "validate",
         settings,
-        inputs={"base_model": base_model, "model": model, "factors": factors, "train_data": train_data,
-                "generations": generations, "scores": scores},
+        inputs=inputs | numbered("retrainings", retrainings),
         outputs={"evidence": evidence, "summary": summary},
         settings=SETTINGS,
         compute=compute,
         record=record,
-    )  # fmt: skip
+    )
 
 
 def _gather(settings: Config, gathering: Gathering, scores: Path) -> Evidence:

@@ -49,21 +49,35 @@ class Retrainer:
     scratch: Path
     processes: int | None = None
 
-    def outcomes(self, changes: Iterable[Change], share: tuple[int, int] = (0, 1)) -> dict[Change, np.ndarray]:
+    def outcomes(self, changes: Iterable[Change]) -> dict[Change, np.ndarray]:
         """The log-probability of each query's answer after each retraining, ``[queries]``.
 
         Args:
             changes: the retrainings; equal ones are done once.
-            share: ``(i, n)`` does only every n-th of the missing ones, beginning with i, for machines that share
-                ``folder``; the others' are in the answer if they are finished.
         """
         wanted = list(dict.fromkeys(changes))
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [change for change in wanted[share[0] :: share[1]] if not self._file(change).exists()]
+        missing = [change for change in wanted if not self.file(change).exists()]
         if missing:
             self._retrain(missing, len(wanted))
-        finished = [change for change in wanted if self._file(change).exists()]
-        return {change: np.array(json.loads(self._file(change).read_text())["logprobs"]) for change in finished}
+        return {change: np.array(json.loads(self.file(change).read_text())["logprobs"]) for change in wanted}
+
+    def adopt(self, folders: Iterable[Path]) -> None:
+        """Take over the retrainings that other tasks have finished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file in (file for folder in folders for file in folder.glob("*.json")):
+            _write(self.folder / file.name, file.read_text(encoding="utf-8"))
+
+    def file(self, change: Change) -> Path:
+        """Where the outcome of a retraining is kept, named by all that decides it."""
+        decided_by = {
+            "change": asdict(change),
+            "train": self.train.fingerprint,
+            "queries": self.queries.fingerprint,
+            "training": self.config.training.model_dump(mode="json"),
+            "base": self.config.models.base.model_dump(mode="json"),
+        }
+        return self.folder / f"{fingerprint(decided_by)[:24]}.json"
 
     def _retrain(self, changes: Sequence[Change], of: int) -> None:
         workers = min(self.processes or _at_once(self.config), len(changes))
@@ -85,7 +99,7 @@ class Retrainer:
 
     def _one(self, change: Change) -> None:
         """Retrain once; the file comes last and whole, so that a killed retraining leaves none."""
-        file = self._file(change)
+        file = self.file(change)
         work = self.scratch / f"{file.stem}.{os.getpid()}"
         examples = change.examples(self.train)
         settings = self.config.model_copy(
@@ -106,19 +120,14 @@ class Retrainer:
             outcome = answer_logprobs(network, self.queries, int(tokenizer.pad_token_id))
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"change": asdict(change), "logprobs": outcome.tolist()}), encoding="utf-8")
-        os.replace(temporary, file)
+        _write(file, json.dumps({"change": asdict(change), "logprobs": outcome.tolist()}))
 
-    def _file(self, change: Change) -> Path:
-        decided_by = {
-            "change": asdict(change),
-            "train": self.train.fingerprint,
-            "queries": self.queries.fingerprint,
-            "training": self.config.training.model_dump(mode="json"),
-            "base": self.config.models.base.model_dump(mode="json"),
-        }
-        return self.folder / f"{fingerprint(decided_by)[:24]}.json"
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, file)
 
 
 def _at_once(config: Config) -> int:
