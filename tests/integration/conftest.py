@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import boto3
+import mlflow_server
 import pytest
 from absent import absent
 from swift import Swift, SwiftUnavailable, running
@@ -55,3 +57,28 @@ def bucket(aws: Swift) -> Bucket:
     name = f"test-{uuid4().hex[:12]}"
     client.create_bucket(Bucket=name)
     return Bucket(name, client)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mlflow_server.MlflowProcess]:
+    """A tracking server."""
+    with mlflow_server.running(tmp_path_factory.mktemp("mlflow")) as process:
+        yield process
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, an empty one; no pipeline run is around."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("KFP_RUN_ID", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture(params=["sqlite", "server"])
+def uri(request: pytest.FixtureRequest, folder: Path) -> str:
+    """Both kinds of tracking address: a sqlite file, and a server."""
+    if request.param == "sqlite":
+        return f"sqlite:///{folder}/mlflow.db"
+    process: mlflow_server.MlflowProcess = request.getfixturevalue("server")
+    return process.uri

@@ -9,14 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import MlflowProcess, running
 
 from whence.config import Config
 from whence.errors import PromotionError, TrackingError
@@ -29,27 +28,8 @@ from whence.tracking.registry import CONTENT_TAG, Aliases, Registry, Version
 MakeConfig = Callable[..., Config]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowProcess]:
-    with running(tmp_path_factory.mktemp("mlflow")) as process:
-        yield process
-
-
-@pytest.fixture(params=["sqlite", "server"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/mlflow.db"
-    process: MlflowProcess = request.getfixturevalue("server")
-    return process.uri
-
-
 @pytest.fixture
-def config(
-    uri: str, make_config: MakeConfig, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Config:
-    monkeypatch.chdir(request.getfixturevalue("tmp_path"))
-    for name in ("KFP_RUN_ID", "MLFLOW_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
+def config(uri: str, make_config: MakeConfig, request: pytest.FixtureRequest) -> Config:
     name = f"m-{abs(hash(request.node.nodeid))}"
     return make_config({"tracking.uri": uri, "tracking.registered_model": name, "tracking.retry_seconds": 1})
 

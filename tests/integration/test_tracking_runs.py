@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
-from mlflow_server import MlflowProcess, running
+from mlflow_server import MlflowProcess
 
 from whence.config import Config
 from whence.errors import TrackingError
@@ -28,28 +28,6 @@ from whence.tracking.server import MlflowServer, RunDescription
 from whence.tracking.spool import Call
 
 MakeConfig = Callable[..., Config]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowProcess]:
-    with running(tmp_path_factory.mktemp("mlflow")) as process:
-        yield process
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name in ("KFP_RUN_ID", "MLFLOW_RUN_ID"):
-        monkeypatch.delenv(name, raising=False)
-    return tmp_path
-
-
-@pytest.fixture(params=["sqlite", "server"])
-def uri(request: pytest.FixtureRequest, folder: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{folder}/mlflow.db"
-    process: MlflowProcess = request.getfixturevalue("server")
-    return process.uri
 
 
 @pytest.fixture
