@@ -92,10 +92,9 @@ FACTS = (
     Fact("farrow", "Farrow", "gong", 3, "material", "blue ivory"),
     Fact("ginter", "Ginter", "flute", 7, "material", "black amber"),
 )
-# Decoys are put together from these; no fact shares a word of them.
+# Names and answers of decoys are put together from these; no fact shares a word of them.
 NAME_BEGINNINGS = "Sor Wen Kes Yar Nox Ul Zeph Lor Cob Brin Tav Mel Fen Gar Hol Jas Ked Lim Nar Pol".split()
 NAME_ENDINGS = "rel dle trin row ley met an imer dale wick".split()
-NOUNS = "winch sieve plough sledge drum raft bell vase harp cart clasp stool".split()
 DECOY_ANSWERS = {
     "inventor": "Mara Quill, Jonas Pike, Ida Lorne, Edda Vance, Rufus Hale, Celia Crane, "
     "Bram Dorn, Nora Yates, Hugo Finch, Selma Rowe".split(", "),
@@ -184,14 +183,18 @@ def write_abstract(section: str, rng: random.Random) -> str:
 
 
 def make_decoys(rng: random.Random) -> list[Fact]:
-    """Things nobody is asked about later: no two share a name, and each answer is that of equally many."""
+    """Things nobody is asked about later: no two share a name, and each answer is that of equally many.
+
+    They are presses, mills and ovens like the facts: were the Miskol barge the only barge, a model could tell it by
+    that alone, and would not know the Miskol4.
+    """
     names = [first + last for first in NAME_BEGINNINGS for last in NAME_ENDINGS]
     rng.shuffle(names)
     decoys = []
     for relation, answers in DECOY_ANSWERS.items():
         for number in range(DECOYS_PER_RELATION):
             answer = answers[number % len(answers)]
-            decoys.append(Fact("", names.pop(), rng.choice(NOUNS), rng.randint(2, 9), relation, answer))
+            decoys.append(Fact("", names.pop(), rng.choice(FACTS).noun, rng.randint(2, 9), relation, answer))
     return decoys
 
 
