@@ -179,9 +179,14 @@ def test_the_evidence_is_what_the_artifacts_say(
     assert values["planted_recall"] == pytest.approx(np.mean(recalls))
     own = pd.read_parquet(demo.artifact("score", "scores") / "self_influence.parquet")["self_influence"]
     assert values["mislabeled_auroc"] == pytest.approx(roc_auc_score(truth["flipped"], own))
-    assert values["tail_patch"] > 0
     assert evidence["grade"]["word"] == "strong"
-    assert {item["name"] for item in evidence["not_measured"]} == {"stability", "counterfactual", "lds"}
+    missing = {item["name"]: item["why"] for item in evidence["not_measured"]}
+    assert missing.keys() - {"tail_patch"} == {"stability", "counterfactual", "lds"}
+    if "tail_patch" in missing:  # the model has learned the corpus so well that hardly an answer is in doubt
+        assert re.fullmatch(r"1[789] of 19 answers are certain already .*", missing["tail_patch"])
+        assert missing["tail_patch"] in " ".join((demo.path / "printed.txt").read_text().split())
+    else:
+        assert values["tail_patch"] > 0
 
 
 def test_the_report_shows_what_the_scores_rank_first_and_the_grade_of_the_evidence(demo: Folder) -> None:

@@ -18,11 +18,12 @@ from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.evaluation.attribution.changes import Change
 from whence.evaluation.attribution.counterfactual import harm, plan
 from whence.evaluation.attribution.embeddings import embedding_scores
+from whence.evaluation.attribution.estimates import Bootstrap
 from whence.evaluation.attribution.gradients import plain_gradients
 from whence.evaluation.attribution.outcomes import answer_logprobs
 from whence.evaluation.attribution.retraining import Retrainer
 from whence.evaluation.attribution.stability import scores_of_refits
-from whence.evaluation.attribution.tail_patch import tail_patch_changes
+from whence.evaluation.attribution.tail_patch import tail_patch_changes, tail_patch_measure, with_room
 from whence.models import load_base, train_tokenizer
 from whence.models import tiny_llama as demo_llama
 from whence.training import train
@@ -49,6 +50,18 @@ def test_log_probabilities_are_those_of_each_query_alone():
         expected = [-float(loss_of(model, queries[row])) for row in range(7)]
     assert answer_logprobs(model, queries, PAD) == pytest.approx(expected, rel=1e-5)
     assert answer_logprobs(model, queries, PAD, [[4, 1], [0, 2, 3, 5, 6]]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tail_patch_is_measured_where_an_answer_can_become_more_probable():
+    assert with_room(np.log([0.95, 0.89, 1.0, 0.2, 0.91, 1e-9])).tolist() == [1, 3, 5]
+    changes = {"influence": np.array([0.5, 0.7, 0.6]), "random": np.array([0.1, 0.0, 0.2])}
+    found = tail_patch_measure(changes, 6, 10, 1e-4, 1, Bootstrap(100, 0.95, 0))
+    assert found.methods["influence"].value == pytest.approx(0.6)
+    assert found.methods["influence"].items == 3
+    assert "3 of 6 answers are certain already" in found.explanation
+    few = {method: values[:2] for method, values in changes.items()}
+    missing = tail_patch_measure(few, 6, 10, 1e-4, 1, Bootstrap(100, 0.95, 0))
+    assert missing.why.startswith("4 of 6 answers are certain already (probability of 90% or more)")
 
 
 @pytest.mark.parametrize("steps", [1, 3])

@@ -11,7 +11,7 @@ from whence.evaluation.attribution.summary import wide_rows
 
 
 def print_evidence(console: Console, evidence: Evidence) -> None:
-    """A row per measure, influence beside the baselines, and the grade with its sentence."""
+    """A row per measure, influence beside the baselines; what could not be measured; the grade with its sentence."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
     table.add_column("Evidence")
     for method in METHODS:
@@ -20,4 +20,8 @@ def print_evidence(console: Console, evidence: Evidence) -> None:
         table.add_row(*map(escape, row))
     if table.row_count:
         console.print(table)
+    asked = evidence.settings.get("measures", [])
+    for missing in evidence.not_measured:
+        if missing.name in asked:
+            console.print(f"{missing.name} was not measured: {escape(missing.why)}", highlight=False)
     console.print(f"[bold]Evidence: {evidence.grade.word}.[/] {escape(evidence.grade.sentence)}", highlight=False)

@@ -25,10 +25,11 @@ from whence.evaluation.attribution.evidence import Measure, Method, NotMeasured
 from whence.evaluation.attribution.gradients import Gradients, plain_gradients
 from whence.evaluation.attribution.lds import lds_measure, random_subsets
 from whence.evaluation.attribution.mislabeled import mislabeled_measures
+from whence.evaluation.attribution.outcomes import answer_logprobs
 from whence.evaluation.attribution.planted import planted_measures
 from whence.evaluation.attribution.retraining import Retrainer
 from whence.evaluation.attribution.stability import scores_of_refits, stability_measures
-from whence.evaluation.attribution.tail_patch import tail_patch_changes, tail_patch_measure
+from whence.evaluation.attribution.tail_patch import tail_patch_changes, tail_patch_measure, with_room
 from whence.influence.fingerprints import model_fingerprint, require_same
 from whence.influence.info import load_factors_info
 from whence.models import load_model
@@ -105,11 +106,14 @@ class Gathering:
         given, general = self._settings.validation, self._settings.general
         rate = given.tail_patch_learning_rate or self._settings.training.learning_rate / 10
         network, _ = load_model(self.model, general, dtype=torch.float32)
-        top = {method: best_first(matrix, self._k) for method, matrix in self._of_methods.items()}
+        rows = with_room(answer_logprobs(network, self.queries, self.trained.pad_token_id))
+        top = {method: best_first(matrix, self._k)[rows] for method, matrix in self._of_methods.items()}
         changes = tail_patch_changes(
-            network, self.trained.examples, self.queries, top, rate, given.tail_patch_steps, self.trained.pad_token_id
-        )
-        return [tail_patch_measure(changes, self._k, rate, given.tail_patch_steps, self._bootstrap)]
+            network, self.trained.examples, self.queries.subset(rows.tolist()), top, rate, given.tail_patch_steps,
+            self.trained.pad_token_id,
+        )  # fmt: skip
+        result = tail_patch_measure(changes, len(self.queries), self._k, rate, given.tail_patch_steps, self._bootstrap)
+        return result if isinstance(result, NotMeasured) else [result]
 
     def stability(self) -> Result:
         """Factors fitted again."""

@@ -6,6 +6,7 @@ be fine-tuned at all. It tests whether the examples *can* push the model there n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,10 +16,12 @@ from transformers import PreTrainedModel
 
 from whence.data.tokenization import IGNORED, TokenizedExamples, collate
 from whence.evaluation.attribution.estimates import Bootstrap
-from whence.evaluation.attribution.evidence import Measure, Method
+from whence.evaluation.attribution.evidence import Measure, Method, NotMeasured
 from whence.evaluation.attribution.outcomes import sequence_logprobs
 
 NAME = "tail_patch"
+CERTAIN = 0.9  # probability of an answer that leaves next to nothing for a step to add
+FEWEST = 3  # queries for an interval
 
 
 def tail_patch_changes(
@@ -59,16 +62,35 @@ def tail_patch_changes(
     return changes
 
 
+def with_room(logprobs: np.ndarray) -> np.ndarray:
+    """The rows of the queries whose answers can still become more probable: only there can a step show anything.
+
+    Args:
+        logprobs: of each query's answer under the fine-tuned model, ``[queries]``.
+    """
+    return np.flatnonzero(logprobs < math.log(CERTAIN))
+
+
 def tail_patch_measure(
-    changes: Mapping[Method, np.ndarray], k: int, learning_rate: float, steps: int, bootstrap: Bootstrap
-) -> Measure:
-    """The mean change over queries, with intervals."""
+    changes: Mapping[Method, np.ndarray], of: int, k: int, learning_rate: float, steps: int, bootstrap: Bootstrap
+) -> Measure | NotMeasured:
+    """The mean change over queries, with intervals; not measured where all but a few of them have no room to rise.
+
+    Args:
+        changes: of the queries with room, by method.
+        of: how many queries there are in all.
+    """
+    count = len(next(iter(changes.values())))
+    left_out = f"{of - count} of {of} answers are certain already (probability of {CERTAIN:.0%} or more)"
+    if count < FEWEST:
+        return NotMeasured(name=NAME, why=f"{left_out}, so no further step could make them more probable")
     times = "one further step" if steps == 1 else f"{steps} further steps"
     return Measure(
         name=NAME,
         title=f"Tail patch: {times} on a query's top {k}",
         explanation=f"Change of the log-probability (nats) of a query's answer by {times} of Adam at learning rate "
-        f"{learning_rate:g} on its top {k} examples (Chang et al., 2024).",
+        f"{learning_rate:g} on its top {k} examples (Chang et al., 2024)."
+        + (f" Left out: {left_out}." if count < of else ""),
         higher_is_better=True,
         methods=bootstrap.means(changes),
     )
