@@ -5,11 +5,12 @@ takes the items of a loop only from a pipeline's own parameters, runs them too. 
 of the outer one's form, so where their tasks run is given to them again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from inspect import Parameter, Signature
 from typing import Any
 
 from kfp import dsl
+from kfp.dsl import PipelineTask
 from kfp.dsl.graph_component import GraphComponent
 
 from components.fit_covariances.component import fit_covariances
@@ -21,6 +22,8 @@ from components.retrain_share.component import retrain_share
 from components.score_part.component import score_part
 from components.validate.component import validate
 from pipelines.kubernetes import Placement
+
+Made = tuple[Any, dict[str, PipelineTask]]  # an output, and the tasks by the names of their stages
 
 ARTIFACTS = {
     "config": dsl.Input[dsl.Artifact],
@@ -39,10 +42,7 @@ def shared_fit(placement: Placement) -> GraphComponent:
     They are those that ``fit_factors`` alone would have fitted.
     """
 
-    needed = ["config", "model", "train_data"]
-
-    def graph(*given: Any) -> Any:
-        inputs, tasks, places = _given(needed, given)
+    def make(inputs: dict[str, Any], tasks: Any) -> Made:
         with dsl.ParallelFor(tasks) as task:
             summed = fit_covariances(**inputs, task=task)
         decomposed = fit_eigenvectors(**inputs, covariances=dsl.Collected(summed.outputs["covariances"]))
@@ -50,68 +50,69 @@ def shared_fit(placement: Placement) -> GraphComponent:
         with dsl.ParallelFor(tasks) as task:
             squared = fit_lambdas(**inputs, eigenvectors=eigenvectors, task=task)
         merged = merge_factors(**inputs, eigenvectors=eigenvectors, lambdas=dsl.Collected(squared.outputs["lambdas"]))
-        placement.place(
-            _form(placement, places),
-            fit_covariances=summed,
-            fit_eigenvectors=decomposed,
-            fit_lambdas=squared,
-            merge_factors=merged,
-        )
-        return merged.outputs["factors"]
+        made = {
+            "fit_covariances": summed,
+            "fit_eigenvectors": decomposed,
+            "fit_lambdas": squared,
+            "merge_factors": merged,
+        }
+        return merged.outputs["factors"], made
 
-    _declare(graph, needed, placement, dsl.Artifact)
-    return dsl.pipeline(name="shared-fit", description="Fit the influence factors in parallel tasks.")(graph)
+    description = "Fit the influence factors in parallel tasks."
+    return _pipeline("shared-fit", description, ["config", "model", "train_data"], dsl.Artifact, placement, make)
 
 
 def shared_score(placement: Placement) -> GraphComponent:
     """Every task scores its share of the training examples, then all together, as ``score`` alone would have."""
 
-    needed = ["config", "model", "train_data", "factors", "generations"]
-
-    def graph(*given: Any) -> Any:
-        inputs, tasks, places = _given(needed, given)
+    def make(inputs: dict[str, Any], tasks: Any) -> Made:
         with dsl.ParallelFor(tasks) as task:
             part = score_part(**inputs, task=task)
         merged = merge_scores(**inputs, parts=dsl.Collected(part.outputs["parts"]))
-        placement.place(_form(placement, places), score_part=part, merge_scores=merged)
-        return merged.outputs["scores"]
+        return merged.outputs["scores"], {"score_part": part, "merge_scores": merged}
 
-    _declare(graph, needed, placement, dsl.Dataset)
-    return dsl.pipeline(name="shared-score", description="Score the training examples in parallel tasks.")(graph)
+    needed = ["config", "model", "train_data", "factors", "generations"]
+    description = "Score the training examples in parallel tasks."
+    return _pipeline("shared-score", description, needed, dsl.Dataset, placement, make)
 
 
 def shared_validate(placement: Placement) -> GraphComponent:
     """Every task does its share of the retrainings, then ``validate`` measures with all of them."""
-    needed = list(ARTIFACTS)
 
-    def graph(*given: Any) -> Any:
-        inputs, tasks, places = _given(needed, given)
+    def make(inputs: dict[str, Any], tasks: Any) -> Made:
         with dsl.ParallelFor(tasks) as task:
             retrained = retrain_share(**inputs, task=task)
         validated = validate(**inputs, retrainings=dsl.Collected(retrained.outputs["retrainings"]))
-        placement.place(_form(placement, places), retrain_share=retrained, validate=validated)
-        return validated.outputs["evidence"]
+        return validated.outputs["evidence"], {"retrain_share": retrained, "validate": validated}
 
-    _declare(graph, needed, placement, dsl.Dataset)
-    return dsl.pipeline(name="shared-validate", description="Gather the evidence, retraining in parallel tasks.")(graph)
-
-
-def _given(artifacts: list[str], values: tuple[Any, ...]) -> tuple[dict[str, Any], Any, tuple[Any, ...]]:
-    """The arguments of a graph: its artifacts by name, the tasks' numbers, and the values of the placement's form."""
-    count = len(artifacts)
-    return dict(zip(artifacts, values[:count], strict=True)), values[count], values[count + 1 :]
+    description = "Gather the evidence, retraining in parallel tasks."
+    return _pipeline("shared-validate", description, list(ARTIFACTS), dsl.Dataset, placement, make)
 
 
-def _form(placement: Placement, values: Iterable[Any]) -> dict[str, Any]:
-    return dict(zip(placement.form(), values, strict=True))
+def _pipeline(
+    name: str,
+    description: str,
+    artifacts: list[str],
+    returns: type,
+    placement: Placement,
+    make: Callable[[dict[str, Any], Any], Made],
+) -> GraphComponent:
+    """What ``make`` makes of the artifacts, by name, and of the tasks' numbers, with every task in its place."""
+    form = placement.form()
 
+    def graph(*given: Any) -> Any:
+        inputs = dict(zip(artifacts, given, strict=False))  # what follows them is no artifact
+        tasks, *places = given[len(artifacts) :]
+        output, made = make(inputs, tasks)
+        placement.place(dict(zip(form, places, strict=True)), **made)
+        return output
 
-def _declare(graph: Any, artifacts: list[str], placement: Placement, returns: type) -> None:
-    """Give ``graph`` the signature that kfp reads: its artifacts, the tasks' numbers and the placement's form."""
-    inputs = {name: ARTIFACTS[name] for name in artifacts} | {"tasks": list[int]}
-    inputs |= {name: type(value) for name, value in placement.form().items()}
-    graph.__signature__ = Signature(
-        [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for name, kind in inputs.items()],
+    # kfp reads the signature: the artifacts, the tasks' numbers and the placement's form.
+    kinds = {name: ARTIFACTS[name] for name in artifacts} | {"tasks": list[int]}
+    kinds |= {name: type(value) for name, value in form.items()}
+    graph.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for name, kind in kinds.items()],
         return_annotation=returns,
     )
-    graph.__annotations__ = {**inputs, "return": returns}
+    graph.__annotations__ = {**kinds, "return": returns}
+    return dsl.pipeline(name=name, description=description)(graph)
