@@ -28,6 +28,7 @@ fi
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-modified
+labels="--label org.opencontainers.image.version=$version --label org.opencontainers.image.revision=$revision"
 format=
 # Without it podman leaves the server's HEALTHCHECK out.
 [ "$CONTAINER_ENGINE" != podman ] || format=--format=docker
@@ -40,8 +41,11 @@ for target in $targets; do
     from="--file docker/Dockerfile --target $target --build-arg TORCH=${TORCH:-cuda} ."
   fi
   # shellcheck disable=SC2086  # lists of words
-  $CONTAINER_ENGINE build $format --tag "$image" --label org.opencontainers.image.version="$version" \
-    --label org.opencontainers.image.revision="$revision" $options $from || { echo "$image: not built" >&2; exit 1; }
+  $CONTAINER_ENGINE build $format --tag "$image" $labels $options $from || { echo "$image: not built" >&2; exit 1; }
+  # An image that podman has in its cache keeps the labels of the commit that was first to build it.
+  # shellcheck disable=SC2086
+  [ "$CONTAINER_ENGINE" != podman ] \
+    || echo "FROM $image" | podman build $format --quiet --no-cache --pull=never --tag "$image" $labels - > /dev/null
   [ -z "${PUSH:-}" ] || $CONTAINER_ENGINE push --quiet "$image"
   echo "$image"
 done

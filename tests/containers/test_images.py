@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from build_settings import SECRET
@@ -142,6 +144,31 @@ def test_labels_say_what_it_is(any_image: Image) -> None:
     assert labels["org.opencontainers.image.title"] == f"whence {any_image.stage.replace('_', '-')}"
     assert labels["org.opencontainers.image.version"] == __version__
     assert labels["org.opencontainers.image.revision"].removesuffix("-modified") == (revision or "unknown")
+
+
+def test_labels_are_of_the_commit_that_was_built_last(tmp_path: Path) -> None:
+    """Also where all of it is in the builder's cache: nothing in the image has changed but the commit."""
+    for name in ["docker/build.sh", "docker/engine.sh", "docker/requirements/layers.toml", "pyproject.toml"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    stage = 'FROM scratch AS {}\nCOPY pyproject.toml /\nUSER 1000:1000\nCMD ["nothing"]\n'
+    # Two, since podman labels the last one of a file in any case.
+    (tmp_path / "docker/Dockerfile").write_text(stage.format("inspect") + stage.format("report"), encoding="utf-8")
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com"]
+    subprocess.run([*git, "init", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run([*git, "add", "."], cwd=tmp_path, check=True)
+    environment = os.environ | {"REGISTRY": "localhost/whence-test-labels", "TAG": "1"}
+    image = Image("inspect", "localhost/whence-test-labels/inspect:1")
+    try:
+        for message in ["first", "second"]:
+            subprocess.run([*git, "commit", "--quiet", "--allow-empty", "-m", message], cwd=tmp_path, check=True)
+            head = subprocess.run([*git, "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True)
+            subprocess.run([tmp_path / "docker/build.sh", "inspect"], env=environment, check=True, capture_output=True)
+            config = image.inspect()["Config"]
+            assert config["Labels"]["org.opencontainers.image.revision"] == head.stdout.strip()
+            assert (config["User"], config["Cmd"]) == ("1000:1000", ["nothing"])
+    finally:
+        engine("rmi", image.name)
 
 
 def test_it_says_its_version(image: Image) -> None:
