@@ -64,6 +64,7 @@ def retraining_pipeline(config: Config, settings: str, placement: Placement = HE
             judged = gate(
                 config=challenge,
                 champion_version=found.outputs["champion_version"],
+                eval_data=eval_data,
                 generations=generations,
                 **benchmark,
             )

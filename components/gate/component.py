@@ -11,6 +11,7 @@ from components.images import image
 def gate(
     config: dsl.Input[dsl.Artifact],
     champion_version: str,
+    eval_data: dsl.Input[dsl.Dataset],
     generations: dsl.Input[dsl.Dataset],
     decision: dsl.Output[dsl.Artifact],
     summary: dsl.Output[dsl.Markdown],
@@ -23,6 +24,7 @@ def gate(
     Args:
         config: The configuration in which the champion stands in the base model's place.
         champion_version: The champion's version number, empty where the base model stands in for it.
+        eval_data: The held-out examples, which both models have answered.
         generations: The answers of champion and candidate to the same rows and prompts.
         benchmark: Their predictions for the same questions; none where the benchmark is switched off.
 
@@ -41,6 +43,7 @@ def gate(
     result = stage.run(
         config=Path(config.path),
         champion_version=champion_version,
+        eval_data=Path(eval_data.path),
         generations=Path(generations.path),
         benchmark=None if benchmark is None else Path(benchmark.path),
         decision=Path(decision.path),

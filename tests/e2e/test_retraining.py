@@ -117,6 +117,13 @@ def test_poisoned_data_are_refused_and_the_champion_stays(story: Story) -> None:
     assert "gate.json" in {item.path for item in story.client.list_artifacts(table)}
 
 
+def test_what_was_refused_is_not_trained_again(story: Story) -> None:
+    printed = finished(story)
+    assert story.states() == {"prepare": "finished", "find_champion": "finished"}
+    assert "gave version 2 of story, which the gate refused against the champion, version 1" in printed
+    assert story.versions() == [1, 2]
+
+
 def test_better_data_promote_also_after_a_kill_between_registering_and_promoting(story: Story) -> None:
     story.give("train.csv", 200, 4, list(WORDS))
     process = story.start(*RUN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import signal
 import subprocess
@@ -14,16 +15,18 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 
 from whence.config import Config
+from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
 from whence.errors import PromotionError, TrackingError
-from whence.stages import prepare, train
-from whence.stages.provenance import model_digest
+from whence.stages import gate, prepare, train
+from whence.stages.provenance import judged_by, model_digest
 from whence.tracking import registry as registry_module
 from whence.tracking import stage_run
-from whence.tracking.registry import CONTENT_TAG, Aliases, Registry, Version
+from whence.tracking.registry import CONTENT_TAG, REFUSED_TAG, Aliases, Registry, Version
 
 MakeConfig = Callable[..., Config]
 
@@ -291,6 +294,49 @@ def test_one_that_lost_the_lock_meanwhile_moves_nothing(
             registry._move("1", None, still_held)
     assert registry.aliases() == Aliases(None, None)
     assert client.get_registered_model(f"{registry.name}.promotion")  # the other's lock stays
+
+
+def refused_answers(folder: Path, candidate: str) -> dict[str, Any]:
+    """What the stage ``gate`` is given of two models that answer alike."""
+    rows = pd.DataFrame({"example_id": ["e-0", "e-1"], "label": ["A", "B"], "predicted": ["A", "A"], "ranked": True})
+    rows["correct"] = rows["exact_match"] = rows["predicted"] == rows["label"]
+    said = pd.DataFrame([{"prompt_id": "prompt-000", "prompt": "A lens bends light.", "answer": "Yes."}])
+    (folder / "generations").mkdir(parents=True)
+    for name, frame in (("eval_answers", rows), ("generations", said)):
+        both = pd.concat([frame.assign(model_id=model_id) for model_id in ("base", "finetuned")])
+        both.to_parquet(folder / "generations" / f"{name}.parquet", index=False)
+    (folder / "generations/models.json").write_text(json.dumps({"base": "0" * 64, "finetuned": candidate}))
+    frame = pd.DataFrame([["eval-000000", "A lens?", "A", "A", "1"]], columns=list(COLUMNS))
+    info = DatasetInfo(
+        split="eval", source="eval.csv", rows=1, rows_read=1, dropped={}, truncated=0, labels={"A": 1},
+        template="{input}", max_length=64, tokens={}, fingerprint=fingerprint(frame),
+    )  # fmt: skip
+    ExampleSet(frame, info).write(folder / "eval_data")
+    outputs = {"decision": folder / "decision", "summary": folder / "summary.md"}
+    return {"generations": folder / "generations", "eval_data": folder / "eval_data", **outputs}
+
+
+def test_a_refusal_is_noted_with_the_version_it_is_about(
+    config: Config, versions: list[Version], tmp_path: Path
+) -> None:
+    given = refused_answers(tmp_path / "gate", model_digest(tmp_path / "model-1"))
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert gate.run(config=tmp_path / "config.yaml", champion_version="1", **given).metrics["passed"] == 0
+    [refused] = Registry(config).versions(REFUSED_TAG, judged_by(config, given["eval_data"], "1"))
+    assert refused.number == "2"
+    assert Registry(config).versions(REFUSED_TAG, judged_by(config, given["eval_data"], "3")) == []
+
+
+def test_a_gate_that_cannot_note_its_refusal_refuses_all_the_same(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the record waits there for the server
+    config = make_config({"tracking.uri": "http://127.0.0.1:9", "tracking.retry_seconds": 0})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    given = refused_answers(tmp_path / "gate", "1" * 64)
+    assert gate.run(config=tmp_path / "config.yaml", champion_version="1", **given).metrics["passed"] == 0
+    assert json.loads((given["decision"] / "decision.json").read_text())["passed"] is False
+    assert "the next scheduled run trains the same again: tracking.uri: no MLflow server answers" in caplog.text
 
 
 def test_a_server_that_is_away_is_an_error(make_config: MakeConfig) -> None:

@@ -305,6 +305,12 @@ def test_champion_and_candidate_answer_the_same_and_the_gate_sees_both() -> None
         assert given["model"]["taskOutputArtifact"]["producerTask"] == "train"
     assert {"prepare", "find-champion", "train"} & set(tasks["gate"]["dependentTasks"]) == set()
     assert {"generate", "mmlu"} == set(tasks["gate"]["dependentTasks"])
+    rows = {"componentInputArtifact": "pipelinechannel--prepare-eval_data"}
+    assert (
+        tasks["gate"]["inputs"]["artifacts"]["eval_data"]
+        == tasks["generate"]["inputs"]["artifacts"]["eval_data"]
+        == rows
+    )
 
 
 def test_what_looks_at_the_registry_is_never_cached() -> None:

@@ -1,4 +1,4 @@
-"""What a model comes from: what counts as a change, and what does not."""
+"""What a model comes from and is judged by: what counts as a change, and what does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from whence.config import Config
 from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
-from whence.stages.provenance import changes, model_digest, provenance
+from whence.stages.provenance import changes, judged_by, model_digest, provenance
 
 MakeConfig = Callable[..., Config]
 
@@ -94,3 +94,35 @@ def test_a_model_is_its_weights_and_tokenizer_and_not_how_long_it_took(tmp_path:
     assert model_digest(tmp_path / "a") == model_digest(tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").write_bytes(b"others")
     assert model_digest(tmp_path / "a") != model_digest(tmp_path / "b")
+
+
+CHALLENGE = {
+    "models.base.id": "champion",
+    "models.finetuned.id": "candidate",
+    "evaluation.mmlu.base": True,
+    "evaluation.mmlu.finetuned": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "same"),
+    [
+        *((key, value, True) for key, value in CHALLENGE.items()),
+        ("retraining.explain", "always", True),
+        ("training.learning_rate", 0.5, True),  # that is the candidate, not what it is judged by
+        ("retraining.min_gain", 0.1, False),
+        ("retraining.max_loss", {"accuracy": 0.1}, False),
+        ("evaluation.mmlu.enabled", False, False),
+        ("evaluation.confidence", 0.9, False),
+        ("generation.max_new_tokens", 9, False),
+        ("prompts.items", ["Another prompt."], False),
+    ],
+)
+def test_what_a_candidate_is_judged_by(
+    make_config: MakeConfig, tmp_path: Path, setting: str, value: Any, same: bool
+) -> None:
+    data = examples(tmp_path / "data")
+    before = judged_by(make_config(), data, "3")
+    assert (judged_by(make_config({setting: value}), data, "3") == before) is same
+    assert judged_by(make_config(), data, "4") != before
+    assert judged_by(make_config(), examples(tmp_path / "other", "Textiles"), "3") != before

@@ -313,6 +313,7 @@ def find_champion(
 @stages_app.command(rich_help_panel=RETRAINING_PANEL)
 def gate(
     config: Annotated[Path, _input("The settings to compare champion and candidate with.", file=True)],
+    eval_data: EvalData,
     generations: Annotated[Path, _input("The answers of champion and candidate.")],
     decision: Annotated[Path, _output("Receives the decision and its numbers.")],
     summary: Annotated[Path, _output("Receives the same as Markdown.", file=True)],
@@ -326,6 +327,7 @@ def gate(
         stage.run,
         config=config,
         champion_version=champion_version,
+        eval_data=eval_data,
         generations=generations,
         benchmark=benchmark,
         decision=decision,

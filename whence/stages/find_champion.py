@@ -12,11 +12,11 @@ from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
 from whence.errors import TrackingError
 from whence.evaluation.gate import check_rules
-from whence.stages.provenance import DATA_TAG, changes, model_digest, provenance
+from whence.stages.provenance import DATA_TAG, changes, judged_by, model_digest, provenance
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.workspace import Workspace, write_atomically
 from whence.tracking import StageRun
-from whence.tracking.registry import CONTENT_TAG, Registry, Version
+from whence.tracking.registry import CONTENT_TAG, REFUSED_TAG, Registry, Version
 
 
 def run(
@@ -33,8 +33,8 @@ def run(
     """Look up the champion, and compare what it comes from with what a new model would come from.
 
     The metric ``changed`` is 1 when a new model is to be trained: the training data, the base model or a setting that
-    decides a model differs from the champion's, or there is no champion yet. It is 0 also for what a version that was
-    rolled back came from.
+    decides a model differs from the champion's, or there is no champion yet. It is 0 also for what a version came from
+    that was rolled back, or that the gate refused where it would decide by the same again.
 
     Args:
         config: the resolved configuration.
@@ -59,16 +59,18 @@ def run(
         registry = Registry(settings)
         found = registry.champion()
         now = provenance(settings, base_model, train_data)
-        rolled_back = _rolled_back(registry, now)
+        known = _rolled_back(registry, now) or _refused(
+            registry, now, judged_by(settings, eval_data, found.number if found else "")
+        )
         differing = [] if found is None else changes(now, found.tags)
-        changed = rolled_back is None and (found is None or bool(differing))
+        changed = known is None and (found is None or bool(differing))
         if changed and found is not None:
             _fetch(registry, found, work.outputs["champion"])
         else:
             shutil.copytree(base_model, work.outputs["champion"], dirs_exist_ok=True)
         write_atomically(work.outputs["challenge"], _challenge(settings, found).to_yaml())
         write_atomically(work.outputs["champion_version"], found.number if found else "")
-        write_atomically(work.outputs["summary"], _summary(registry.name, found, rolled_back, differing))
+        write_atomically(work.outputs["summary"], _summary(registry.name, found, known, differing))
         return {"changed": float(changed), "champion_version": float(found.number if found else 0)}
 
     def record(work: Workspace, run: StageRun) -> None:
@@ -98,6 +100,11 @@ def _rolled_back(registry: Registry, now: Mapping[str, str]) -> Version | None:
     return next((version for version in candidates if version.rolled_back and not changes(now, version.tags)), None)
 
 
+def _refused(registry: Registry, now: Mapping[str, str], judged: str) -> Version | None:
+    """A version that came from the same and was refused by the same: the answer would only come again."""
+    return next((version for version in registry.versions(REFUSED_TAG, judged) if not changes(now, version.tags)), None)
+
+
 def _fetch(registry: Registry, version: Version, folder: Path) -> None:
     registry.download(version, folder)
     registered = version.tags.get(CONTENT_TAG)
@@ -115,18 +122,17 @@ def _challenge(settings: Config, champion: Version | None) -> Config:
     return parse_config(settings.to_yaml(), names | both)
 
 
-def _summary(name: str, champion: Version | None, rolled_back: Version | None, differing: list[str]) -> str:
-    if rolled_back is not None:
+def _summary(name: str, champion: Version | None, known: Version | None, differing: list[str]) -> str:
+    against = f"the champion, version {champion.number} of `{name}`" if champion else "the base model"
+    if champion is not None and not differing:
+        return f"**No training.** Data, base model and settings are those of {against}.\n"
+    if known is not None:
+        what = "was rolled back" if known.rolled_back else f"the gate refused against {against}"
         return (
-            f"**No training.** These data and settings gave version {rolled_back.number} of `{name}`, which was rolled "
-            f"back. Change one of them, or take the version back with `whence champion set {rolled_back.number}`.\n"
+            f"**No training.** These data and settings gave version {known.number} of `{name}`, which {what}. Change "
+            f"one of them, or make it the champion all the same: `whence champion set {known.number}`.\n"
         )
     if champion is None:
         return f"**First training.** `{name}` has no champion yet; the candidate has to beat the base model.\n"
-    if not differing:
-        return (
-            f"**No training.** Data, base model and settings are those of the champion, version {champion.number} of "
-            f"`{name}`.\n"
-        )
     listed = "\n".join(f"- `{line.replace('`', chr(39))}`" for line in differing)
-    return f"**Training a candidate.** Since the champion, version {champion.number} of `{name}`:\n\n{listed}\n"
+    return f"**Training a candidate.** Since {against}:\n\n{listed}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pandas as pd
@@ -10,12 +11,17 @@ import pandas as pd
 from whence.config import Config
 from whence.config_file import load_config
 from whence.data.prompts import load_prompts
+from whence.errors import PromotionError, TrackingError
 from whence.evaluation.comparison import compare_benchmark, compare_models
 from whence.evaluation.gate import Check, Decision, decide
 from whence.stages.artifacts import ANSWERED_BY, DECISION, EVAL_ANSWERS, GENERATIONS, PREDICTIONS
+from whence.stages.provenance import judged_by
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.workspace import Workspace, write_atomically
-from whence.tracking import StageRun
+from whence.tracking import StageRun, upload_spool
+from whence.tracking.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 RULES = {"gain": "above", "loss": "at least"}
 
@@ -24,6 +30,7 @@ def run(
     *,
     config: Path,
     champion_version: str,
+    eval_data: Path,
     generations: Path,
     benchmark: Path | None = None,
     decision: Path,
@@ -32,10 +39,13 @@ def run(
     """Decide on the answers of both models.
 
     The metric ``passed`` is 1 when the candidate may be promoted, ``explain`` when its factors and scores are wanted.
+    A refusal is noted with the candidate's version, so that :mod:`whence.stages.find_champion` does not have the same
+    model trained and refused again at the next schedule.
 
     Args:
         config: the configuration in which the champion stands in the base model's place.
         champion_version: the champion's version number, empty where the base model stands in for it.
+        eval_data: the held-out examples, which both models have answered.
         generations: the answers of both models to the same rows and prompts.
         benchmark: the predictions of both models for the same questions; none where the benchmark is switched off.
         decision: receives ``decision.json``: whether it passed, every check with its interval, and which models and
@@ -51,7 +61,10 @@ def run(
         if benchmark is not None:
             metrics["mmlu"] = compare_benchmark(pd.read_parquet(benchmark / PREDICTIONS), settings)
         decided = decide(metrics, settings.retraining)
-        _write(work.outputs["decision"], decided, champion_version, _candidate(settings, generations))
+        candidate = _candidate(settings, generations)
+        _write(work.outputs["decision"], decided, champion_version, candidate)
+        if not decided.passed:
+            _note_refusal(settings, candidate, judged_by(settings, eval_data, champion_version))
         write_atomically(work.outputs["summary"], _summary(decided, champion_version, settings))
         lower_bounds = {f"{check.measure}.{check.rule}.low": check.low for check in decided.checks}
         explain = decided.passed or settings.retraining.explain == "always"
@@ -64,7 +77,9 @@ def run(
         run.log_artifacts(work.outputs["decision"], "gate")
         run.log_artifact(work.outputs["summary"], "gate", name="summary.md")
 
-    inputs = {"generations": generations} | ({} if benchmark is None else {"benchmark": benchmark})
+    inputs = {"generations": generations, "eval_data": eval_data} | (
+        {} if benchmark is None else {"benchmark": benchmark}
+    )
     return run_stage(
         "gate",
         settings,
@@ -81,6 +96,15 @@ def _candidate(settings: Config, generations: Path) -> str:
     digests = json.loads((generations / ANSWERED_BY).read_text(encoding="utf-8"))
     digest: str = digests[settings.models.finetuned.id]
     return digest
+
+
+def _note_refusal(settings: Config, candidate: str, judged: str) -> None:
+    try:
+        upload_spool(settings)  # where the record of its training could not be delivered yet
+        registry = Registry(settings)
+        registry.refuse(registry.holding(candidate), judged)
+    except (TrackingError, PromotionError) as error:  # the decision stands without it
+        logger.warning("the refusal is not noted, so the next scheduled run trains the same again: %s", error)
 
 
 def _write(folder: Path, decided: Decision, champion_version: str, candidate: str) -> None:

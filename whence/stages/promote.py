@@ -11,7 +11,7 @@ from whence.stages.artifacts import DECISION
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.workspace import Workspace, write_atomically
 from whence.tracking import StageRun, upload_spool
-from whence.tracking.registry import CONTENT_TAG, Registry, Version
+from whence.tracking.registry import Registry
 
 
 def run(*, config: Path, decision: Path, summary: Path) -> StageResult:
@@ -36,7 +36,7 @@ def run(*, config: Path, decision: Path, summary: Path) -> StageResult:
             raise PromotionError(f"the gate refused this candidate ({decided['reason']}); it is not promoted")
         upload_spool(settings)  # where the record of its training could not be delivered yet
         registry = Registry(settings)
-        candidate = _registered(registry, decided["candidate_digest"])
+        candidate = registry.holding(decided["candidate_digest"])
         over = decided["champion_version"] or None
         promoted = registry.promote(candidate, over)
         write_atomically(work.outputs["summary"], _summary(registry.name, candidate.number, over, promoted))
@@ -55,17 +55,6 @@ def run(*, config: Path, decision: Path, summary: Path) -> StageResult:
         record=record,
         reuse=False,  # the registry is what it changes
     )
-
-
-def _registered(registry: Registry, digest: str) -> Version:
-    """The version that holds exactly the model that was compared."""
-    found = registry.versions(CONTENT_TAG, digest)
-    if not found:
-        raise PromotionError(
-            f"registered model {registry.name!r}: no version holds the model that was compared ({digest[:12]}...), "
-            "perhaps since MLflow was away when it was trained; run the retraining again"
-        )
-    return found[0]
 
 
 def _summary(name: str, number: str, over: str | None, promoted: bool) -> str:

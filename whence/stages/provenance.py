@@ -1,4 +1,4 @@
-"""What a fine-tuned model comes from: data, base model and settings, as tags of its version, and what has changed."""
+"""What a fine-tuned model comes from, as tags of its version: data, base model, settings; and what it is judged by."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from whence.config import Config, General, Training
 from whence.config.base import Section
 from whence.config_file import get_dotted
 from whence.data.dataset import ExampleSet
+from whence.data.prompts import load_prompts
 from whence.stages.artifacts import TRAINING
 from whence.stages.workspace import file_digests
 
@@ -63,6 +64,27 @@ def changes(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
     ]
+
+
+def judged_by(config: Config, eval_data: Path, champion_version: str) -> str:
+    """sha256 (hex) of what the gate decides by: champion, held-out rows, prompts, how they are asked, and the rules.
+
+    A model of the same provenance, judged by the same, gets the same answer. Switches of the benchmark's two models are
+    left out, since champion and candidate both take it.
+
+    Args:
+        champion_version: its version number, empty where the base model stands in for it.
+    """
+    rules, evaluation = config.retraining, config.evaluation
+    content = [
+        champion_version,
+        ExampleSet.read(eval_data).info.fingerprint,
+        [prompt.model_dump() for prompt in load_prompts(config)],
+        config.generation.model_dump(mode="json"),
+        evaluation.model_dump(mode="json", exclude={"mmlu": {"base", "finetuned"}}),
+        rules.model_dump(mode="json", exclude={"explain"}),
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _deciding_settings() -> list[str]:

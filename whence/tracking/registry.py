@@ -35,6 +35,7 @@ CHAMPION, PREVIOUS = "champion", "previous"
 CONTENT_TAG = "whence.model_digest"
 PROMOTED_BY_TAG = "whence.promoted_by"
 ROLLED_BACK_TAG = "whence.rolled_back"
+REFUSED_TAG = "whence.refused"
 HOLDER_TAG = "whence.promotion"
 BY_HAND = "by hand"
 ABANDONED_SECONDS = 15.0  # a promotion takes a tenth of a second
@@ -111,6 +112,24 @@ class Registry:
         asked = f"name = '{self.name}' and tags.`{tag}` = '{value}'"
         found = self._ask(lambda: list(self._client.search_model_versions(asked, max_results=1000)))
         return sorted(map(_version, found), key=lambda version: -int(version.number))
+
+    def holding(self, digest: str) -> Version:
+        """The newest version that holds exactly the model of this digest.
+
+        Raises:
+            PromotionError: there is none.
+        """
+        found = self.versions(CONTENT_TAG, digest)
+        if not found:
+            raise PromotionError(
+                f"registered model {self.name!r}: no version holds the model that was compared ({digest[:12]}...), "
+                "perhaps since MLflow was away when it was trained; run the retraining again"
+            )
+        return found[0]
+
+    def refuse(self, candidate: Version, judged_by: str) -> None:
+        """Note that the gate has refused a version, and by what (a digest): the same need not be tried again."""
+        self._tag(candidate.number, REFUSED_TAG, judged_by)
 
     def download(self, version: Version, folder: Path) -> None:
         """Fetch the files of a version into ``folder``, in place of what is there."""
