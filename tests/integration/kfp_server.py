@@ -168,7 +168,7 @@ class KubeflowState:
         pipeline = call.query.get("pipelineid", "")
         require(pipeline in self.pipelines, f"Pipeline {pipeline} not found", 404)
         content = file_of(call)
-        spec, *platform = list(yaml.safe_load_all(content))
+        spec, *platform = list(yaml.load_all(content, yaml.CSafeLoader))
         require({"pipelineInfo", "root", "deploymentSpec"} <= spec.keys(), "Failed to create a pipeline version")
         names = dict.fromkeys(("name", "display_name"), call.query["name"])
         self._require_free(self.versions, call.query["name"])

@@ -35,7 +35,7 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def objects(text: str) -> list[Object]:
-    return [item for item in yaml.safe_load_all(text) if item]
+    return [item for item in yaml.load_all(text, yaml.CSafeLoader) if item]
 
 
 @cache

@@ -105,7 +105,7 @@ def test_what_the_compiled_pipeline_asks_for_is_there_and_the_a100_reaches_its_t
     items = built("seaweedfs")
     target = tmp_path / "pipeline.yaml"
     compile_pipeline(ROOT / "configs" / "patents-tinyllama.yaml", target)
-    pipeline, platform = yaml.safe_load_all(target.read_text(encoding="utf-8"))
+    pipeline, platform = yaml.load_all(target.read_text(encoding="utf-8"), yaml.CSafeLoader)
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     on_gpu = 0
     for name, executor in executors.items():

@@ -119,7 +119,7 @@ def test_compile_writes_a_pipeline_and_warns_of_a_local_record(whence, tmp_path:
     outcome = whence("compile", "--profile", "demo", "-o", tmp_path / "p.yaml", "--set", "dataset.num_samples=5")
     assert outcome.code == 0
     assert "sqlite:///mlflow.db would be a file inside each pod" in outcome.err
-    pipeline = next(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))
+    pipeline = next(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader))
     assert pipeline["root"]["inputDefinitions"]["parameters"]["num_samples"]["defaultValue"] == 5
 
 

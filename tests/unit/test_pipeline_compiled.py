@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from kfp.dsl import pipeline_task
 
 from components import STAGES
 from pipelines.catalog import PipelineKind
@@ -27,6 +29,13 @@ TASKS = {"demo": 11, "patents-tinyllama": 15, RETRAINING: 17}
 PROFILES = tuple(TASKS)
 
 
+@pytest.fixture(autouse=True)
+def stacks_without_source_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """kfp asks for the stack at every property of a task; among pytest's and torch's modules that takes seconds."""
+    stack = inspect.stack
+    monkeypatch.setattr(pipeline_task.inspect, "stack", lambda: stack(context=0))
+
+
 def profile_file(profile: str) -> Path:
     return ROOT / "configs" / f"{profile.removesuffix('-retraining')}.yaml"
 
@@ -36,7 +45,7 @@ def kind_of(profile: str) -> PipelineKind:
 
 
 def parsed(path: Path) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    return list(yaml.load_all(path.read_text(encoding="utf-8"), yaml.CSafeLoader))  # much faster than safe_load
 
 
 def checked_in(profile: str) -> list[dict[str, Any]]:
@@ -245,7 +254,7 @@ def test_the_number_of_parallel_tasks_is_a_parameter_that_reaches_the_loops() ->
 
 def test_retrainings_are_shared_where_any_are_asked_for(tmp_path: Path) -> None:
     compile_pipeline(profile_file("patents-tinyllama"), tmp_path / "p.yaml", {"validation.measures": ["lds"]})
-    pipeline, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    pipeline, platform = parsed(tmp_path / "p.yaml")
     graph = pipeline["components"]["comp-shared-validate"]["dag"]["tasks"]
     loop = next(name for name, task in graph.items() if "parameterIterator" in task)
     assert graph[loop]["parameterIterator"]["items"]["inputParameter"] == "pipelinechannel--tasks"
