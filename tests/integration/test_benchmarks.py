@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -12,11 +13,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+WORDS = {"lens": "Optics", "loom": "Textiles"}
+SETTINGS = """
+general: {max_length: 48, device: cpu}
+models: {base: {name: "builtin:tiny-llama"}}
+dataset: {train_files: [train.jsonl], eval_files: [eval.jsonl]}
+prompts: {items: [{input: a lens, reference: Optics}]}
+training: {num_train_epochs: 1, per_device_train_batch_size: 8, dataloader_num_workers: 0}
+factors: {modules: [down_proj], layers: [0]}
+inspection: {layer: 0}
+scores: {top_k: 5}
+generation: {max_new_tokens: 4}
+evaluation: {mmlu: {enabled: false}}
+"""
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*(?:e[-+]?\d+)?|nan|inf")
 
 
-def table(script: str, *arguments: str) -> list[dict[str, str]]:
-    """The rows that a benchmark prints, by column."""
+def printed(script: str, *arguments: str) -> list[str]:
+    """The lines that a benchmark prints."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
         capture_output=True,
@@ -24,9 +38,14 @@ def table(script: str, *arguments: str) -> list[dict[str, str]]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.splitlines()
+
+
+def table(script: str, *arguments: str) -> list[dict[str, str]]:
+    """The rows that a benchmark prints, by column."""
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in done.stdout.splitlines()
+        for line in printed(script, *arguments)
         if line.startswith("|")
     ]
     assert set("".join(lines[1])) == {"-"}
@@ -76,3 +95,19 @@ def test_the_engine_benchmark_prints_a_row_for_each_that_is_asked_for() -> None:
     *apart, rank_correlation = numbers(rows[1]["apart"])
     assert all(0 < value < 1e-3 for value in apart)
     assert rank_correlation > 0.999
+
+
+def test_the_evidence_benchmark_knows_which_answers_it_made_wrong(tmp_path: Path) -> None:
+    rows = [{"text": f"a {word} number {n}", "label": label} for n in range(40) for word, label in WORDS.items()]
+    for split, some in (("train", rows), ("eval", rows[:20])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in some))
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    few = ("--share", "0.1", "--set", 'validation.measures=["mislabeled"]')
+    folder = ("--config", str(tmp_path / "settings.yaml"), "--folder", str(tmp_path / "run"))
+    lines = printed("evidence.py", *folder, *few)
+    given = [json.loads(line) for line in (tmp_path / "run/train.jsonl").read_text().splitlines()]
+    assert [row["truth"] for row in given] == [row["label"] for row in rows]
+    assert sum(row["output"] != row["truth"] for row in given) == 8
+    assert {row["output"] for row in given} == set(WORDS.values())
+    [measured] = [line for line in lines if line.startswith("mislabeled_auroc")]
+    assert all(0 <= value <= 1 for value in numbers(measured))
