@@ -69,4 +69,4 @@ if [ "$CONTAINER_ENGINE" = podman ]; then
   for _ in $(seq 50); do [ -S "$scratch/podman.sock" ] && break || sleep 0.2; done
   [ -S "$scratch/podman.sock" ] || missing "podman's socket did not come up: $(tail -1 "$scratch/service.log")"
 fi
-WHENCE_IMAGE_REGISTRY=$REGISTRY OMP_NUM_THREADS=1 "$python" -m pytest tests/containers -q "$@"
+WHENCE_IMAGE_REGISTRY=$REGISTRY OMP_NUM_THREADS=1 "$python" -m pytest tests/containers -n "${JOBS:-2}" --dist loadfile -q "$@"
