@@ -33,8 +33,9 @@ LIMIT = 3 << 30
 
 @dataclass
 class Watch:
-    """Notes how each container that appears is set up, by image."""
+    """Notes how each container of the pipeline that works in ``folder`` is set up, by image."""
 
+    folder: Path
     seen: dict[str, dict[str, Any]] = field(default_factory=dict)
     _ended: threading.Event = field(default_factory=threading.Event)
 
@@ -42,7 +43,7 @@ class Watch:
         client = docker.from_env()
         while not self._ended.wait(0.2):
             try:
-                for container in client.containers.list():
+                for container in self._ours(client):
                     self.seen.setdefault(container.attrs["Config"]["Image"], container.attrs)
             except APIError:
                 continue  # gone between being listed and being looked at
@@ -50,10 +51,14 @@ class Watch:
     def end(self) -> None:
         """Stop, and remove what an interrupted run left behind."""
         self._ended.set()
-        images = {image_of(stage).name for stage in STAGES}
-        for container in docker.from_env().containers.list():
-            if container.attrs["Config"]["Image"] in images:
-                container.remove(force=True)
+        for container in self._ours(docker.from_env()):
+            container.remove(force=True)
+
+    def _ours(self, client: docker.DockerClient) -> list[Any]:
+        """The running ones that have the folder mounted; other tests have theirs."""
+        work = str(self.folder / "work")
+        running = client.containers.list()
+        return [one for one in running if work in {mount.get("Source") for mount in one.attrs["Mounts"]}]
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         )
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         environment = os.environ | {"WHENCE_IMAGE_TAG": os.environ["WHENCE_TEST_TAG"], "PYTHONPATH": str(ROOT)}
-        watch = Watch()
+        watch = Watch(folder)
         thread = threading.Thread(target=watch.run, daemon=True)
         thread.start()
         try:
