@@ -244,6 +244,20 @@ def test_many_classes_are_cut_by_a_stated_rule() -> None:
     assert flow.notes == ["9 further classes of examples are in one, all others."]
 
 
+def test_the_first_screen_says_which_rows_were_left_out_or_shortened(material: Material) -> None:
+    counted = {
+        "source": "/data/a.jsonl, s3://b/c.jsonl",
+        "dropped": {"not_sampled": 6600, "empty": 0},
+        "truncated": 321,
+    }
+    info = material.train.info.model_copy(update=counted)
+    made = replace(material, train=replace(material.train, info=info))
+    facts = dict(overview.facts(made))
+    wanted = "examples of /data/a.jsonl, s3://b/c.jsonl (6,600 not sampled, 321 shortened to 64 tokens)"
+    assert facts["Fine-tuned on"].endswith(wanted)
+    assert overview.title(made) == "What builtin:tiny-llama learned from a.jsonl, s3://b/c.jsonl"
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.25, 12), (0.0, 8), (1.0, 36)])
 def test_the_benchmark_s_intervals_are_wilson_s(material: Material, share: float, count: int) -> None:
     result = {"benchmark": "mmlu", "accuracy": share, "questions": count, "tasks": {}}

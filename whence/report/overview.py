@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from whence.data.dataset import DatasetInfo
 from whence.evaluation.comparison import PROMPTS
 from whence.report.material import Material
 from whence.report.words import percent
@@ -52,7 +54,8 @@ class Row:
 
 def title(material: Material) -> str:
     """What the page is called."""
-    return f"What {material.config.models.base.name} learned from {material.train.info.source}"
+    sources = ", ".join(map(_last_part, material.train.info.source.split(", ")))
+    return f"What {_last_part(material.config.models.base.name)} learned from {sources}"
 
 
 def measures(material: Material) -> list[Row]:
@@ -101,24 +104,36 @@ def facts(material: Material) -> list[tuple[str, str]]:
     """What was trained on what, in a few lines."""
     config, info = material.config, material.train.info
     last = {key: entry[key] for entry in material.history for key in ("loss", "eval_loss", "step") if key in entry}
-    training = f"{config.training.num_train_epochs:g} epochs"
+    epochs = config.training.num_train_epochs
+    training = f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
     if "step" in last:
         training += f", {int(last['step']):,} steps"
     if "eval_loss" in last:
         training += f", evaluation loss {last['eval_loss']:.3g}"
-    dropped = sum(info.dropped.values())
-    data = f"{info.rows:,} examples of {info.source}" + (f" ({dropped:,} rows dropped)" if dropped else "")
     layers = "all layers" if config.factors.layers == "all" else f"{len(config.factors.layers)} layers"
     return [
         (
             "Base model",
             config.models.base.name + (f" @ {config.models.base.revision}" if config.models.base.revision else ""),
         ),
-        ("Fine-tuned on", data),
+        ("Fine-tuned on", _data(info)),
         ("Training", training),
         ("Influence", f"{config.factors.strategy.upper()} over {', '.join(config.factors.modules)} of {layers}"),
         ("Asked", f"{len(material.answers):,} prompts, {len(material.queries):,} answers scored"),
     ]
+
+
+def _data(info: DatasetInfo) -> str:
+    """How many examples of what, and what became of the other rows: nothing is left out in silence."""
+    left_out = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in info.dropped.items() if count]
+    shortened = [f"{info.truncated:,} shortened to {info.max_length:,} tokens"] if info.truncated else []
+    counts = [*left_out, *shortened]
+    return f"{info.rows:,} examples of {info.source}" + (f" ({', '.join(counts)})" if counts else "")
+
+
+def _last_part(name: str) -> str:
+    """The name of a file or folder on this machine; other names, of the hub or of a bucket, are whole."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _wilson(share: float, count: int) -> Estimate:
