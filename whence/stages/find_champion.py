@@ -59,9 +59,7 @@ def run(
         registry = Registry(settings)
         found = registry.champion()
         now = provenance(settings, base_model, train_data)
-        known = _rolled_back(registry, now) or _refused(
-            registry, now, judged_by(settings, eval_data, found.number if found else "")
-        )
+        known = _known(registry, now, judged_by(settings, eval_data, found.number if found else ""))
         differing = [] if found is None else changes(now, found.tags)
         changed = known is None and (found is None or bool(differing))
         if changed and found is not None:
@@ -94,15 +92,12 @@ def run(
     )
 
 
-def _rolled_back(registry: Registry, now: Mapping[str, str]) -> Version | None:
-    """A version that came from the same and was taken back: the same model would only come again."""
-    candidates = registry.versions(DATA_TAG, now[DATA_TAG])
-    return next((version for version in candidates if version.rolled_back and not changes(now, version.tags)), None)
-
-
-def _refused(registry: Registry, now: Mapping[str, str], judged: str) -> Version | None:
-    """A version that came from the same and was refused by the same: the answer would only come again."""
-    return next((version for version in registry.versions(REFUSED_TAG, judged) if not changes(now, version.tags)), None)
+def _known(registry: Registry, now: Mapping[str, str], judged: str) -> Version | None:
+    """A version that came from the same and was taken back, or else refused by the same: it would only come again."""
+    same = [version for version in registry.versions(DATA_TAG, now[DATA_TAG]) if not changes(now, version.tags)]
+    taken_back = [version for version in same if version.rolled_back]
+    refused = [version for version in same if version.tags.get(REFUSED_TAG) == judged]
+    return next(iter(taken_back + refused), None)
 
 
 def _fetch(registry: Registry, version: Version, folder: Path) -> None:
