@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from data_helpers import example_set
 from matplotlib.figure import Figure
 
 from whence.config import Config
 from whence.config_file import parse_config
-from whence.data.dataset import DatasetInfo, ExampleSet, fingerprint
+from whence.data.dataset import ExampleSet
 from whence.evaluation.attribution.evidence import Criterion, Estimate, Evidence, Grade, Measure, NotMeasured
 from whence.report.material import Links, Material
 
@@ -113,20 +114,7 @@ def train_set(examples: int, texts: list[str] | None) -> ExampleSet:
         },
         dtype=object,  # what pandas keeps as text cannot hold every string that JSON can
     )
-    info = DatasetInfo(
-        split="train",
-        source="builtin:demo",
-        rows=examples,
-        rows_read=examples,
-        dropped={},
-        truncated=0,
-        labels={},
-        template="{input}",
-        max_length=64,
-        tokens={},
-        fingerprint=fingerprint(frame),
-    )
-    return ExampleSet(frame, info)
+    return example_set(frame, source="builtin:demo")
 
 
 def listed(scores: np.ndarray, queries: pd.DataFrame, train: pd.DataFrame, top_k: int) -> pd.DataFrame:

@@ -17,10 +17,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from data_helpers import one_example
 from mlflow import MlflowClient
 
 from whence.config import Config
-from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
 from whence.errors import PromotionError, TrackingError
 from whence.stages import gate, prepare, train
 from whence.stages.provenance import judged_by, model_digest
@@ -306,14 +306,8 @@ def refused_answers(folder: Path, candidate: str) -> dict[str, Any]:
         both = pd.concat([frame.assign(model_id=model_id) for model_id in ("base", "finetuned")])
         both.to_parquet(folder / "generations" / f"{name}.parquet", index=False)
     (folder / "generations/models.json").write_text(json.dumps({"base": "0" * 64, "finetuned": candidate}))
-    frame = pd.DataFrame([["eval-000000", "A lens?", "A", "A", "1"]], columns=list(COLUMNS))
-    info = DatasetInfo(
-        split="eval", source="eval.csv", rows=1, rows_read=1, dropped={}, truncated=0, labels={"A": 1},
-        template="{input}", max_length=64, tokens={}, fingerprint=fingerprint(frame),
-    )  # fmt: skip
-    ExampleSet(frame, info).write(folder / "eval_data")
     outputs = {"decision": folder / "decision", "summary": folder / "summary.md"}
-    return {"generations": folder / "generations", "eval_data": folder / "eval_data", **outputs}
+    return {"generations": folder / "generations", "eval_data": one_example(folder / "eval_data"), **outputs}
 
 
 def test_a_refusal_is_noted_with_the_version_it_is_about(

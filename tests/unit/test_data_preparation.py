@@ -7,11 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from data_helpers import example_set
 from transformers import PreTrainedTokenizerFast
 
 from whence.config import Config
 from whence.data import preparation
-from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet
+from whence.data.dataset import COLUMNS, ExampleSet
 from whence.data.preparation import prepare_datasets
 from whence.data.sources import RawRows
 from whence.data.tokenization import encode
@@ -176,12 +177,8 @@ def examples() -> ExampleSet:
     frame = pd.DataFrame(
         [[f"train-{i}", "prompt é", "answer", "answer", str(i)] for i in range(3)], columns=list(COLUMNS)
     )
-    info = DatasetInfo(
-        split="train", source="test", rows=3, rows_read=3, dropped={}, truncated=0, labels={"answer": 3},
-        template="{input}", max_length=10, tokens={"mean": 1.0, "p95": 1.0, "max": 1.0},
-        fingerprint=preparation.fingerprint(frame),
-    )  # fmt: skip
-    return ExampleSet(frame, info)
+    tokens = {"mean": 1.0, "p95": 1.0, "max": 1.0}
+    return example_set(frame, labels={"answer": 3}, max_length=10, tokens=tokens)
 
 
 def test_the_artifact_reads_back_as_it_was_written(tmp_path: Path) -> None:

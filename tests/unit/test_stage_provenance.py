@@ -6,24 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
+from data_helpers import one_example
 
 from whence.config import Config
-from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
 from whence.stages.provenance import changes, judged_by, model_digest, provenance
 
 MakeConfig = Callable[..., Config]
-
-
-def examples(folder: Path, answer: str = "Optics") -> Path:
-    frame = pd.DataFrame([["train-000000", "A lens?", answer, answer, "1"]], columns=list(COLUMNS))
-    info = DatasetInfo(
-        split="train", source="train.csv", rows=1, rows_read=1, dropped={}, truncated=0, labels={answer: 1},
-        template="{input}?", max_length=64, tokens={}, fingerprint=fingerprint(frame),
-    )  # fmt: skip
-    ExampleSet(frame, info).write(folder)
-    return folder
 
 
 @pytest.fixture
@@ -46,7 +35,7 @@ def base(tmp_path: Path) -> Path:
 def test_a_setting_that_decides_a_model_is_a_change_and_named(
     make_config: MakeConfig, base: Path, tmp_path: Path, setting: str, value: Any, said: str
 ) -> None:
-    data = examples(tmp_path / "data")
+    data = one_example(tmp_path / "data")
     then = provenance(make_config(), base, data)
     now = provenance(make_config({setting: value}), base, data)
     assert changes(now, then) == [said]
@@ -68,20 +57,20 @@ def test_a_setting_that_decides_a_model_is_a_change_and_named(
 def test_where_how_often_and_what_comes_afterwards_is_none(
     make_config: MakeConfig, base: Path, tmp_path: Path, setting: str, value: Any
 ) -> None:
-    data = examples(tmp_path / "data")
+    data = one_example(tmp_path / "data")
     then = provenance(make_config(), base, data)
     assert changes(provenance(make_config({setting: value}), base, data), then) == []
 
 
 def test_other_data_and_another_base_model_are(make_config: MakeConfig, base: Path, tmp_path: Path) -> None:
-    then = provenance(make_config(), base, examples(tmp_path / "data"))
+    then = provenance(make_config(), base, one_example(tmp_path / "data"))
     (base / "reference.json").write_text('{"name": "m", "revision": "2"}')
-    now = provenance(make_config(), base, examples(tmp_path / "other", "Textiles"))
+    now = provenance(make_config(), base, one_example(tmp_path / "other", "Textiles"))
     assert [line.partition(":")[0] for line in changes(now, then)] == ["training data", "base model"]
 
 
 def test_a_version_of_unknown_origin_is_never_the_same(make_config: MakeConfig, base: Path, tmp_path: Path) -> None:
-    now = provenance(make_config(), base, examples(tmp_path / "data"))
+    now = provenance(make_config(), base, one_example(tmp_path / "data"))
     assert changes(now, {})[-1] == "settings: unknown"
     assert len(changes(now, {})) == 3
 
@@ -121,8 +110,8 @@ CHALLENGE = {
 def test_what_a_candidate_is_judged_by(
     make_config: MakeConfig, tmp_path: Path, setting: str, value: Any, same: bool
 ) -> None:
-    data = examples(tmp_path / "data")
+    data = one_example(tmp_path / "data")
     before = judged_by(make_config(), data, "3")
     assert (judged_by(make_config({setting: value}), data, "3") == before) is same
     assert judged_by(make_config(), data, "4") != before
-    assert judged_by(make_config(), examples(tmp_path / "other", "Textiles"), "3") != before
+    assert judged_by(make_config(), one_example(tmp_path / "other", "Textiles"), "3") != before
