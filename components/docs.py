@@ -6,14 +6,14 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from components import ALL
+from whence.components import ALL
 
 BEGIN, END = "<!-- interface: written by `make component-docs` -->", "<!-- end of interface -->"
 
 
 def component(stage: str) -> Any:
     """The Kubeflow component of a stage (``kfp.dsl.PythonComponent``)."""
-    return getattr(importlib.import_module(f"components.{stage}.component"), stage)
+    return getattr(importlib.import_module(f"whence.components.{stage}.component"), stage)
 
 
 def interface_table(stage: str) -> str:

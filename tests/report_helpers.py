@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.dataset import ExampleSet
-from whence.evaluation.attribution.evidence import Criterion, Estimate, Evidence, Grade, Measure, NotMeasured
 from whence.report.material import Links, Material
+from whence.validation.evidence import Criterion, Estimate, Evidence, Grade, Measure, NotMeasured
 
 SETTINGS = """
 profile: test

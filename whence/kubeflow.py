@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from whence.config import Config
 from whence.config_file import dotted_keys, get_dotted
 from whence.errors import ConfigError
-from whence.stages.workspace import file_digests
+from whence.files import digests
 
 
 class Parameter(NamedTuple):
@@ -127,6 +127,7 @@ def describe_dataset(artifact: Artifact) -> None:
 
 def describe_model(artifact: Artifact) -> None:
     """Say in the artifact's metadata how the model is stored and which weights it has (sha256 per file)."""
-    digests = file_digests(Path(artifact.path))
     artifact.metadata["framework"] = "transformers"
-    artifact.metadata["sha256"] = {name: sha for name, sha in digests.items() if name.endswith(".safetensors")}
+    artifact.metadata["sha256"] = {
+        name: sha for name, sha in digests(Path(artifact.path)).items() if name.endswith(".safetensors")
+    }

@@ -4,7 +4,7 @@ from typing import Optional
 
 from kfp import dsl
 
-from components.images import image
+from whence.components.images import image
 
 
 @dsl.component(base_image=image("compare"), install_kfp_package=False)

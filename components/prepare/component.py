@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.images import image
+from whence.components.images import image
 from whence.kubeflow import FORM, form_help
 
 

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.images import image
+from whence.components.images import image
 
 
 @dsl.component(base_image=image("train"), install_kfp_package=False)

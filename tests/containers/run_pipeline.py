@@ -12,9 +12,9 @@ from pathlib import Path
 from docker.types import Mount
 from kfp import local
 
-from pipelines.attribution import attribution_pipeline
-from pipelines.kubernetes import RUN_ID_VARIABLE
 from whence.config_file import load_config
+from whence.pipelines.graphs.attribution import attribution_pipeline
+from whence.pipelines.graphs.placement import RUN_ID_VARIABLE
 
 MEMORY = "3g"
 

@@ -12,9 +12,9 @@ import pytest
 from build_settings import SECRET
 from conftest import ROOT, SERVER, STAGES, Image, engine, image_of, layers_of
 
-from components import STAGES as COMPONENTS
-from components.docs import component
 from whence import __version__
+from whence.components import STAGES as COMPONENTS
+from whence.components.docs import component
 
 LIGHT = {stage for stage in STAGES if "models" not in layers_of(stage)}
 MEGABYTE = 1_000_000

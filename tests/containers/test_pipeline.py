@@ -22,7 +22,7 @@ from docker.errors import APIError
 from mlflow import MlflowClient
 from mlflow_server import running
 
-from components import STAGES as COMPONENTS
+from whence.components import STAGES as COMPONENTS
 from whence.config_file import inline_prompts, load_config
 
 pytestmark = pytest.mark.timeout(2400)  # the demo takes minutes, and many more on a machine that others use too

@@ -14,10 +14,10 @@ from conftest import Bucket
 from rich.console import Console
 from swift import Swift
 
-from pipelines.artifact_root import ArtifactRoot
-from pipelines.local import RunFailed
 from whence.cli import main
 from whence.errors import StorageError
+from whence.pipelines.local.artifact_root import ArtifactRoot
+from whence.pipelines.local.run import RunFailed
 from whence.storage import download_folder
 
 WHENCE = Path(sys.executable).with_name("whence")
@@ -75,7 +75,7 @@ def test_a_failed_run_is_in_the_bucket_with_its_log(
     def fail(*_: object) -> None:
         raise RunFailed("train failed: no memory", left)
 
-    monkeypatch.setattr("pipelines.local.run_locally", fail)
+    monkeypatch.setattr("whence.pipelines.local.run.run_locally", fail)
     with pytest.raises(SystemExit) as ended:
         main(["run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs"])
     assert ended.value.code == 1

@@ -11,9 +11,9 @@ import pytest
 from whence.config_file import parse_config
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import ModelError
-from whence.evaluation.attribution.changes import Change
-from whence.evaluation.attribution.retraining import Retrainer
 from whence.models import tiny_llama, train_tokenizer
+from whence.validation.changes import Change
+from whence.validation.retraining import Retrainer
 
 SETTINGS = """
 general: {max_length: 32, device: cpu}

@@ -19,8 +19,8 @@ import tenacity
 import yaml
 from kfp_server import HANG_UP, Call, KubeflowState, serving
 
-from pipelines import connection, progress
 from whence.cli import main
+from whence.pipelines.cluster import connection, progress
 
 TOKEN = "eyJ-not-to-be-shown"
 PIPELINE = """

@@ -25,8 +25,8 @@ from manifests import (
     pods,
 )
 
-from pipelines.compile import compile_pipeline
-from pipelines.kubernetes import PLATFORMS
+from whence.pipelines.graphs.compile import compile_pipeline
+from whence.pipelines.graphs.placement import PLATFORMS
 
 RUN = {"pipeline/runid": "5c0b"}  # Kubeflow's label on the pods of a run
 COMPLETE = tuple(name for name in OVERLAYS if name != "mlflow")  # those that also serve pipeline runs

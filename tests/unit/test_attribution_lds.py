@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from whence.errors import DataError
-from whence.evaluation.attribution.estimates import Bootstrap, best_first
-from whence.evaluation.attribution.lds import lds_measure, linear_datamodeling_scores, random_subsets
-from whence.evaluation.attribution.stability import rank_agreement
+from whence.validation.estimates import Bootstrap, best_first
+from whence.validation.lds import lds_measure, linear_datamodeling_scores, random_subsets
+from whence.validation.stability import rank_agreement
 
 BOOTSTRAP = Bootstrap(samples=200, confidence=0.95, seed=0)
 

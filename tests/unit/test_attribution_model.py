@@ -15,18 +15,18 @@ from torch.nn import functional
 
 from whence.config_file import parse_config
 from whence.data.tokenization import IGNORED, TokenizedExamples
-from whence.evaluation.attribution.changes import Change
-from whence.evaluation.attribution.counterfactual import harm, plan
-from whence.evaluation.attribution.embeddings import embedding_scores
-from whence.evaluation.attribution.estimates import Bootstrap
-from whence.evaluation.attribution.gradients import plain_gradients
-from whence.evaluation.attribution.outcomes import answer_logprobs
-from whence.evaluation.attribution.retraining import Retrainer
-from whence.evaluation.attribution.stability import scores_of_refits
-from whence.evaluation.attribution.tail_patch import tail_patch_changes, tail_patch_measure, with_room
 from whence.models import load_base, train_tokenizer
 from whence.models import tiny_llama as demo_llama
 from whence.training import train
+from whence.validation.changes import Change
+from whence.validation.counterfactual import harm, plan
+from whence.validation.embeddings import embedding_scores
+from whence.validation.estimates import Bootstrap
+from whence.validation.gradients import plain_gradients
+from whence.validation.outcomes import answer_logprobs
+from whence.validation.retraining import Retrainer
+from whence.validation.stability import scores_of_refits
+from whence.validation.tail_patch import tail_patch_changes, tail_patch_measure, with_room
 
 TRAINING = """
 general: {max_length: 32, device: cpu}

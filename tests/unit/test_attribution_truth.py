@@ -8,10 +8,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from whence.errors import DataError
-from whence.evaluation.attribution.estimates import Bootstrap
-from whence.evaluation.attribution.evidence import NotMeasured
-from whence.evaluation.attribution.mislabeled import mislabeled_measures
-from whence.evaluation.attribution.planted import planted_measures
+from whence.validation.estimates import Bootstrap
+from whence.validation.evidence import NotMeasured
+from whence.validation.mislabeled import mislabeled_measures
+from whence.validation.planted import planted_measures
 
 IDS = [f"train-{number:02d}" for number in range(20)]
 BOOTSTRAP = Bootstrap(samples=50, confidence=0.95, seed=0)

@@ -14,9 +14,9 @@ from typing import Any, get_args
 import pytest
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 
-from components import ALL, RETRAINING
-from components.docs import component, readme_of, with_table
-from components.images import image
+from whence.components import ALL, RETRAINING
+from whence.components.docs import component, readme_of, with_table
+from whence.components.images import image
 from whence.config import Config
 from whence.config_file import get_dotted, parse_config
 from whence.errors import ConfigError, PipelineError

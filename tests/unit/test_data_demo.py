@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from whence.data.demo import ASKED, EXAMPLES_PER_FACT, FACTS, demo_rows
-from whence.evaluation.attribution.bm25 import words
+from whence.validation.bm25 import words
 
 PROMPTS = Path(__file__).parents[2] / "configs" / "prompts" / "demo.json"
 WITHOUT_CONTENT = {"question", "answer", "the", "of"}

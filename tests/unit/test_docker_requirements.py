@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from components import STAGES
+from whence.components import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docker" / "requirements"

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from whence.evaluation.attribution.bm25 import bm25_scores
+from whence.validation.bm25 import bm25_scores
 
 DOCUMENTS = ["The cat sat.", "The dog ate the dog's food", "A bird"]
 LENGTHS = {0: 3, 1: 7, 2: 2}  # the apostrophe parts a word: the, dog, ate, the, dog, s, food

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from whence.errors import DataError
-from whence.evaluation.attribution.evidence import Criterion, Estimate, Evidence, Grade, Measure, NotMeasured
+from whence.validation.evidence import Criterion, Estimate, Evidence, Grade, Measure, NotMeasured
 
 
 def test_evidence_is_read_back_as_it_was_written(tmp_path):
@@ -45,9 +45,9 @@ def test_what_is_no_evidence_is_refused_with_the_way_out(tmp_path, text):
 
 def test_evidence_is_read_graded_and_shown_without_torch():
     code = (
-        "import sys; from whence.evaluation.attribution import bm25, evidence, grade, planted, lds; "
-        "from whence.evaluation.attribution import mislabeled, summary, counterfactual; "
-        "bm25.bm25_scores(['a b'], ['b c']); import whence.cli.evidence; "
+        "import sys; from whence.validation import bm25, evidence, grade, planted, lds; "
+        "from whence.validation import mislabeled, summary, counterfactual; "
+        "bm25.bm25_scores(['a b'], ['b c']); import whence.pipelines.local.evidence_table; "
         "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

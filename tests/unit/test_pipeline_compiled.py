@@ -13,13 +13,13 @@ import pytest
 import yaml
 from kfp.dsl import pipeline_task
 
-from components import STAGES
-from pipelines.catalog import PipelineKind
-from pipelines.compile import compile_pipeline, portable_config
-from pipelines.kubernetes import FORM_HELP
+from whence.components import STAGES
 from whence.config_file import load_config
 from whence.errors import ConfigError
 from whence.kubeflow import form_default, form_of
+from whence.pipelines.graphs.catalog import PipelineKind
+from whence.pipelines.graphs.compile import compile_pipeline, portable_config
+from whence.pipelines.graphs.placement import FORM_HELP
 
 ROOT = Path(__file__).parents[2]
 RETRAINING = "patents-tinyllama-retraining"

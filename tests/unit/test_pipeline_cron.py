@@ -10,8 +10,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pipelines.cron import next_times, six_fields
 from whence.errors import ConfigError
+from whence.pipelines.cluster.cron import next_times, six_fields
 
 NEW_YORK = ZoneInfo("America/New_York")
 NEXT = [

@@ -16,9 +16,9 @@ import pytest
 from pipeline_helpers import STAGES, two_stage_pipeline
 from rich.console import Console
 
-from pipelines.board import Board, EventFile, format_seconds
-from pipelines.local import LocalRun, _name_artifacts, run_locally
 from whence.errors import PipelineError
+from whence.pipelines.local.board import Board, EventFile, format_seconds
+from whence.pipelines.local.run import LocalRun, _name_artifacts, run_locally
 
 
 def run(folder: Path, mode: str = "pass") -> tuple[LocalRun, str]:
@@ -98,7 +98,7 @@ def test_a_stage_that_dies_without_a_word_is_named_with_what_it_printed_last(tmp
 def test_a_terminated_run_leaves_no_stage_behind(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\nfrom rich.console import Console\n"
-        "from pipeline_helpers import STAGES, two_stage_pipeline\nfrom pipelines.local import run_locally\n"
+        "from pipeline_helpers import STAGES, two_stage_pipeline\nfrom whence.pipelines.local.run import run_locally\n"
         f"run_locally(two_stage_pipeline('hang'), STAGES, Path({str(tmp_path)!r}), Console())\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}

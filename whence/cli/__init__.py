@@ -48,8 +48,8 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback()(_root)
-    if importlib.util.find_spec("pipelines") is not None:  # images hold the library alone
-        from pipelines.commands import register
+    if importlib.util.find_spec("whence.pipelines.graphs") is not None:  # images hold the library alone
+        from whence.cli.pipelines import register
 
         register(app)
     app.command()(evaluate)

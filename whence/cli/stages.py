@@ -181,11 +181,11 @@ def validate(
     """Measure whether the attributions can be trusted, and grade the evidence in words."""
     from rich.console import Console
 
-    from whence.cli.evidence import print_evidence
-    from whence.evaluation.attribution.evidence import Evidence
+    from whence.pipelines.local.evidence_table import print_evidence
     from whence.stages import retrain_share
     from whence.stages import validate as stage
     from whence.stages.artifacts import EVIDENCE
+    from whence.validation.evidence import Evidence
 
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder, "config.yaml")

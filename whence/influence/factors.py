@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
+from whence.files import write_json
 from whence.influence import layout, store
 from whence.influence.fingerprints import fingerprint, model_fingerprint, require_same
 from whence.influence.fit import Fit
@@ -130,7 +131,7 @@ def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[s
         FactorError: a part is missing or damaged.
     """
     folder = layout.factors_folder(output, identity.strategy)
-    store.write_json(folder / layout.ARGUMENTS, identity.arguments)
+    write_json(folder / layout.ARGUMENTS, identity.arguments)
     fit.assemble(folder)
     info = FactorsInfo(
         **identity.model_dump(),
@@ -138,7 +139,7 @@ def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[s
         seconds=seconds,
         versions={package: version(package) for package in ("whence", "kronfluence", "torch", "transformers")},
     )
-    store.write_json(output / layout.INFO, info.model_dump(mode="json"))
+    write_json(output / layout.INFO, info.model_dump(mode="json"))
     return info
 
 

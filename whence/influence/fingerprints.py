@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from whence.errors import FactorError
+from whence.files import digest_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +21,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def fingerprint(value: Any) -> str:
     """sha256 (hex) of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    return digest_of(value)
 
 
 def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, way_out: str) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from whence.errors import FactorError
-from whence.influence.store import replace_durably
+from whence.files import replacing
 
 KEY, DIGEST = "whence.key", "whence.sha256"
 
@@ -43,10 +43,9 @@ class Partitions:
         """Write a part under a temporary name, then give it its own: a crash leaves no half of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        temporary = self.folder / f".{name}.tmp"
-        save_file(whole, temporary, metadata={KEY: self.key, DIGEST: tensors_digest(sorted(whole.items()))})
         path = _file(self.folder, name)
-        replace_durably(temporary, path)
+        with replacing(path) as temporary:
+            save_file(whole, temporary, metadata={KEY: self.key, DIGEST: tensors_digest(sorted(whole.items()))})
         self._proven[name] = path
 
     def tensor(self, name: str, key: str) -> torch.Tensor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from kronfluence.utils.constants import (
@@ -16,6 +13,7 @@ from kronfluence.utils.constants import (
 )
 from safetensors.torch import save_file
 
+from whence.files import replacing
 from whence.influence.layout import factor_file, opened
 
 Tensors = dict[str, torch.Tensor]
@@ -30,10 +28,8 @@ def save_factors(folder: Path, factors: Mapping[str, Tensors]) -> None:
     """Write one file per factor, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for factor, tensors in factors.items():
-        path = factor_file(folder, factor)
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        replace_durably(temporary, path)
+        with replacing(factor_file(folder, factor)) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def load_factors(folder: Path, names: tuple[str, ...]) -> Factors:
@@ -59,25 +55,6 @@ def load_one(folder: Path, factor: str, module: str) -> torch.Tensor:
 def delete_factors(folder: Path, names: tuple[str, ...]) -> None:
     for factor in names:
         factor_file(folder, factor).unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    replace_durably(temporary, path)
-
-
-def replace_durably(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its name: after a crash there is the old file or the new one, never a part."""
-    with open(temporary, "rb+") as stream:
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path) -> Tensors:

@@ -18,7 +18,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from whence.evaluation.attribution.evidence import METHOD_NAMES
 from whence.report import data_view, model_view, overview
 from whence.report.answers import WITHOUT_SCRIPT, Entry, entries
 from whence.report.details import Details
@@ -27,6 +26,7 @@ from whence.report.method import reproduction, settings_of
 from whence.report.script_data import Limits, script_data
 from whence.report.templating import environment, json_for_script
 from whence.report.words import LONGEST_NAME, measured, number, percent, shortened, signed
+from whence.validation.evidence import METHOD_NAMES
 
 LARGEST = 5_000_000  # bytes
 LONGEST_TEXT = 4000  # characters of an example, even where there is room

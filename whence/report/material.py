@@ -13,8 +13,8 @@ import pandas as pd
 from whence.config import Config
 from whence.data.dataset import ExampleSet
 from whence.errors import DataError
-from whence.evaluation.attribution.bm25 import bm25_scores
-from whence.evaluation.attribution.evidence import Evidence
+from whence.validation.bm25 import bm25_scores
+from whence.validation.evidence import Evidence
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from whence import plots
 from whence.config_file import load_config
 from whence.data.prompts import load_prompts
 from whence.evaluation.comparison import compare_models, headline_metrics, join_influences
+from whence.files import write_atomically
 from whence.report.page import Section, Table, page
 from whence.stages.artifacts import (
     COMPARISON,
@@ -22,7 +23,7 @@ from whence.stages.artifacts import (
 )
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.scored import require_scores_of
-from whence.stages.workspace import Workspace, write_atomically
+from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
 
 EXAMPLES_SHOWN = 3

@@ -16,26 +16,26 @@ from whence.config import Config
 from whence.data.prompts import load_prompts
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
-from whence.evaluation.attribution.bm25 import bm25_scores
-from whence.evaluation.attribution.changes import Change
-from whence.evaluation.attribution.counterfactual import Plan, counterfactual_measure, harm, plan
-from whence.evaluation.attribution.embeddings import embedding_scores
-from whence.evaluation.attribution.estimates import Bootstrap, best_first
-from whence.evaluation.attribution.evidence import Measure, Method, NotMeasured
-from whence.evaluation.attribution.gradients import Gradients, plain_gradients
-from whence.evaluation.attribution.lds import lds_measure, random_subsets
-from whence.evaluation.attribution.mislabeled import mislabeled_measures
-from whence.evaluation.attribution.outcomes import answer_logprobs
-from whence.evaluation.attribution.planted import planted_measures
-from whence.evaluation.attribution.retraining import Retrainer
-from whence.evaluation.attribution.stability import scores_of_refits, stability_measures
-from whence.evaluation.attribution.tail_patch import tail_patch_changes, tail_patch_measure, with_room
 from whence.influence.fingerprints import model_fingerprint, require_same
 from whence.influence.info import load_factors_info
 from whence.models import load_model
 from whence.stages.artifacts import QUERIES, SCORES, SCORES_INFO, SELF_INFLUENCE
 from whence.stages.trained import Trained, share_of
 from whence.stages.workspace import stage_key
+from whence.validation.bm25 import bm25_scores
+from whence.validation.changes import Change
+from whence.validation.counterfactual import Plan, counterfactual_measure, harm, plan
+from whence.validation.embeddings import embedding_scores
+from whence.validation.estimates import Bootstrap, best_first
+from whence.validation.evidence import Measure, Method, NotMeasured
+from whence.validation.gradients import Gradients, plain_gradients
+from whence.validation.lds import lds_measure, random_subsets
+from whence.validation.mislabeled import mislabeled_measures
+from whence.validation.outcomes import answer_logprobs
+from whence.validation.planted import planted_measures
+from whence.validation.retraining import Retrainer
+from whence.validation.stability import scores_of_refits, stability_measures
+from whence.validation.tail_patch import tail_patch_changes, tail_patch_measure, with_room
 
 RETRAININGS = "retrainings"
 Result = list[Measure] | NotMeasured

@@ -12,9 +12,10 @@ from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
 from whence.errors import TrackingError
 from whence.evaluation.gate import check_rules
+from whence.files import write_atomically
 from whence.stages.provenance import DATA_TAG, changes, judged_by, model_digest, provenance
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace, write_atomically
+from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
 from whence.tracking.registry import CONTENT_TAG, REFUSED_TAG, Registry, Version
 

@@ -14,10 +14,11 @@ from whence.data.prompts import load_prompts
 from whence.errors import PromotionError, TrackingError
 from whence.evaluation.comparison import compare_benchmark, compare_models
 from whence.evaluation.gate import Check, Decision, decide
+from whence.files import write_atomically
 from whence.stages.artifacts import ANSWERED_BY, DECISION, EVAL_ANSWERS, GENERATIONS, PREDICTIONS
 from whence.stages.provenance import judged_by
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace, write_atomically
+from whence.stages.workspace import Workspace
 from whence.tracking import StageRun, upload_spool
 from whence.tracking.registry import Registry
 

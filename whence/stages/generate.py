@@ -11,11 +11,12 @@ from whence.config_file import load_config
 from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
 from whence.evaluation.generation import answer_examples, generate
+from whence.files import write_atomically
 from whence.models import load_base, load_model
 from whence.stages.artifacts import ANSWERED_BY, EVAL_ANSWERS, GENERATIONS
 from whence.stages.provenance import model_digest
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace, write_atomically
+from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
 
 

@@ -9,10 +9,11 @@ import pandas as pd
 
 from whence.config_file import load_config
 from whence.evaluation.mmlu import evaluate_mmlu
+from whence.files import write_atomically
 from whence.models import load_base, load_model
 from whence.stages.artifacts import MMLU, PREDICTIONS
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace, write_atomically
+from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
 
 

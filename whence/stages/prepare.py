@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from whence.config_file import inline_prompts, parse_config
 from whence.data.dataset import ExampleSet
 from whence.data.preparation import prepare_datasets
+from whence.files import write_atomically
 from whence.models import load_base_tokenizer, write_base
 from whence.stages.checks import check, check_base_model
 from whence.stages.runner import StageResult, emit, run_stage
-from whence.stages.workspace import Workspace, write_atomically
+from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from whence.config_file import load_config
 from whence.errors import PromotionError
+from whence.files import write_atomically
 from whence.stages.artifacts import DECISION
 from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace, write_atomically
+from whence.stages.workspace import Workspace
 from whence.tracking import StageRun, upload_spool
 from whence.tracking.registry import Registry
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +12,8 @@ from whence.config.base import Section
 from whence.config_file import get_dotted
 from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
+from whence.files import digest_of, digests
 from whence.stages.artifacts import TRAINING
-from whence.stages.workspace import file_digests
 
 DATA_TAG, BASE_TAG, SETTINGS_TAG = "whence.data_fingerprint", "whence.base_model", "whence.settings"
 # Where and how fast, how often saved or reported: these change no model, and everything else is taken to.
@@ -34,8 +33,7 @@ OPERATIONAL = {
 
 def model_digest(folder: Path) -> str:
     """sha256 (hex) of a model's files, names and contents; how long its training took makes it no other model."""
-    digests = {name: digest for name, digest in file_digests(folder).items() if name != TRAINING}
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+    return digest_of({name: digest for name, digest in digests(folder).items() if name != TRAINING})
 
 
 def provenance(config: Config, base_model: Path, train_data: Path) -> dict[str, str]:
@@ -84,7 +82,7 @@ def judged_by(config: Config, eval_data: Path, champion_version: str) -> str:
         evaluation.model_dump(mode="json", exclude={"mmlu": {"base", "finetuned"}}),
         rules.model_dump(mode="json", exclude={"explain"}),
     ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of(content)
 
 
 def _deciding_settings() -> list[str]:

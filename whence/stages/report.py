@@ -14,7 +14,6 @@ from whence.config import Config
 from whence.config_file import load_config
 from whence.data.dataset import ExampleSet
 from whence.errors import DataError
-from whence.evaluation.attribution.evidence import Evidence
 from whence.report import data_view
 from whence.report.document import report as make_report
 from whence.report.material import Links, Material
@@ -40,6 +39,7 @@ from whence.stages.scored import require_scores_of
 from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
 from whence.tracking.address import Address
+from whence.validation.evidence import Evidence
 
 PROMPTS, EXAMPLES, FLOW, SUSPECTS = "prompts.csv", "examples.csv", "class_flow.csv", "self_influence.csv"
 ANSWER_COLUMNS = ["prompt_id", "prompt", "reference", "base_answer", "finetuned_answer"]

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from whence.config import ALL_MEASURES, Config
 from whence.config_file import load_config
-from whence.evaluation.attribution.evidence import Evidence, Measure, NotMeasured
-from whence.evaluation.attribution.grade import grade
-from whence.evaluation.attribution.summary import flat_table, headline, markdown
 from whence.stages.artifacts import EVIDENCE, EVIDENCE_TABLE, SCORES_INFO
 from whence.stages.evidence import RETRAININGS, Gathering
 from whence.stages.runner import StageResult, run_stage
 from whence.stages.trained import SCORE_SETTINGS, numbered
 from whence.stages.workspace import Workspace
 from whence.tracking import StageRun
+from whence.validation.evidence import Evidence, Measure, NotMeasured
+from whence.validation.grade import grade
+from whence.validation.summary import flat_table, headline, markdown
 
 NOT_ASKED = "not asked for: {name} is not in validation.measures (`whence validate --full` measures everything)"
 SETTINGS = [*SCORE_SETTINGS, "factors", "training", "validation", "evaluation.bootstrap_samples",

@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import whence
+from whence.files import digest_of, digests, link_tree, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -95,22 +95,14 @@ class Workspace:
         if not self.kept:
             return
         for name, source in self.outputs.items():
-            target = self.destinations[name]
-            if target.is_dir():
-                shutil.rmtree(target)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, target, copy_function=_link_or_copy)
-            else:
-                target.unlink(missing_ok=True)
-                _link_or_copy(str(source), str(target))
+            link_tree(source, self.destinations[name])
 
     @property
     def _done_file(self) -> Path:
         return self.scratch.parent / DONE
 
     def _checksums(self) -> dict[str, dict[str, str]]:
-        return {name: file_digests(path) for name, path in self.outputs.items()}
+        return {name: digests(path) for name, path in self.outputs.items()}
 
 
 def stage_key(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Path]) -> str:
@@ -119,9 +111,9 @@ def stage_key(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Path
         "stage": stage,
         "code": code_digest(),
         "settings": dict(settings),
-        "inputs": {name: file_digests(path) for name, path in inputs.items()},
+        "inputs": {name: digests(path) for name, path in inputs.items()},
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return digest_of(parts)
 
 
 @cache
@@ -132,31 +124,3 @@ def code_digest() -> str:
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
-
-
-def file_digests(path: Path) -> dict[str, str]:
-    """sha256 of every file below ``path`` (or of the file itself), by relative name."""
-    files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
-    digests = {}
-    for file in files:
-        with open(file, "rb") as stream:
-            digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write so that a crash leaves either the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
-
-
-def _link_or_copy(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target

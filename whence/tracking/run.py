@@ -21,11 +21,12 @@ import pandas as pd
 
 from whence.config import Config
 from whence.errors import TrackingError
+from whence.files import link_or_copy
 from whence.tracking.address import Address
 from whence.tracking.faults import explained, first_line, is_mlflow_error, is_passing, is_refusal, retrying
 from whence.tracking.names import flat, name_of, quotable, text_of
 from whence.tracking.server import MlflowServer, RunDescription, RunIds
-from whence.tracking.spool import Call, Spool, link_or_copy
+from whence.tracking.spool import Call, Spool
 from whence.tracking.system import SystemMetrics
 
 logger = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ class StageRun:
             self._record("artifact", {"folder": folder}, _existing(path))
             return
         with tempfile.TemporaryDirectory() as scratch:
-            link_or_copy(str(_existing(path)), f"{scratch}/{name}")
+            link_or_copy(_existing(path), f"{scratch}/{name}")
             self._record("artifact", {"folder": folder}, Path(scratch, name))
 
     def log_artifacts(self, folder: Path, artifact_path: str | None = None) -> None:

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from whence.files import link_or_copy, write_atomically
+
 RUN, CALLS, FILES, DELIVERED, LOCK = "run.json", "calls.jsonl", "files", "delivered", "lock"
 
 
@@ -46,7 +48,7 @@ class Spool:
         folder.mkdir(parents=True)
         lock = open(folder / LOCK, "w", encoding="utf-8")  # noqa: SIM115 - held as long as the spool
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _write(folder / RUN, json.dumps(run, indent=1))  # last: a folder without it is not a spool yet
+        write_atomically(folder / RUN, json.dumps(run, indent=1))  # last: a folder without it is not a spool yet
         return cls(folder, lock)
 
     @classmethod
@@ -82,7 +84,7 @@ class Spool:
             if call.path.is_dir():
                 shutil.copytree(call.path, target, copy_function=link_or_copy)
             else:
-                link_or_copy(str(call.path), str(target))
+                link_or_copy(call.path, target)
         name = None if call.path is None else call.path.name
         line = json.dumps({"name": call.name, "arguments": call.arguments, "path": name, "key": call.key})
         with open(self.folder / CALLS, "ab", buffering=0) as stream:
@@ -113,7 +115,7 @@ class Spool:
         for call in self.pending():
             send(call)
             count += 1
-            _write(self.folder / DELIVERED, str(self._delivered + 1))
+            write_atomically(self.folder / DELIVERED, str(self._delivered + 1))
             if call.path is not None:
                 shutil.rmtree(self.folder / FILES / call.key)
         (self.folder / RUN).unlink()  # first: what is left of a half removed folder is no spool
@@ -129,18 +131,3 @@ class Spool:
     def _delivered(self) -> int:
         file = self.folder / DELIVERED
         return int(file.read_text(encoding="utf-8")) if file.exists() else 0
-
-
-def link_or_copy(source: str, target: str) -> str:
-    """A hard link where the filesystem allows it, else a copy; for files that are written once."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

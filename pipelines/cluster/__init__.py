@@ -1,0 +1,1 @@
+"""A Kubeflow cluster as its user sees it: uploads, runs, schedules."""

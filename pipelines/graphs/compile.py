@@ -1,0 +1,57 @@
+"""Compile the pipeline of a profile into the YAML that Kubeflow takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp.compiler import Compiler
+
+from whence.config import Config, is_address
+from whence.config_file import inline_prompts, load_config, parse_config, read_settings
+from whence.pipelines.graphs.catalog import PipelineKind
+from whence.pipelines.graphs.placement import Placement
+
+
+def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The profile as it can travel: prompts inlined, paths as written, and no work folder of this machine.
+
+    A relative ``general.work_dir`` means a folder of whoever runs locally; in a pod it would be lost with the pod, or
+    lie on a read-only root. An absolute one, a mounted volume, is kept.
+
+    Raises:
+        ConfigError: the profile or its prompts file cannot be used.
+    """
+    loaded = inline_prompts(load_config(profile, overrides))
+    travelling: dict[str, Any] = {"prompts": loaded.prompts.model_dump(mode="json")}
+    if is_address(profile):  # what lies beside it is at an address, too
+        travelling |= {f"dataset.{name}": getattr(loaded.dataset, name) for name in ("train_files", "eval_files")}
+    config = parse_config(read_settings(profile), {**(overrides or {}), **travelling}, origin=str(profile))
+    work_dir = config.general.work_dir
+    if work_dir is None or Path(work_dir).is_absolute():
+        return config
+    return parse_config(config.to_yaml(), {"general.work_dir": None})
+
+
+def compile_pipeline(
+    profile: str | Path,
+    output: Path,
+    overrides: Mapping[str, Any] | None = None,
+    kind: PipelineKind = PipelineKind.ATTRIBUTION,
+) -> Config:
+    """Write the compiled pipeline of ``profile`` to ``output`` and return the configuration baked into it."""
+    config = portable_config(profile, overrides)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Compiler().compile(kind.build(config, Placement.of(config)), str(output))
+    return config
+
+
+def local_record_note(config: Config) -> str | None:
+    """What to tell whoever compiles a pipeline whose record would be lost with its pods; None when it is not."""
+    if not config.tracking.uri.startswith("sqlite:"):
+        return None
+    return (
+        f"note: {config.tracking.uri} would be a file inside each pod; give the form's tracking_uri the address of an "
+        "MLflow server, or compile with --set tracking.uri=..."
+    )

@@ -1,0 +1,59 @@
+"""A pipeline whose form shows the values of a profile: what the pipelines are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from inspect import Parameter, Signature
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl.graph_component import GraphComponent
+
+from whence.config import Config
+from whence.kubeflow import form_default, form_help, form_of
+from whence.pipelines.graphs.placement import FORM_HELP, Placement
+
+OVERRIDES_HELP = "Any other settings by dotted key, e.g. training.warmup_steps; `prepare` refuses wrong ones."
+
+
+def with_form(
+    graph: Callable[[dict[str, Any], dict[str, Any]], None],
+    *,
+    name: str,
+    display_name: str,
+    summary: str,
+    config: Config,
+    placement: Placement,
+    left_out: Container[str] = (),
+) -> GraphComponent:
+    """The pipeline of ``graph``, with the values of ``config`` as the defaults of its form.
+
+    Args:
+        graph: makes the tasks, given the form's fields for ``prepare`` and those of :meth:`Placement.form`.
+        left_out: fields that this pipeline's form does not have.
+    """
+    form = {field: parameter for field, parameter in form_of(config).items() if field not in left_out}
+    places = placement.form()
+    names = [*form, *places, "overrides"]
+
+    def pipeline(*arguments: Any) -> None:
+        given = dict(zip(names, arguments, strict=True))
+        chosen = {field: given.pop(field) for field in places}
+        graph(given, chosen)
+
+    # The form is derived from one table, so the signature and the docstring that kfp reads are made, not written.
+    pipeline.__signature__ = Signature(  # type: ignore[attr-defined]
+        [
+            *(_parameter(field, parameter.type, form_default(config, parameter)) for field, parameter in form.items()),
+            *(_parameter(field, type(value), value) for field, value in places.items()),
+            _parameter("overrides", dict, {}),
+        ]
+    )
+    described = [f"    {field}: {form_help(parameter)}" for field, parameter in form.items()]
+    described += [f"    {field}: {FORM_HELP[field]}" for field in places]
+    pipeline.__doc__ = "\n".join([summary, "", "Args:", *described, f"    overrides: {OVERRIDES_HELP}"])
+    return dsl.pipeline(name=name, display_name=display_name)(pipeline)
+
+
+def _parameter(name: str, kind: type, default: Any) -> Parameter:
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind, default=default)

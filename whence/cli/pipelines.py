@@ -1,0 +1,96 @@
+"""The commands of ``whence`` that need the pipelines beside the library: ``run``, ``compile``, those of a cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from whence.cli import cluster as cluster_commands
+from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
+from whence.components.images import REGISTRY_VARIABLE, TAG_VARIABLE
+from whence.config import Config
+from whence.config_file import inline_prompts
+from whence.pipelines.graphs.catalog import KindOption, PipelineKind
+from whence.pipelines.local.artifact_root import ArtifactRoot
+
+INTERRUPTED = 130
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``app``."""
+    app.command()(run)
+    app.command("compile")(compile_)
+    cluster_commands.register(app)
+
+
+def run(
+    profile: ProfileOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    pipeline: KindOption = None,
+    artifact_root: Annotated[
+        str, typer.Option(metavar="DIR", help="Receives a folder per run with its artifacts and log; may be s3://.")
+    ] = ArtifactRoot.LOCAL,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print everything the stages print.")] = False,
+) -> None:
+    """Run a whole pipeline on this machine; the built-in demo when no settings are named."""
+    kind = pipeline or PipelineKind.ATTRIBUTION
+    resolved = inline_prompts(find_settings(profile, config, set_).load())
+    console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
+    with console.status("checking the settings"):
+        from whence.stages.checks import check
+
+        check(resolved)
+        root = ArtifactRoot.parse(artifact_root)
+        root.check()
+        from whence.pipelines.local.run import RunFailed, run_locally
+        from whence.pipelines.local.summary import print_result
+
+        graph = kind.build(resolved)
+    try:
+        result = run_locally(graph, kind.stages(resolved), root.folder, console, verbose)
+    except RunFailed as failure:
+        raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
+    except KeyboardInterrupt:
+        console.print("Interrupted. " + _how_to_go_on(resolved))
+        raise typer.Exit(INTERRUPTED) from None
+    print_result(console, result, resolved)
+    root.keep(result.folder, console)
+
+
+def compile_(
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Receives the pipeline as YAML.")],
+    profile: ProfileOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    pipeline: KindOption = None,
+    image_registry: Annotated[
+        str | None, typer.Option(envvar=REGISTRY_VARIABLE, help="Registry and folder of the stages' images.")
+    ] = None,
+    image_tag: Annotated[
+        str | None, typer.Option(envvar=TAG_VARIABLE, help="Tag of the images; never a moving one.")
+    ] = None,
+) -> None:
+    """Compile a pipeline for Kubeflow; its form shows the values of the settings."""
+    # Read by the components, which are imported next.
+    given = {REGISTRY_VARIABLE: image_registry, TAG_VARIABLE: image_tag}
+    os.environ.update({name: value for name, value in given.items() if value is not None})
+    from whence.pipelines.graphs.compile import compile_pipeline, local_record_note
+
+    settings, kind = find_settings(profile, config, set_), pipeline or PipelineKind.ATTRIBUTION
+    compiled = compile_pipeline(settings.file, output, settings.overrides, kind)
+    typer.echo(f"{output}: {kind} pipeline of {settings.file}")
+    note = local_record_note(compiled)
+    if note:
+        typer.echo(note, err=True)
+
+
+def _how_to_go_on(config: Config) -> str:
+    if config.general.work_dir is None:
+        return "Nothing is kept: set general.work_dir to have finished work reused."
+    return "The same command goes on from what is finished."

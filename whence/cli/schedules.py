@@ -1,0 +1,248 @@
+"""``whence schedule``: run a pipeline again and again, and look after the schedules there are."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from whence.cli.cluster_options import (
+    ContextOption,
+    ExperimentOption,
+    FileOption,
+    HostOption,
+    NamespaceOption,
+    ParamOption,
+    PipelineNameOption,
+    ServiceAccountOption,
+    TokenOption,
+    connect,
+    packaged,
+    print_table,
+)
+from whence.cli.settings import ConfigOption, ProfileOption, SetOption
+from whence.errors import ConfigError, PipelineError
+from whence.pipelines.graphs.catalog import KindOption
+
+if TYPE_CHECKING:
+    from whence.pipelines.cluster.connection import Connection
+
+schedule_app = typer.Typer(rich_markup_mode="rich")
+
+ScheduleArgument = Annotated[
+    str, typer.Argument(metavar="SCHEDULE", help="Name or id; `whence schedule list` has both.")
+]
+TimeZoneOption = Annotated[
+    str,
+    typer.Option(
+        metavar="ZONE",
+        help="The zone the cluster's schedules are in, for the times printed here. It is set for the whole cluster, by "
+        "CRON_SCHEDULE_TIMEZONE of Kubeflow's ml-pipeline-scheduledworkflow, and is UTC by default.",
+    ),
+]
+
+
+@schedule_app.callback(invoke_without_command=True)
+def schedule(
+    context: typer.Context,
+    cron: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CRON",
+            help="When: minute, hour, day of month, month, day of week (Sunday is 0), e.g. '0 3 * * 1'; or six fields, "
+            "with the seconds first.",
+        ),
+    ] = None,
+    profile: ProfileOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
+    pipeline: KindOption = None,
+    file: FileOption = None,
+    param: ParamOption = None,
+    pipeline_name: PipelineNameOption = None,
+    experiment: ExperimentOption = "Default",
+    name: Annotated[str | None, typer.Option(help="Name of the schedule; else the pipeline's.")] = None,
+    max_concurrency: Annotated[int, typer.Option(min=1, max=10, help="Runs of it at the same time.")] = 1,
+    catch_up: Annotated[
+        bool, typer.Option("--catch-up", help="Also run the times that passed while it was paused or the cluster down.")
+    ] = False,
+    service_account: ServiceAccountOption = None,
+    time_zone: TimeZoneOption = "UTC",
+    host: HostOption = None,
+    namespace: NamespaceOption = None,
+    token: TokenOption = None,
+    kube_context: ContextOption = None,
+) -> None:
+    """Run the pipeline of a profile on a schedule; one of the same name and pipeline is replaced.
+
+    The schedule keeps the version of the pipeline it was made with: give the same command again after a change.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
+    if cron is None:
+        raise ConfigError("--cron: when shall it run? e.g. --cron '0 3 * * 1' for Mondays at three")
+    from whence.pipelines.cluster.cron import six_fields
+
+    zone, fields = _zone(time_zone), six_fields(cron)
+    from whence.pipelines.cluster import client as cluster
+    from whence.pipelines.cluster import schedules
+
+    with packaged(profile, config, set_, pipeline, file, pipeline_name) as package:
+        arguments = package.arguments(param or ())
+        connection = connect(host, namespace, token, kube_context)
+        version = cluster.upload(connection, package)
+    wanted = schedules.Schedule(
+        name=name or package.name,
+        cron=fields,
+        experiment=cluster.experiment_id(connection, experiment),
+        arguments=arguments,
+        max_concurrency=max_concurrency,
+        catch_up=catch_up,
+        service_account=service_account,
+    )
+    placed = schedules.place(connection, version, wanted)
+    typer.echo(f"schedule {wanted.name}: {'replaced' if placed.replaced else 'created'} ({placed.schedule_id})")
+    typer.echo(f"pipeline {package.name}: version {package.version}")
+    typer.echo(connection.link(f"recurringrun/details/{placed.schedule_id}"))
+    _print_times(fields, zone, wanted.max_concurrency, wanted.catch_up)
+    if placed.paused:
+        typer.echo(f"It is paused, as the one before was: whence schedule resume {wanted.name}")
+
+
+@schedule_app.command("list")
+def list_(
+    time_zone: TimeZoneOption = "UTC",
+    host: HostOption = None,
+    namespace: NamespaceOption = None,
+    token: TokenOption = None,
+    kube_context: ContextOption = None,
+) -> None:
+    """List the schedules with their next time."""
+    zone = _zone(time_zone)
+    from whence.pipelines.cluster import schedules
+
+    found = schedules.list_all(connect(host, namespace, token, kube_context))
+    if not found:
+        typer.echo("No schedules yet.")
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("schedule", "state", "cron (seconds first)", f"next ({zone.key})", "at once", "id"):
+        table.add_column(column, no_wrap=True)
+    for entry in found:
+        trigger = entry.trigger and entry.trigger.cron_schedule
+        cron = trigger.cron if trigger else ""
+        paused = entry.status == schedules.DISABLED
+        state = "paused" if paused else str(entry.status or "").lower()
+        following = "" if paused else _next_time(cron, zone)
+        row = (entry.display_name, state, cron, following, str(entry.max_concurrency), entry.recurring_run_id)
+        table.add_row(*(escape(text or "") for text in row))
+    print_table(table)
+
+
+@schedule_app.command()
+def pause(
+    schedule: ScheduleArgument,
+    host: HostOption = None,
+    namespace: NamespaceOption = None,
+    token: TokenOption = None,
+    kube_context: ContextOption = None,
+) -> None:
+    """Start no more runs until it is resumed; one that is running goes on."""
+    connection = connect(host, namespace, token, kube_context)
+    _change(connection, schedule, paused=True)
+
+
+@schedule_app.command()
+def resume(
+    schedule: ScheduleArgument,
+    host: HostOption = None,
+    namespace: NamespaceOption = None,
+    token: TokenOption = None,
+    kube_context: ContextOption = None,
+) -> None:
+    """Start runs again."""
+    connection = connect(host, namespace, token, kube_context)
+    _change(connection, schedule, paused=False)
+
+
+@schedule_app.command()
+def delete(
+    schedule: ScheduleArgument,
+    host: HostOption = None,
+    namespace: NamespaceOption = None,
+    token: TokenOption = None,
+    kube_context: ContextOption = None,
+) -> None:
+    """Delete it; its runs stay."""
+    from whence.pipelines.cluster import schedules
+
+    connection = connect(host, namespace, token, kube_context)
+    entry = _only(connection, schedule)
+    schedules.delete(connection, entry.recurring_run_id)
+    typer.echo(f"schedule {entry.display_name}: deleted ({entry.recurring_run_id})")
+
+
+def _change(connection: Connection, schedule: str, *, paused: bool) -> None:
+    from whence.pipelines.cluster import schedules
+
+    entry = _only(connection, schedule)
+    schedules.set_paused(connection, entry.recurring_run_id, paused)
+    typer.echo(f"schedule {entry.display_name}: {'paused' if paused else 'resumed'} ({entry.recurring_run_id})")
+
+
+def _only(connection: Connection, schedule: str) -> Any:
+    from whence.pipelines.cluster import schedules
+
+    found = schedules.find(connection, schedule)
+    if not found:
+        raise PipelineError(f"schedule {schedule}: there is none; `whence schedule list` shows those there are")
+    if len(found) > 1:
+        ids = ", ".join(entry.recurring_run_id for entry in found)
+        raise PipelineError(f"schedule {schedule}: there are {len(found)} of that name; give the id of one: {ids}")
+    return found[0]
+
+
+def _print_times(cron: str, zone: ZoneInfo, max_concurrency: int, catch_up: bool) -> None:
+    from whence.pipelines.cluster.cron import next_times
+
+    runs = "one run at a time" if max_concurrency == 1 else f"up to {max_concurrency} runs at a time"
+    missed = "missed times are caught up" if catch_up else "missed times are not caught up"
+    typer.echo(f"cron {cron} (seconds first), {runs}, {missed}")
+    typer.echo(
+        f"Next, if the cluster's schedules are in {zone.key} (UTC unless CRON_SCHEDULE_TIMEZONE of its "
+        "ml-pipeline-scheduledworkflow says otherwise):"
+    )
+    for moment in next_times(cron, datetime.now(zone)):
+        typer.echo(f"  {moment:%a %Y-%m-%d %H:%M:%S %Z}")
+
+
+def _next_time(cron: str, zone: ZoneInfo) -> str:
+    """The next time of a schedule there is; empty for those (``@every``, intervals) that only the cluster can tell."""
+    from cronsim import CronSimError
+
+    from whence.pipelines.cluster.cron import next_times
+
+    try:
+        return f"{next_times(cron, datetime.now(zone), 1)[0]:%Y-%m-%d %H:%M}"
+    except (CronSimError, ValueError, IndexError):
+        return ""
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ConfigError(f"--time-zone {name}: is no time zone; give a name such as UTC or Europe/Berlin") from error
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """``whence schedule --host X list`` would pass over the host in silence."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} belongs after `{context.invoked_subcommand}`")

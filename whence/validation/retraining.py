@@ -1,0 +1,138 @@
+"""Retrainings that counterfactuals ask for: each is done once, kept when done, and several run at a time.
+
+They are fine-tunings as :func:`whence.training.train` does them, with the run's own settings, on other data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from whence.config import Config
+from whence.data.tokenization import TokenizedExamples
+from whence.environment import environment
+from whence.files import write_atomically
+from whence.influence.fingerprints import fingerprint
+from whence.models import choose_device, load_base
+from whence.training import train
+from whence.validation.changes import Change
+from whence.validation.outcomes import answer_logprobs
+
+NEVER = 2**31
+
+
+@dataclass(frozen=True)
+class Retrainer:
+    """Retrains the base model on changed data and notes what becomes of the queries.
+
+    Attributes:
+        base_model: the base-model artifact.
+        folder: receives a file per finished retraining; the same ones are read from there, whoever asks for them.
+        scratch: where retrainings work; nothing in it is needed afterwards.
+        processes: retrainings at a time; None: one per core, or one where there is an accelerator.
+    """
+
+    base_model: Path
+    train: TokenizedExamples
+    queries: TokenizedExamples
+    config: Config
+    folder: Path
+    scratch: Path
+    processes: int | None = None
+
+    def outcomes(self, changes: Iterable[Change]) -> dict[Change, np.ndarray]:
+        """The log-probability of each query's answer after each retraining, ``[queries]``.
+
+        Args:
+            changes: the retrainings; equal ones are done once.
+        """
+        wanted = list(dict.fromkeys(changes))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [change for change in wanted if not self.file(change).exists()]
+        if missing:
+            self._retrain(missing, len(wanted))
+        return {change: np.array(json.loads(self.file(change).read_text())["logprobs"]) for change in wanted}
+
+    def adopt(self, folders: Iterable[Path]) -> None:
+        """Take over the retrainings that other tasks have finished."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for file in (file for folder in folders for file in folder.glob("*.json")):
+            write_atomically(self.folder / file.name, file.read_text(encoding="utf-8"))
+
+    def file(self, change: Change) -> Path:
+        """Where the outcome of a retraining is kept, named by all that decides it."""
+        decided_by = {
+            "change": asdict(change),
+            "train": self.train.fingerprint,
+            "queries": self.queries.fingerprint,
+            "training": self.config.training.model_dump(mode="json"),
+            "base": self.config.models.base.model_dump(mode="json"),
+        }
+        return self.folder / f"{fingerprint(decided_by)[:24]}.json"
+
+    def _retrain(self, changes: Sequence[Change], of: int) -> None:
+        workers = min(self.processes or _at_once(self.config), len(changes))
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        done = of - len(changes)
+        with (
+            tqdm(total=of, initial=done, desc="retrainings", unit="retraining", mininterval=1) as progress,
+            environment(_inherited(threads)),
+            ProcessPoolExecutor(workers, get_context("spawn"), _limit_threads, (threads,)) as pool,
+        ):
+            futures: list[Future[None]] = [pool.submit(self._one, change) for change in changes]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    progress.update()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _one(self, change: Change) -> None:
+        """Retrain once; the file comes last and whole, so that a killed retraining leaves none."""
+        file = self.file(change)
+        work = self.scratch / f"{file.stem}.{os.getpid()}"
+        examples = change.examples(self.train)
+        settings = self.config.model_copy(
+            update={
+                "general": self.config.general.model_copy(update={"seed": change.seed}),
+                "training": self.config.training.model_copy(
+                    update={"dataloader_num_workers": 0, "save_steps": NEVER}  # a killed one is done anew
+                ),
+                "tracking": self.config.tracking.model_copy(update={"wandb": False}),
+            }
+        )
+        network, tokenizer = load_base(self.base_model, settings.general, dtype=torch.float32)
+        try:
+            train(
+                network, tokenizer, examples, self.queries, settings,
+                output=work / "model", checkpoints=work / "checkpoints", on_log=lambda step, metrics: None,
+            )  # fmt: skip
+            outcome = answer_logprobs(network, self.queries, int(tokenizer.pad_token_id))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        write_atomically(file, json.dumps({"change": asdict(change), "logprobs": outcome.tolist()}))
+
+
+def _at_once(config: Config) -> int:
+    """A small model leaves cores idle when it is given several, so each retraining gets one of its own."""
+    return 1 if choose_device(config.general).type == "cuda" else (os.cpu_count() or 1)
+
+
+def _limit_threads(threads: int) -> None:
+    torch.set_num_threads(threads)
+
+
+def _inherited(threads: int) -> dict[str, str]:
+    """What the workers inherit: their share of the cores, and silence, for the one bar is drawn here."""
+    return {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
