@@ -1,11 +1,16 @@
-"""Which container image runs which stage."""
+"""The components' decorator, and which container image runs which stage."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
 
 from whence import __version__
 from whence.errors import PipelineError
+from whence.stages import stage
 
 REGISTRY_VARIABLE = "WHENCE_IMAGE_REGISTRY"
 TAG_VARIABLE = "WHENCE_IMAGE_TAG"
@@ -27,3 +32,12 @@ def image(stage: str) -> str:
             f"{TAG_VARIABLE}=latest moves, and Kubeflow would reuse results of old code; give a version"
         )
     return f"{registry}/{stage.replace('_', '-')}:{tag}"
+
+
+def component(function: Callable[..., Any]) -> Any:
+    """``kfp.dsl.component`` for the stage that ``function`` is named after.
+
+    The function is what Kubeflow executes, and every byte of it is kept several times in each task's Workflow object,
+    so it has no docstring, and its body is one call; what inputs and outputs are stands in the stage's declaration.
+    """
+    return dsl.component(function, base_image=image(stage(function.__name__).image), install_kfp_package=False)

@@ -243,3 +243,7 @@ def _nothing(figure: Figure, axes: Axes, reason: str) -> Figure:
 def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
     points = [(entry["step"], entry[key]) for entry in history if key in entry]
     return [step for step, _ in points], [value for _, value in points]
+
+
+SPECTRUM_PLOTS = {"lambda": lambda_heat_map, "sorted_lambda": sorted_lambda, "cumulative_share": cumulative_share}
+"""The plots of one module's spectrum, by the names of their files."""

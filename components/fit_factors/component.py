@@ -1,38 +1,20 @@
-"""The Kubeflow face of the stage ``fit_factors``."""
+"""The Kubeflow component of the stage ``fit_factors``."""
 
 from kfp import dsl
 
-from whence.components.images import image
+from whence.components.images import component
 
 
-@dsl.component(base_image=image("fit_factors"), install_kfp_package=False)
+@component
 def fit_factors(
-    config: dsl.Input[dsl.Artifact],
     model: dsl.Input[dsl.Model],
     train_data: dsl.Input[dsl.Dataset],
     factors: dsl.Output[dsl.Artifact],
-    metrics: dsl.Output[dsl.Metrics],
+    phase: str = "",
+    task: int = -1,
+    eigenvectors: dsl.Input[dsl.Artifact] = None,
+    parts: dsl.Input[list[dsl.Artifact]] = None,
 ) -> None:
-    """Fit the influence factors of the fine-tuned model on the analysis samples.
+    from whence.kubeflow import run_component
 
-    Args:
-        config: The resolved configuration.
-        model: The fine-tuned model.
-        train_data: The training examples, of which the analysis samples are taken.
-
-    Returns:
-        factors: The factors in kronfluence's own layout, and factors.json.
-        metrics: Modules, examples and bytes.
-    """
-    from pathlib import Path
-
-    from whence.kubeflow import log_metrics
-    from whence.stages import fit_factors as stage
-
-    result = stage.run(
-        config=Path(config.path),
-        model=Path(model.path),
-        train_data=Path(train_data.path),
-        factors=Path(factors.path),
-    )
-    log_metrics(metrics, result.metrics)
+    run_component("fit_factors", locals())

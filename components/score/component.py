@@ -1,44 +1,20 @@
-"""The Kubeflow face of the stage ``score``."""
+"""The Kubeflow component of the stage ``score``."""
 
 from kfp import dsl
 
-from whence.components.images import image
+from whence.components.images import component
 
 
-@dsl.component(base_image=image("score"), install_kfp_package=False)
+@component
 def score(
-    config: dsl.Input[dsl.Artifact],
     model: dsl.Input[dsl.Model],
     factors: dsl.Input[dsl.Artifact],
     train_data: dsl.Input[dsl.Dataset],
     generations: dsl.Input[dsl.Dataset],
     scores: dsl.Output[dsl.Dataset],
-    metrics: dsl.Output[dsl.Metrics],
+    task: int = -1,
+    parts: dsl.Input[list[dsl.Artifact]] = None,
 ) -> None:
-    """Score the influence of every training example on every query, and on itself.
+    from whence.kubeflow import run_component
 
-    Args:
-        config: The resolved configuration, with the prompts.
-        model: The fine-tuned model.
-        factors: Its influence factors.
-        train_data: The training examples.
-        generations: The models' own answers, queries where the settings say so.
-
-    Returns:
-        scores: The score matrix, the top of both ends per query with its tokens and modules, and the self-influence.
-        metrics: Queries and examples.
-    """
-    from pathlib import Path
-
-    from whence.kubeflow import log_metrics
-    from whence.stages import score as stage
-
-    result = stage.run(
-        config=Path(config.path),
-        model=Path(model.path),
-        factors=Path(factors.path),
-        train_data=Path(train_data.path),
-        generations=Path(generations.path),
-        scores=Path(scores.path),
-    )
-    log_metrics(metrics, result.metrics)
+    run_component("score", locals())

@@ -30,11 +30,12 @@ class PipelineKind(StrEnum):
         builders = {PipelineKind.ATTRIBUTION: attribution_pipeline, PipelineKind.RETRAINING: retraining_pipeline}
         return builders[self](config, config.to_yaml(), placement or HERE)
 
-    def stages(self, config: Config) -> tuple[str, ...]:
+    @property
+    def stages(self) -> tuple[str, ...]:
         """Its stages, in the order they are shown."""
         from whence.pipelines.graphs import attribution, retraining
 
-        return {PipelineKind.ATTRIBUTION: attribution, PipelineKind.RETRAINING: retraining}[self].stages_of(config)
+        return {PipelineKind.ATTRIBUTION: attribution, PipelineKind.RETRAINING: retraining}[self].STAGES
 
 
 KindOption = Annotated[

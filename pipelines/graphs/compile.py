@@ -12,6 +12,7 @@ from whence.config import Config, is_address
 from whence.config_file import inline_prompts, load_config, parse_config, read_settings
 from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.graphs.placement import Placement
+from whence.stages import check_stage_names
 
 
 def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -42,6 +43,7 @@ def compile_pipeline(
 ) -> Config:
     """Write the compiled pipeline of ``profile`` to ``output`` and return the configuration baked into it."""
     config = portable_config(profile, overrides)
+    check_stage_names(config)
     output.parent.mkdir(parents=True, exist_ok=True)
     Compiler().compile(kind.build(config, Placement.of(config)), str(output))
     return config

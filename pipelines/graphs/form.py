@@ -10,14 +10,15 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from whence.config import Config
-from whence.kubeflow import form_default, form_help, form_of
 from whence.pipelines.graphs.placement import FORM_HELP, Placement
+from whence.pipelines.graphs.tasks import Tasks
+from whence.running.form import form_default, form_help, form_of
 
 OVERRIDES_HELP = "Any other settings by dotted key, e.g. training.warmup_steps; `prepare` refuses wrong ones."
 
 
 def with_form(
-    graph: Callable[[dict[str, Any], dict[str, Any]], None],
+    graph: Callable[[dict[str, Any], Tasks], None],
     *,
     name: str,
     display_name: str,
@@ -29,7 +30,7 @@ def with_form(
     """The pipeline of ``graph``, with the values of ``config`` as the defaults of its form.
 
     Args:
-        graph: makes the tasks, given the form's fields for ``prepare`` and those of :meth:`Placement.form`.
+        graph: makes the tasks, from the form's fields for ``prepare``.
         left_out: fields that this pipeline's form does not have.
     """
     form = {field: parameter for field, parameter in form_of(config).items() if field not in left_out}
@@ -39,7 +40,7 @@ def with_form(
     def pipeline(*arguments: Any) -> None:
         given = dict(zip(names, arguments, strict=True))
         chosen = {field: given.pop(field) for field in places}
-        graph(given, chosen)
+        graph(given, Tasks(placement, chosen))
 
     # The form is derived from one table, so the signature and the docstring that kfp reads are made, not written.
     pipeline.__signature__ = Signature(  # type: ignore[attr-defined]

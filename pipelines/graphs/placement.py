@@ -6,6 +6,7 @@ given all this only when it is compiled.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from kfp import kubernetes
 from kfp.dsl import PipelineTask
 
 from whence.config import Config
-from whence.config.cluster import GPU_STAGE, GPU_STAGES, Cluster
+from whence.config.cluster import GPU_STAGE, Cluster
+from whence.stages import stage as declaration
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 UID = 1000  # the user of the images
@@ -95,18 +97,17 @@ class Placement:
             "gpu_memory": GPU_STAGE.memory,
         }
 
-    def place(self, form: dict[str, Any], **tasks: PipelineTask) -> None:
-        """Give each task, by the name of its stage, its place; ``form`` has the pipeline's fields of :meth:`form`."""
-        for stage, task in tasks.items():
-            # How stages find the record of their pipeline run; `whence run` sets it the same way locally.
-            kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
-            if self.cluster is not None:
-                self._resources(self.cluster, stage, task, form)
-                self._node(self.cluster, stage, task, form)
-                self._environment(self.cluster, task)
+    def place(self, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
+        """Give a task of ``stage`` its place; ``form`` has the pipeline's fields of :meth:`form`."""
+        # How stages find the record of their pipeline run; `whence run` sets it the same way locally.
+        kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
+        if self.cluster is not None:
+            self._resources(self.cluster, stage, task, form)
+            self._node(self.cluster, stage, task, form)
+            self._environment(self.cluster, task)
 
-    def _resources(self, cluster: Cluster, stage: str, task: PipelineTask, form: dict[str, Any]) -> None:
-        asked = cluster.resources(stage)
+    def _resources(self, cluster: Cluster, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
+        asked = cluster.resources(stage, declaration(stage).gpu)
         cpu, memory = asked.cpu, asked.memory
         if self._on_gpu(stage) and stage not in cluster.stages:
             cpu, memory = form["gpu_cpu"], form["gpu_memory"]
@@ -117,7 +118,7 @@ class Placement:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=asked.shm)
         kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
 
-    def _node(self, cluster: Cluster, stage: str, task: PipelineTask, form: dict[str, Any]) -> None:
+    def _node(self, cluster: Cluster, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
         if self._on_gpu(stage):
             task.set_accelerator_type(form["gpu_accelerator"]).set_accelerator_limit(form["gpu_count"])
             kubernetes.add_node_selector_json(task, form["gpu_node_selector"])
@@ -126,7 +127,7 @@ class Placement:
             kubernetes.add_node_affinity(task, match_expressions=[PLATFORMS[cluster.platform].not_gpu])
 
     def _on_gpu(self, stage: str) -> bool:
-        return self.gpu and stage in GPU_STAGES
+        return self.gpu and declaration(stage).gpu
 
     def _environment(self, cluster: Cluster, task: PipelineTask) -> None:
         for name, keys in cluster.secrets.items():

@@ -16,17 +16,16 @@ from whence.config import Config
 from whence.pipelines.local.board import format_number
 from whence.pipelines.local.evidence_table import print_evidence
 from whence.pipelines.local.run import LocalRun
-from whence.stages.artifacts import COMPARISON, COMPARISON_TABLE, EVIDENCE
+from whence.running.artifacts import ANSWERS_FILE, COMPARISON_FILE, EVIDENCE_FILE
 from whence.tracking.address import Address
 from whence.validation.evidence import Evidence
 
 PAGES = {
     "The report": "report/report",
-    "Answers, and the examples behind them": "compare/comparison_page",
     "Spectra of the factors": "inspect/spectra_page",
     "Loss curve": "train/loss_curve",
 }
-DECIDING = ("find-champion", "gate", "promote")  # of the retraining pipeline; each says in words what it found
+DECIDING = ("find-champion/changes", "gate/verdict", "promote/promotion")  # what retraining says in words
 TITLES = {"base": "Base model", "finetuned": "Fine-tuned"}
 ROLES = ("base", "finetuned", "difference")
 EXAMPLES_SHOWN = 3
@@ -36,16 +35,16 @@ EXCERPT = 90  # characters
 def print_result(console: Console, result: LocalRun, config: Config) -> None:
     """Print the end of a pipeline run, from its artifacts."""
     console.print(result.board.table())
-    for stage in DECIDING:
-        if (result.artifacts / stage / "summary").is_file():
+    for page in DECIDING:
+        if (result.artifacts / page).is_file():
             console.print()
-            console.print(Markdown((result.artifacts / stage / "summary").read_text(encoding="utf-8")))
+            console.print(Markdown((result.artifacts / page).read_text(encoding="utf-8")))
     comparison = result.artifacts / "compare" / "comparison"
-    if (comparison / COMPARISON).exists():
-        compared = json.loads((comparison / COMPARISON).read_text(encoding="utf-8"))
+    if (comparison / COMPARISON_FILE).exists():
+        compared = json.loads((comparison / COMPARISON_FILE).read_text(encoding="utf-8"))
         _print_headline(console, compared["headline"], compared["models"])
-        _print_first_answer(console, pd.read_parquet(comparison / COMPARISON_TABLE), compared["models"])
-    evidence = result.artifacts / "validate" / "evidence" / EVIDENCE
+        _print_first_answer(console, pd.read_parquet(comparison / ANSWERS_FILE), compared["models"])
+    evidence = result.artifacts / "validate" / "evidence" / EVIDENCE_FILE
     if evidence.exists():
         console.print()
         print_evidence(console, Evidence.read(evidence))

@@ -22,8 +22,8 @@ from mlflow import MlflowClient
 
 from whence.config import Config
 from whence.errors import PromotionError, TrackingError
+from whence.running.provenance import judged_by, model_digest
 from whence.stages import gate, prepare, train
-from whence.stages.provenance import judged_by, model_digest
 from whence.tracking import registry as registry_module
 from whence.tracking import stage_run
 from whence.tracking.registry import CONTENT_TAG, REFUSED_TAG, Aliases, Registry, Version

@@ -11,7 +11,7 @@ def first(page: dsl.Output[dsl.HTML]) -> None:
     import sys
     from pathlib import Path
 
-    from whence.stages.runner import emit
+    from whence.running.runner import emit
 
     emit("first", "started")
     print("collecting:  50%|█████     | 5/10 [00:01<00:01,  5.00it/s]", file=sys.stderr)
@@ -25,7 +25,7 @@ def second(page: dsl.Input[dsl.HTML], mode: str) -> None:
     import time
     from pathlib import Path
 
-    from whence.stages.runner import emit
+    from whence.running.runner import emit
 
     emit("second", "started")
     print("in second:", os.environ["KFP_RUN_ID"], Path(page.path).read_text())

@@ -10,7 +10,7 @@ import pytest
 from data_helpers import one_example
 
 from whence.config import Config
-from whence.stages.provenance import changes, judged_by, model_digest, provenance
+from whence.running.provenance import changes, judged_by, model_digest, provenance
 
 MakeConfig = Callable[..., Config]
 

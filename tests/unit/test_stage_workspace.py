@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from whence.stages.workspace import Workspace, stage_key
+from whence.running.workspace import Workspace, stage_key
 
 
 def make(work_dir: Path, target: Path, key: str = "k" * 64) -> Workspace:
@@ -74,7 +74,7 @@ def test_the_key_depends_on_settings_and_on_the_content_of_inputs_not_on_their_p
 HOLD = """
 import sys
 from pathlib import Path
-from whence.stages.workspace import Workspace
+from whence.running.workspace import Workspace
 
 with Workspace.open(sys.argv[1], "train", "k" * 64, {"model": Path(sys.argv[1], "model")}).held():
     print("held", flush=True)

@@ -19,7 +19,7 @@ import whence
 from whence.cli.champion import champion_app
 from whence.cli.evaluate import evaluate
 from whence.cli.settings import config_app
-from whence.cli.stages import stages_app
+from whence.cli.stages import add_commands
 from whence.errors import WhenceError
 
 
@@ -55,7 +55,7 @@ def build_app() -> typer.Typer:
     app.command()(evaluate)
     app.add_typer(config_app, name="config")
     app.add_typer(champion_app, name="champion")
-    app.add_typer(stages_app)
+    add_commands(app)
     return app
 
 

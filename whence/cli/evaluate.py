@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +13,7 @@ from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_set
 from whence.config import Config
 from whence.config_file import inline_prompts
 from whence.errors import ConfigError
+from whence.files import link_tree
 
 
 class Kind(StrEnum):
@@ -38,68 +39,35 @@ def evaluate(
         Path | None,
         typer.Option(exists=True, file_okay=False, metavar="DIR", help="Influence scores of this model, shown beside."),
     ] = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Receives everything that is written.")] = Path(
-        "whence-output/evaluate"
-    ),
+    output_folder: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Receives all that is written.")
+    ] = Path("whence-output/evaluate"),
 ) -> None:
     """Evaluate a fine-tuned model against its base: own prompts and held-out rows, MMLU, or both."""
-    settings = inline_prompts(find_settings(profile, config, set_).load())
-    finetuned = _finetuned_model(settings, model)
-    from whence.stages import mmlu, prepare
+    config_ = inline_prompts(find_settings(profile, config, set_).load())
+    finetuned = _finetuned_model(config_, model)
+    from whence.running.lineage import config_of, hand_on, hand_on_base
+    from whence.running.runner import run_stage
+    from whence.stages import stage
 
-    resolved, base_model, eval_data = output / "config.yaml", output / "base_model", output / "eval_data"
-    prepare.run(
-        settings=settings.to_yaml(),
-        overrides={},
-        config=resolved,
-        base_model=base_model,
-        train_data=output / "train_data",
-        eval_data=eval_data,
-    )
+    def run(name: str, inputs: Mapping[str, Path | None], *outputs: str, **parameters: str) -> dict[str, float]:
+        paths = {output: output_folder / output for output in outputs}
+        return run_stage(stage(name), inputs=inputs, outputs=paths, parameters=parameters).metrics
+
+    run("prepare", {}, "base_model", "train_data", "eval_data", settings=config_.to_yaml())
+    evaluated = output_folder / "model"
+    link_tree(finetuned, evaluated)
+    hand_on_base(output_folder / "base_model", evaluated)
+    hand_on(config_of(output_folder / "base_model"), None, evaluated)
     metrics: dict[str, float] = {}
     if type_ in (Kind.ALL, Kind.CUSTOM):
-        metrics |= _compare(settings, output, finetuned, scores)
-    if type_ in (Kind.ALL, Kind.MMLU) and settings.evaluation.mmlu.enabled:
-        metrics |= mmlu.run(
-            config=resolved, base_model=base_model, model=finetuned, benchmark=output / "benchmark"
-        ).metrics
+        run("generate", {"model": evaluated, "eval_data": output_folder / "eval_data"}, "generations")
+        metrics |= run("compare", {"generations": output_folder / "generations", "scores": scores}, "comparison")
+    if type_ in (Kind.ALL, Kind.MMLU):
+        metrics |= run("mmlu", {"model": evaluated}, "benchmark")
     for name, value in metrics.items():
         typer.echo(f"{name}: {value:.4g}")
-    typer.echo(f"Everything is in {output}")
-
-
-def _compare(settings: Config, output: Path, model: Path, scores: Path | None) -> dict[str, float]:
-    """Generate and compare; the stage ``compare`` joins influences, so without scores there are the measures alone."""
-    import pandas as pd
-
-    from whence.data.prompts import load_prompts
-    from whence.evaluation.comparison import compare_models, headline_metrics
-    from whence.stages import compare, generate
-    from whence.stages.artifacts import COMPARISON, EVAL_ANSWERS, GENERATIONS
-
-    resolved, generations, comparison = output / "config.yaml", output / "generations", output / "comparison"
-    generate.run(
-        config=resolved,
-        base_model=output / "base_model",
-        model=model,
-        eval_data=output / "eval_data",
-        generations=generations,
-    )
-    if scores is not None:
-        return compare.run(
-            config=resolved,
-            generations=generations,
-            scores=scores,
-            train_data=output / "train_data",
-            comparison=comparison,
-            comparison_page=output / "comparison.html",
-        ).metrics
-    references = {prompt.prompt_id: prompt.reference for prompt in load_prompts(settings)}
-    eval_answers, answers = (pd.read_parquet(generations / name) for name in (EVAL_ANSWERS, GENERATIONS))
-    measured = compare_models(eval_answers, answers, references, settings)
-    comparison.mkdir(parents=True, exist_ok=True)
-    (comparison / COMPARISON).write_text(json.dumps(measured, indent=1), encoding="utf-8")
-    return headline_metrics(measured)
+    typer.echo(f"Everything is in {output_folder}")
 
 
 def _finetuned_model(settings: Config, model: Path | None) -> Path:

@@ -43,7 +43,7 @@ def run(
     resolved = inline_prompts(find_settings(profile, config, set_).load())
     console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
     with console.status("checking the settings"):
-        from whence.stages.checks import check
+        from whence.stages.prepare import check
 
         check(resolved)
         root = ArtifactRoot.parse(artifact_root)
@@ -53,7 +53,7 @@ def run(
 
         graph = kind.build(resolved)
     try:
-        result = run_locally(graph, kind.stages(resolved), root.folder, console, verbose)
+        result = run_locally(graph, kind.stages, root.folder, console, verbose)
     except RunFailed as failure:
         raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
     except KeyboardInterrupt:

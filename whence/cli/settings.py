@@ -48,7 +48,16 @@ def find_settings(profile: str | None, config: str | Path | None, values: Sequen
     if profile is not None and config is not None:
         raise ConfigError("give --profile or --config, not both")
     file = config if config is not None else find_profile(profile or DEFAULT_PROFILE)
-    return Settings(file, dict(parse_override(value) for value in values or ()))
+    return Settings(file, read_overrides(values))
+
+
+def read_overrides(values: Sequence[str] | None) -> dict[str, Any]:
+    """The settings by dotted key that ``--set`` gives.
+
+    Raises:
+        ConfigError: a value is not of the form key=value.
+    """
+    return dict(parse_override(value) for value in values or ())
 
 
 def find_profile(name: str) -> Path:
@@ -91,7 +100,7 @@ def config_check(profile: ProfileOption = None, config: ConfigOption = None, set
     """Check the settings and what they name - prompts, questions, model, tracking server - without training."""
     settings = find_settings(profile, config, set_)
     resolved = settings.load()
-    from whence.stages.checks import check
+    from whence.stages.prepare import check
 
     check(resolved)
     typer.echo(f"{settings.file}: nothing wrong found")

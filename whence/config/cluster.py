@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from whence.config.base import Section
 
@@ -24,22 +24,6 @@ class StageResources(Section):
 
 
 GPU_STAGE = StageResources(cpu="8", memory="96Gi", shm="16Gi", timeout_hours=24)
-GPU_STAGES = (
-    "train",
-    "fit_factors",
-    "fit_covariances",
-    "fit_eigenvectors",
-    "fit_lambdas",
-    "merge_factors",
-    "score",
-    "score_part",
-    "merge_scores",
-    "generate",
-    "mmlu",
-    "validate",
-    "retrain_share",
-)
-CPU_STAGES = ("prepare", "inspect", "compare", "report", "find_champion", "gate", "promote")
 
 
 class Cluster(Section):
@@ -71,14 +55,7 @@ class Cluster(Section):
         default_factory=dict, description="Resources by stage; stages not named take the defaults of their kind."
     )
 
-    @field_validator("stages")
-    @classmethod
-    def _known_stages(cls, value: dict[str, StageResources]) -> dict[str, StageResources]:
-        for name in value.keys() - {*GPU_STAGES, *CPU_STAGES}:
-            raise ValueError(f"there is no stage {name!r}; stages are {', '.join((*CPU_STAGES, *GPU_STAGES))}")
-        return value
-
-    def resources(self, stage: str) -> StageResources:
-        """What a task of ``stage`` asks for."""
-        default = GPU_STAGE if stage in GPU_STAGES and self.accelerator_count else StageResources()
+    def resources(self, stage: str, gpu: bool) -> StageResources:
+        """What a task of ``stage`` asks for; ``gpu`` says whether it is a stage that runs on an accelerator."""
+        default = GPU_STAGE if gpu and self.accelerator_count else StageResources()
         return self.stages.get(stage, default)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,3 +99,31 @@ class Material:
         """BM25 of every example for every query (prompt and scored answer), ``[queries, examples]``."""
         asked = [f"{p} {c}" for p, c in zip(self.queries["prompt"], self.queries["completion"], strict=True)]
         return bm25_scores(asked, self.texts)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file that a stage has written.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}; run the stage that makes it again") from error
+
+
+def read_evidence(path: Path, origin: Mapping[str, Any]) -> Evidence:
+    """The evidence, which must be of the very scores that ``origin`` describes.
+
+    Raises:
+        DataError: naming both fingerprints.
+    """
+    evidence = Evidence.read(path)
+    for name, value in evidence.fingerprints.items():
+        if origin.get(name) not in (None, value):
+            raise DataError(
+                f"the evidence in {path} is of another {name} ({value[:12]}...) than the scores "
+                f"({origin[name][:12]}...); run `whence validate` on these scores"
+            )
+    return evidence

@@ -2,99 +2,63 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from whence.config import Config
-from whence.config_file import load_config, parse_config
-from whence.data.dataset import ExampleSet
-from whence.data.prompts import load_prompts
-from whence.errors import TrackingError
-from whence.evaluation.gate import check_rules
-from whence.files import write_atomically
-from whence.stages.provenance import DATA_TAG, changes, judged_by, model_digest, provenance
-from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace
-from whence.tracking import StageRun
-from whence.tracking.registry import CONTENT_TAG, REFUSED_TAG, Registry, Version
+from whence.running import artifacts
+from whence.running.declaration import Parameter, Stage, Work
+
+if TYPE_CHECKING:
+    from whence.tracking.registry import Registry, Version
+
+CHANGED = Parameter("changed", bool, "Whether a candidate is to be trained.")
+CHAMPION_VERSION = Parameter("champion_version", str, "The champion's version number, empty where there is none.", "")
 
 
-def run(
-    *,
-    config: Path,
-    base_model: Path,
-    train_data: Path,
-    eval_data: Path,
-    champion: Path,
-    challenge: Path,
-    champion_version: Path,
-    summary: Path,
-) -> StageResult:
+def compute(work: Work) -> dict[str, float]:
     """Look up the champion, and compare what it comes from with what a new model would come from.
 
-    The metric ``changed`` is 1 when a new model is to be trained: the training data, the base model or a setting that
-    decides a model differs from the champion's, or there is no champion yet. It is 0 also for what a version came from
-    that was rolled back, or that the gate refused where it would decide by the same again.
-
-    Args:
-        config: the resolved configuration.
-        base_model: the base model, or the reference to it.
-        train_data: the training examples.
-        eval_data: the held-out examples.
-        champion: receives the champion's model; the base model where there is no champion, so that the first candidate
-            has to beat that, and where nothing is to be trained.
-        challenge: receives the configuration in which the champion stands in the base model's place.
-        champion_version: receives the champion's version number as text, empty where there is none.
-        summary: receives what was found, as Markdown.
+    A new model is to be trained when the training data, the base model or a setting that decides a model differs from
+    the champion's, or there is no champion yet; but not for what a version came from that was rolled back, or that the
+    gate refused where it would decide by the same again.
 
     Raises:
         ConfigError: a measure of the gate cannot be taken of this data.
         TrackingError: the registry cannot be read, or the champion's files are not those that were registered.
     """
-    settings = load_config(config)
+    from whence.data.dataset import ExampleSet
+    from whence.data.prompts import load_prompts
+    from whence.evaluation.gate import check_rules
+    from whence.files import write_atomically
+    from whence.running.lineage import write_absent
+    from whence.running.provenance import changes, judged_by, provenance
+    from whence.tracking.registry import Registry
 
-    def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        references = sum(bool(prompt.reference) for prompt in load_prompts(settings))
-        check_rules(settings, sorted(ExampleSet.read(eval_data).info.labels), references)
-        registry = Registry(settings)
-        found = registry.champion()
-        now = provenance(settings, base_model, train_data)
-        known = _known(registry, now, judged_by(settings, eval_data, found.number if found else ""))
-        differing = [] if found is None else changes(now, found.tags)
-        changed = known is None and (found is None or bool(differing))
-        if changed and found is not None:
-            _fetch(registry, found, work.outputs["champion"])
-        else:
-            shutil.copytree(base_model, work.outputs["champion"], dirs_exist_ok=True)
-        write_atomically(work.outputs["challenge"], _challenge(settings, found).to_yaml())
-        write_atomically(work.outputs["champion_version"], found.number if found else "")
-        write_atomically(work.outputs["summary"], _summary(registry.name, found, known, differing))
-        return {"changed": float(changed), "champion_version": float(found.number if found else 0)}
-
-    def record(work: Workspace, run: StageRun) -> None:
-        run.log_artifact(work.outputs["summary"], name="summary.md")
-
-    outputs = {
-        "champion": champion,
-        "challenge": challenge,
-        "champion_version": champion_version,
-        "summary": summary,
-    }
-    return run_stage(
-        "find_champion",
-        settings,
-        inputs={"base_model": base_model, "train_data": train_data, "eval_data": eval_data},
-        outputs=outputs,
-        settings=["retraining", "tracking.registered_model"],
-        compute=compute,
-        record=record,
-        reuse=False,  # the champion may be another one by now
-    )
+    config, eval_data = work.config, work.inputs["eval_data"]
+    references = sum(bool(prompt.reference) for prompt in load_prompts(config))
+    check_rules(config, sorted(ExampleSet.read(eval_data).info.labels), references)
+    registry = Registry(config)
+    champion = registry.champion()
+    version = champion.number if champion else ""
+    now = provenance(config, work.inputs["base_model"], work.inputs["train_data"])
+    known = _known(registry, now, judged_by(config, eval_data, version))
+    differing = [] if champion is None else changes(now, champion.tags)
+    changed = known is None and (champion is None or bool(differing))
+    if changed and champion is not None:
+        _fetch(registry, champion, work.outputs["champion"])
+    else:
+        write_absent(work.outputs["champion"], "no training" if not changed else "there is no champion yet")
+    write_atomically(work.outputs["changes"], _summary(registry.name, champion, known, differing))
+    work.returns |= {CHANGED.name: changed, CHAMPION_VERSION.name: version}
+    return {"changed": float(changed), "champion_version": float(version or 0)}
 
 
 def _known(registry: Registry, now: Mapping[str, str], judged: str) -> Version | None:
     """A version that came from the same and was taken back, or else refused by the same: it would only come again."""
+    from whence.running.provenance import DATA_TAG, changes
+    from whence.tracking.registry import REFUSED_TAG
+
     same = [version for version in registry.versions(DATA_TAG, now[DATA_TAG]) if not changes(now, version.tags)]
     taken_back = [version for version in same if version.rolled_back]
     refused = [version for version in same if version.tags.get(REFUSED_TAG) == judged]
@@ -102,6 +66,10 @@ def _known(registry: Registry, now: Mapping[str, str], judged: str) -> Version |
 
 
 def _fetch(registry: Registry, version: Version, folder: Path) -> None:
+    from whence.errors import TrackingError
+    from whence.running.provenance import model_digest
+    from whence.tracking.registry import CONTENT_TAG
+
     registry.download(version, folder)
     registered = version.tags.get(CONTENT_TAG)
     if registered is not None and model_digest(folder) != registered:
@@ -109,13 +77,6 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> None:
             f"version {version.number} of {registry.name!r}: its files at {version.source} are not those that were "
             "registered; make another version the champion with: whence champion set VERSION"
         )
-
-
-def _challenge(settings: Config, champion: Version | None) -> Config:
-    """The stages that compare base and fine-tuned model compare champion and candidate with this."""
-    names = {"models.base.id": "champion" if champion else settings.models.base.id, "models.finetuned.id": "candidate"}
-    both = {"evaluation.mmlu.base": True, "evaluation.mmlu.finetuned": True}
-    return parse_config(settings.to_yaml(), names | both)
 
 
 def _summary(name: str, champion: Version | None, known: Version | None, differing: list[str]) -> str:
@@ -132,3 +93,21 @@ def _summary(name: str, champion: Version | None, known: Version | None, differi
         return f"**First training.** `{name}` has no champion yet; the candidate has to beat the base model.\n"
     listed = "\n".join(f"- `{line.replace('`', chr(39))}`" for line in differing)
     return f"**Training a candidate.** Since {against}:\n\n{listed}\n"
+
+
+def record(work: Work) -> None:
+    work.run.log_artifact(work.outputs["changes"], name="changes.md")
+
+
+STAGE = Stage(
+    name="find_champion",
+    help="Look up the champion, and whether data or settings have changed since.",
+    inputs=(artifacts.BASE_MODEL, artifacts.TRAIN_DATA, artifacts.EVAL_DATA),
+    outputs=(artifacts.CHAMPION, artifacts.CHANGES),
+    returns=(CHANGED, CHAMPION_VERSION),
+    settings=("retraining", "tracking.registered_model"),
+    compute=compute,
+    record=record,
+    image="compare",
+    reuse=False,  # the champion may be another one by now
+)

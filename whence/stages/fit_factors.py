@@ -1,51 +1,61 @@
-"""Stage ``fit_factors``: fit the influence factors of the fine-tuned model on the analysis samples."""
+"""Stage ``fit_factors``: fit the influence factors of the fine-tuned model on the analysis samples.
+
+Where several tasks share the fit, each phase is one or more tasks of this stage, which take the parts that others have
+made: ``covariance`` (every task its share of the data), ``eigenvectors`` (one task), ``lambda`` (every task its share),
+and one without a phase that puts the factors together. They equal those of a single task to the last bit.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+from whence.running import artifacts
+from whence.running.declaration import TASK, Artifact, Kind, Parameter, Stage, Work
 
-from whence.config_file import load_config
-from whence.influence.factors import fit_factors
-from whence.models import tokenizer_fingerprint
-from whence.stages.runner import StageResult, run_stage
-from whence.stages.trained import FIT_SETTINGS, Trained, factor_metrics
-from whence.stages.workspace import Workspace
-from whence.tracking import StageRun
+EIGENVECTORS = Artifact("eigenvectors", Kind.ARTIFACT, "What the phase eigenvectors has made.", optional=True)
+PARTS = Artifact(
+    "parts", Kind.ARTIFACT, "What every task of the phase before this one has made.", optional=True, many=True
+)
+PHASE = Parameter("phase", str, "Only this phase: covariance, eigenvectors or lambda; empty: what is missing yet.", "")
 
 
-def run(*, config: Path, model: Path, train_data: Path, factors: Path) -> StageResult:
-    """Fit the influence factors.
+def compute(work: Work) -> dict[str, float]:
+    from whence.influence.factors import fit_factors, write_factors
+    from whence.models import tokenizer_fingerprint
+    from whence.running.trained import Trained, factor_metrics, share_of
 
-    Args:
-        config: the resolved configuration.
-        model: the fine-tuned model.
-        train_data: the training examples, whose first ``factors.num_samples`` are analysed.
-        factors: receives the factors in kronfluence's own layout, and ``factors.json``.
-    """
-    settings = load_config(config)
+    trained = Trained.load(work.config, work.inputs["model"], work.inputs["train_data"])
+    folder, phase = work.outputs["factors"], work.parameters["phase"]
+    sources = [*work.lists["parts"], *([work.inputs["eigenvectors"]] if "eigenvectors" in work.inputs else [])]
+    if not phase and not sources:
+        info = fit_factors(
+            trained.network, trained.examples, work.config, folder, trained.pad_token_id,
+            tokenizer_fingerprint=tokenizer_fingerprint(trained.tokenizer),
+        )  # fmt: skip
+        return factor_metrics(info)
+    fit, identity = trained.open_fit(folder if phase else work.scratch, sources)
+    if not phase:
+        return factor_metrics(write_factors(fit, identity, folder, seconds={}))
+    if phase == "eigenvectors":
+        fit.eigenvectors()
+        return {"modules": float(len(identity.modules))}
+    parts = share_of(work.config, work.parameters["task"], fit.plan.data_partitions)
+    {"covariance": fit.covariances, "lambda": fit.lambdas}[phase](parts)
+    return {"data_partitions": float(len(parts))}
 
-    def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        trained = Trained.load(settings, model, train_data)
-        return factor_metrics(
-            fit_factors(
-                trained.network,
-                trained.examples,
-                settings,
-                work.outputs["factors"],
-                trained.pad_token_id,
-                tokenizer_fingerprint=tokenizer_fingerprint(trained.tokenizer),
-            )
-        )
 
-    def record(work: Workspace, run: StageRun) -> None:
-        run.log_artifacts(work.outputs["factors"], "factors")
+def record(work: Work) -> None:
+    if not work.parameters["phase"]:  # parts are kept only until the factors are put together
+        work.run.log_artifacts(work.outputs["factors"], "factors")
 
-    return run_stage(
-        "fit_factors",
-        settings,
-        inputs={"model": model, "train_data": train_data},
-        outputs={"factors": factors},
-        settings=FIT_SETTINGS,
-        compute=compute,
-        record=record,
-    )
+
+STAGE = Stage(
+    name="fit_factors",
+    help="Fit the influence factors of the fine-tuned model.",
+    inputs=(artifacts.MODEL, artifacts.TRAIN_DATA, EIGENVECTORS, PARTS),
+    outputs=(artifacts.FACTORS,),
+    parameters=(PHASE, TASK),
+    settings=("general", "factors", "dataset.loss_on", "dataset.template"),
+    compute=compute,
+    record=record,
+    image="fit_factors",
+    gpu=True,
+)

@@ -1,86 +1,63 @@
-"""Stage ``train``: fine-tune the base model; a rerun after a crash goes on from the last checkpoint."""
+"""Stage ``train``: fine-tune the base model; a rerun after a crash is resumed from the last checkpoint."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from pathlib import Path
-
-from whence import plots
-from whence.config_file import load_config
-from whence.data.dataset import ExampleSet
-from whence.data.tokenization import TokenizedExamples
-from whence.models import load_base
-from whence.report.page import Section, page
-from whence.stages.artifacts import TRAINING
-from whence.stages.provenance import model_digest, provenance
-from whence.stages.runner import StageResult, run_stage
-from whence.stages.workspace import Workspace
-from whence.tracking import StageRun
-from whence.tracking.registry import CONTENT_TAG
-from whence.training import train
+from whence.running import artifacts
+from whence.running.declaration import Stage, Work
+from whence.running.lineage import TRAINING, hand_on_base, training_of
 
 
-def run(
-    *, config: Path, base_model: Path, train_data: Path, eval_data: Path, model: Path, history: Path, loss_curve: Path
-) -> StageResult:
-    """Fine-tune the base model on the training data.
+def compute(work: Work) -> dict[str, float]:
+    from whence.data.dataset import ExampleSet
+    from whence.data.tokenization import TokenizedExamples
+    from whence.models import load_base
+    from whence.report.pages import loss_curve_page
+    from whence.training import train
 
-    Args:
-        config: the resolved configuration.
-        base_model: the base model, or the reference to it.
-        train_data: the training examples.
-        eval_data: the held-out examples, for the evaluation loss.
-        model: receives the fine-tuned model (safetensors, tokenizer) and ``training.json``.
-        history: receives a copy of ``training.json``, for those who do not need the model.
-        loss_curve: receives the loss curve as a self-contained HTML page.
-    """
-    settings = load_config(config)
-    live: set[int] = set()
-
-    def compute(work: Workspace, run: StageRun) -> dict[str, float]:
-        network, tokenizer = load_base(base_model, settings.general)
-        examples, held_out = (
-            TokenizedExamples.from_frame(ExampleSet.read(folder).frame, tokenizer, settings)
-            for folder in (train_data, eval_data)
-        )
-
-        def on_log(step: int, metrics: dict[str, float]) -> None:
-            live.add(step)
-            run.log_metrics(metrics, step=step)
-
-        result = train(
-            network, tokenizer, examples, held_out, settings,
-            output=work.outputs["model"], checkpoints=work.scratch, on_log=on_log,
-        )  # fmt: skip
-        shutil.copyfile(work.outputs["model"] / TRAINING, work.outputs["history"])
-        curve = Section("Loss", figures=[("Training and evaluation loss", plots.loss_curve(result.history))],
-                        numbers=result.metrics)  # fmt: skip
-        work.outputs["loss_curve"].write_text(page("Fine-tuning", [curve]), encoding="utf-8")
-        return result.metrics
-
-    def record(work: Workspace, run: StageRun) -> None:
-        logged = json.loads(work.outputs["history"].read_text(encoding="utf-8"))["history"]
-        for entry in logged:  # what an earlier, crashed or reused run computed belongs into this record too
-            if entry["step"] not in live:
-                run.log_metrics({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
-        run.log_artifact(work.outputs["loss_curve"], "plots", name="loss_curve.html")
-        content = model_digest(work.outputs["model"])
-        run.log_model_version(
-            work.outputs["model"],
-            settings.tracking.registered_model,
-            tags=provenance(settings, base_model, train_data) | {CONTENT_TAG: content},
-            content=content,
-        )
-
-    outputs = {"model": model, "history": history, "loss_curve": loss_curve}
-    inputs = {"base_model": base_model, "train_data": train_data, "eval_data": eval_data}
-    return run_stage(
-        "train",
-        settings,
-        inputs=inputs,
-        outputs=outputs,
-        settings=["general", "training", "dataset.loss_on", "dataset.template"],
-        compute=compute,
-        record=record,
+    base_model, model = work.inputs["base_model"], work.outputs["model"]
+    network, tokenizer = load_base(base_model, work.config.general)
+    examples, held_out = (
+        TokenizedExamples.from_frame(ExampleSet.read(work.inputs[name]).frame, tokenizer, work.config)
+        for name in ("train_data", "eval_data")
     )
+
+    def on_log(step: int, metrics: dict[str, float]) -> None:
+        work.logged_steps.add(step)
+        work.run.log_metrics(metrics, step=step)
+
+    result = train(
+        network, tokenizer, examples, held_out, work.config, output=model, checkpoints=work.scratch, on_log=on_log
+    )
+    hand_on_base(base_model, model)
+    (model / artifacts.TRAINING_FILE).rename(model / TRAINING)
+    work.outputs["loss_curve"].write_text(loss_curve_page(result.history, result.metrics), encoding="utf-8")
+    return result.metrics
+
+
+def record(work: Work) -> None:
+    from whence.running.provenance import model_digest, provenance
+    from whence.tracking.registry import CONTENT_TAG
+
+    model = work.outputs["model"]
+    for entry in training_of(model)["history"]:
+        if entry["step"] not in work.logged_steps:  # what an earlier, crashed or reused run computed belongs here, too
+            work.run.log_metrics({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
+    work.run.log_artifact(work.outputs["loss_curve"], "plots", name="loss_curve.html")
+    content = model_digest(model)
+    origin = provenance(work.config, work.inputs["base_model"], work.inputs["train_data"])
+    work.run.log_model_version(
+        model, work.config.tracking.registered_model, tags=origin | {CONTENT_TAG: content}, content=content
+    )
+
+
+STAGE = Stage(
+    name="train",
+    help="Fine-tune the base model on the training data.",
+    inputs=(artifacts.BASE_MODEL, artifacts.TRAIN_DATA, artifacts.EVAL_DATA),
+    outputs=(artifacts.MODEL, artifacts.LOSS_CURVE),
+    settings=("general", "training", "dataset.loss_on", "dataset.template"),
+    compute=compute,
+    record=record,
+    image="train",
+    gpu=True,
+)

@@ -16,8 +16,16 @@ from whence.influence.ranking import influence_table
 from whence.influence.scores import require_finite
 from whence.influence.scoring import PairwiseScoring, SelfScoring
 from whence.models import tokenizer_fingerprint
-from whence.stages.artifacts import INFLUENCES, MODULES, QUERIES, SCORES, SCORES_INFO, SELF_INFLUENCE, TOKENS
-from whence.stages.trained import Trained
+from whence.running.artifacts import (
+    INFLUENCES_FILE,
+    MODULES_FILE,
+    QUERIES_FILE,
+    SCORES_FILE,
+    SCORES_INFO_FILE,
+    SELF_INFLUENCE_FILE,
+    TOKENS_FILE,
+)
+from whence.running.trained import Trained
 from whence.tracking import StageRun
 
 TOKENS_SCHEMA = pa.schema(
@@ -47,16 +55,16 @@ def write_scores(
     folder.mkdir(parents=True, exist_ok=True)
     train, settings = trained.data.frame, trained.settings.scores
     matrix = require_finite(pairwise.joined())
-    save_file({"all_modules": matrix.contiguous()}, folder / SCORES)
-    queries.to_parquet(folder / QUERIES, index=False)
+    save_file({"all_modules": matrix.contiguous()}, folder / SCORES_FILE)
+    queries.to_parquet(folder / QUERIES_FILE, index=False)
     listed = influence_table(matrix, queries, train, settings.top_k)
-    listed.to_parquet(folder / INFLUENCES, index=False)
+    listed.to_parquet(folder / INFLUENCES_FILE, index=False)
     if settings.detail:
         _write_detail(folder, trained, queries, pairwise, listed)
     if own is not None:
         values = require_finite(own.joined()).numpy()
         frame = pd.DataFrame({"example_id": train["example_id"], "self_influence": values})
-        frame.to_parquet(folder / SELF_INFLUENCE, index=False)
+        frame.to_parquet(folder / SELF_INFLUENCE_FILE, index=False)
     info = load_factors_info(factors)
     origin = {
         "factors": info.fingerprint,
@@ -67,7 +75,7 @@ def write_scores(
         "arguments": settings.model_dump(mode="json"),
         "versions": {package: version(package) for package in ("whence", "kronfluence", "torch", "transformers")},
     }
-    (folder / SCORES_INFO).write_text(json.dumps(origin, indent=1), encoding="utf-8")
+    (folder / SCORES_INFO_FILE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
     return {"queries": float(len(queries)), "examples": float(len(train))}
 
 
@@ -80,11 +88,11 @@ def _write_detail(
     detail = divide_scores(pairwise, list(zip(rows.tolist(), columns.tolist(), strict=True)))
     texts = trained.texts(set(columns.tolist()))
     tokens = token_table(listed, [texts[column] for column in columns.tolist()], detail)
-    tokens.to_parquet(folder / TOKENS, index=False, schema=TOKENS_SCHEMA)
-    module_table(listed, detail).to_parquet(folder / MODULES, index=False)
+    tokens.to_parquet(folder / TOKENS_FILE, index=False, schema=TOKENS_SCHEMA)
+    module_table(listed, detail).to_parquet(folder / MODULES_FILE, index=False)
 
 
 def record_scores(folder: Path, run: StageRun) -> None:
     """Keep the scores with the run: the table to look at, and the files."""
-    run.log_table(pd.read_parquet(folder / INFLUENCES), "influences.json")
+    run.log_table(pd.read_parquet(folder / INFLUENCES_FILE), "influences.json")
     run.log_artifacts(folder, "scores")

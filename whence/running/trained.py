@@ -19,8 +19,8 @@ from whence.influence.fit import Fit
 from whence.influence.info import FactorsInfo, FitIdentity
 from whence.influence.plan import share
 from whence.models import load_model, tokenizer_fingerprint
-from whence.stages.artifacts import GENERATIONS
-from whence.stages.queries import query_frame
+from whence.running.artifacts import GENERATIONS_FILE
+from whence.running.queries import query_frame
 
 FIT_SETTINGS = ["general", "factors", "dataset.loss_on", "dataset.template"]
 SCORE_SETTINGS = ["general", "scores", "prompts", "dataset.loss_on", "dataset.template"]
@@ -72,7 +72,7 @@ class Trained:
 
     def queries(self, generations: Path) -> tuple[pd.DataFrame, TokenizedExamples]:
         """The queries of the settings, as a table and as tokens."""
-        frame = query_frame(self.settings, pd.read_parquet(generations / GENERATIONS))
+        frame = query_frame(self.settings, pd.read_parquet(generations / GENERATIONS_FILE))
         return frame, TokenizedExamples.from_frame(frame, self.tokenizer, self.settings)
 
     def texts(self, places: Iterable[int]) -> dict[int, list[str]]:

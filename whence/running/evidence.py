@@ -15,13 +15,14 @@ from safetensors.numpy import load_file
 from whence.config import Config
 from whence.data.prompts import load_prompts
 from whence.data.tokenization import TokenizedExamples
-from whence.errors import DataError
 from whence.influence.fingerprints import model_fingerprint, require_same
 from whence.influence.info import load_factors_info
 from whence.models import load_model
-from whence.stages.artifacts import QUERIES, SCORES, SCORES_INFO, SELF_INFLUENCE
-from whence.stages.trained import Trained, share_of
-from whence.stages.workspace import stage_key
+from whence.running.artifacts import QUERIES_FILE, SCORES_FILE, SCORES_INFO_FILE, SELF_INFLUENCE_FILE
+from whence.running.declaration import Work
+from whence.running.lineage import BASE
+from whence.running.trained import Trained, share_of
+from whence.running.workspace import stage_key
 from whence.validation.bm25 import bm25_scores
 from whence.validation.changes import Change
 from whence.validation.counterfactual import Plan, counterfactual_measure, harm, plan
@@ -55,35 +56,24 @@ class Gathering:
     scratch: Path
 
     @classmethod
-    def open(
-        cls,
-        scratch: Path,
-        settings: Config,
-        model: Path,
-        base_model: Path,
-        factors: Path,
-        train_data: Path,
-        generations: Path,
-        scores: Path,
-    ) -> Gathering:
+    def open(cls, work: Work) -> Gathering:
         """Load what the measures are taken of.
 
         Raises:
-            DataError, FactorError: the scores are not of this model, these factors, examples and queries.
+            DataError, FactorError: the scores are not of this model, these factors and examples.
         """
-        trained = Trained.load(settings, model, train_data)
-        frame, queries = trained.queries(generations)
+        model, train_data, scores = (work.inputs[name] for name in ("model", "train_data", "scores"))
+        trained = Trained.load(work.config, model, train_data)
+        frame = pd.read_parquet(scores / QUERIES_FILE)
+        queries = TokenizedExamples.from_frame(frame, trained.tokenizer, work.config)
         found = {
             "model": model_fingerprint(trained.network),
-            "factors": load_factors_info(factors).fingerprint,
+            "factors": load_factors_info(work.inputs["factors"]).fingerprint,
             "train_data": trained.data.info.fingerprint,
         }
-        given = json.loads((scores / SCORES_INFO).read_text(encoding="utf-8"))
+        given = json.loads((scores / SCORES_INFO_FILE).read_text(encoding="utf-8"))
         require_same(found, {name: given[name] for name in found}, f"the scores in {scores}", "Score this run's again.")
-        scored = pd.read_parquet(scores / QUERIES)["query_id"].tolist()
-        if scored != frame["query_id"].tolist():
-            raise DataError(f"the scores in {scores} are of other queries than these settings name; score them again")
-        return cls(trained, frame, queries, model, base_model, train_data, scores, scratch)
+        return cls(trained, frame, queries, model, model / BASE, train_data, scores, work.scratch)
 
     def planted(self) -> Result:
         """Planted examples among the first."""
@@ -95,8 +85,8 @@ class Gathering:
     def mislabeled(self) -> Result:
         """Wrong labels by self-influence."""
         suspicion: dict[Method, np.ndarray] = {}
-        if (self.scores / SELF_INFLUENCE).exists():
-            suspicion["influence"] = pd.read_parquet(self.scores / SELF_INFLUENCE)["self_influence"].to_numpy()
+        if (self.scores / SELF_INFLUENCE_FILE).exists():
+            suspicion["influence"] = pd.read_parquet(self.scores / SELF_INFLUENCE_FILE)["self_influence"].to_numpy()
         suspicion["gradient_cosine"] = self._gradients.train_norms
         suspicion["random"] = np.random.default_rng(self._settings.general.seed).random(len(self._example_ids))
         return mislabeled_measures(suspicion, self._example_ids, self.trained.data.truth, self._bootstrap)
@@ -211,7 +201,7 @@ class Gathering:
 
     @cached_property
     def _influence(self) -> np.ndarray:
-        return load_file(self.scores / SCORES)["all_modules"].astype(np.float64)
+        return load_file(self.scores / SCORES_FILE)["all_modules"].astype(np.float64)
 
     @cached_property
     def _bm25(self) -> np.ndarray:

@@ -13,7 +13,7 @@ from whence.models import check_model, empty_base, load_base_tokenizer
 from whence.tracking import check_tracking
 
 
-def check(config: Config) -> None:
+def check_world(config: Config) -> None:
     """Everything that can be judged in seconds without loading data or weights.
 
     Raises:

@@ -13,7 +13,7 @@ from whence.config_file import get_dotted
 from whence.data.dataset import ExampleSet
 from whence.data.prompts import load_prompts
 from whence.files import digest_of, digests
-from whence.stages.artifacts import TRAINING
+from whence.running.lineage import LINEAGE
 
 DATA_TAG, BASE_TAG, SETTINGS_TAG = "whence.data_fingerprint", "whence.base_model", "whence.settings"
 # Where and how fast, how often saved or reported: these change no model, and everything else is taken to.
@@ -32,8 +32,8 @@ OPERATIONAL = {
 
 
 def model_digest(folder: Path) -> str:
-    """sha256 (hex) of a model's files, names and contents; how long its training took makes it no other model."""
-    return digest_of({name: digest for name, digest in digests(folder).items() if name != TRAINING})
+    """sha256 (hex) of a model's files, names and contents; where it comes from makes it no other model."""
+    return digest_of({name: sha for name, sha in digests(folder).items() if not name.startswith(f"{LINEAGE}/")})
 
 
 def provenance(config: Config, base_model: Path, train_data: Path) -> dict[str, str]:

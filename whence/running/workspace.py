@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import whence
-from whence.files import digest_of, digests, link_tree, write_atomically
+from whence.files import digest_of, digests, link_tree, write_json
+from whence.running.lineage import content_digests
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,10 @@ class Workspace:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def finished(self) -> dict[str, float] | None:
-        """The metrics of finished, undamaged work; None when there is none, so that it is done (again)."""
+    def finished(self) -> tuple[dict[str, float], dict[str, Any]] | None:
+        """Metrics and plain results of finished, undamaged work; None when it has to be done (again)."""
+        if not self.kept:
+            return None
         try:
             record = json.loads(self._done_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -80,14 +83,16 @@ class Workspace:
         if record["key"] != self.key or record["files"] != self._checksums():
             self._done_file.unlink()
             return None
-        metrics: dict[str, float] = record["metrics"]
-        return metrics
+        return record["metrics"], record["returns"]
 
-    def finish(self, metrics: Mapping[str, float]) -> None:
+    def finish(self, metrics: Mapping[str, float], returns: Mapping[str, Any]) -> None:
         """Record the outputs as complete (atomically, last) and drop the scratch files."""
         if self.kept:
-            record = {"key": self.key, "metrics": dict(metrics), "files": self._checksums()}
-            write_atomically(self._done_file, json.dumps(record, indent=1))
+            files = self._checksums()
+            write_json(
+                self._done_file,
+                {"key": self.key, "metrics": dict(metrics), "returns": dict(returns), "files": files},
+            )
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def publish(self) -> None:
@@ -111,7 +116,7 @@ def stage_key(stage: str, settings: Mapping[str, Any], inputs: Mapping[str, Path
         "stage": stage,
         "code": code_digest(),
         "settings": dict(settings),
-        "inputs": {name: digests(path) for name, path in inputs.items()},
+        "inputs": {name: content_digests(path) for name, path in inputs.items()},
     }
     return digest_of(parts)
 

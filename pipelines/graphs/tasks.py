@@ -1,0 +1,44 @@
+"""Tasks of a graph: the component of a stage, in its place on the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kfp.dsl import PipelineTask
+from kfp.dsl.tasks_group import TasksGroup
+
+from whence.components import component_of
+from whence.pipelines.graphs.placement import Placement
+from whence.stages import stage
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Makes the tasks of one graph.
+
+    Attributes:
+        placement: where tasks run.
+        form: the graph's parameters that say so, by the names of :meth:`Placement.form`.
+    """
+
+    placement: Placement
+    form: Mapping[str, Any]
+
+    def make(self, name: str, **arguments: Any) -> PipelineTask:
+        """A task of the stage ``name`` with the arguments of its component."""
+        task = component_of(name)(**arguments)
+        if not stage(name).reuse:
+            task.set_caching_options(False)
+        self.placement.place(name, task, self.form)
+        return task
+
+
+@contextmanager
+def named(group: TasksGroup, name: str) -> Iterator[Any]:
+    """A loop or condition under a name for people: kfp's own ``name=`` does not reach the graph that Kubeflow draws."""
+    with group as item:
+        group.name = name
+        yield item

@@ -1,0 +1,84 @@
+"""What every folder between the stages carries of its beginning, so that one line carries it through the graph.
+
+``lineage/config.yaml`` is the resolved configuration, ``lineage/training.json`` what was logged while training; the
+fine-tuned model has its base model, or the reference to it, as ``lineage/base``. How a stage that was switched off, or
+failed without failing the run, says so to those who take its output: ``absent.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from whence.config import Config
+from whence.config_file import load_config
+from whence.errors import DataError
+from whence.files import digests, write_atomically, write_json
+from whence.running.artifacts import TRAINING_FILE
+
+LINEAGE = "lineage"
+BASE = f"{LINEAGE}/base"
+CONFIG_FILE = f"{LINEAGE}/config.yaml"
+TRAINING = f"{LINEAGE}/{TRAINING_FILE}"
+ABSENT = "absent.json"
+
+
+def config_of(folder: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration that an artifact was made with, with ``overrides`` by dotted key.
+
+    Raises:
+        DataError: the folder carries none.
+        ConfigError: an override is wrong.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise DataError(f"{folder}: has no {CONFIG_FILE}, so it is no folder that a stage has written")
+    return load_config(file, overrides)
+
+
+def training_of(folder: Path) -> dict[str, Any]:
+    """What was logged while training the model that an artifact goes back to.
+
+    Raises:
+        DataError: the folder carries none.
+    """
+    try:
+        logged: dict[str, Any] = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: cannot read its {TRAINING}: {error}; run the stage that makes it again") from error
+    return logged
+
+
+def hand_on(config: Config, carrier: Path | None, folder: Path) -> None:
+    """Give ``folder`` the configuration, and what else of the beginning ``carrier`` has and it does not."""
+    write_atomically(folder / CONFIG_FILE, config.to_yaml())
+    if carrier is not None and (carrier / TRAINING).is_file() and not (folder / TRAINING).exists():
+        shutil.copyfile(carrier / TRAINING, folder / TRAINING)
+
+
+def hand_on_base(base_model: Path, model: Path) -> None:
+    """Give a fine-tuned model the base model, or the reference to it, that it was trained from."""
+    shutil.rmtree(model / BASE, ignore_errors=True)
+    shutil.copytree(base_model, model / BASE, ignore=shutil.ignore_patterns(LINEAGE))
+
+
+def content_digests(path: Path) -> dict[str, str]:
+    """sha256 by relative name of the files that decide what is made of an artifact.
+
+    The configuration does so by the settings a stage reads, and how long a training took makes it no other model.
+    """
+    return {name: sha for name, sha in digests(path).items() if name not in (CONFIG_FILE, TRAINING)}
+
+
+def write_absent(folder: Path, why: str) -> None:
+    """Say that an output was not made, and why."""
+    write_json(folder / ABSENT, {"why": why})
+
+
+def why_absent(path: Path) -> str | None:
+    """Why an artifact was not made; None for one that was."""
+    file = path / ABSENT
+    return str(json.loads(file.read_text(encoding="utf-8"))["why"]) if file.is_file() else None

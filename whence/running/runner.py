@@ -1,0 +1,180 @@
+"""Running one stage: its configuration, a tracked run, reuse of finished work, and events for whoever is watching.
+
+``compute`` and ``record`` of a stage are apart because reused work is not computed again, yet every pipeline run gets
+its complete record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from whence.config import Config
+from whence.config_file import get_dotted
+from whence.errors import DataError, WhenceError
+from whence.running.declaration import TASK, Stage, Work
+from whence.running.lineage import config_of, hand_on, why_absent, write_absent
+from whence.running.workspace import Workspace, stage_key
+from whence.tracking import stage_run
+
+EVENTS_VARIABLE = "WHENCE_EVENTS"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage tells whoever started it.
+
+    Attributes:
+        metrics: scalars, for the Kubeflow UI and the terminal.
+        returns: the results that are plain values, by name.
+        pipeline_url: where the record of the pipeline run is; None for a local file or an unreachable server.
+    """
+
+    metrics: dict[str, float]
+    returns: dict[str, Any] = field(default_factory=dict)
+    pipeline_url: str | None = None
+
+
+def run_stage(
+    stage: Stage,
+    *,
+    inputs: Mapping[str, Path | Sequence[Path] | None],
+    outputs: Mapping[str, Path],
+    parameters: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> StageResult:
+    """Run one stage as a nested MLflow run.
+
+    Args:
+        inputs: by name; None or nothing for an optional one that was not made, a list where the stage takes many.
+        outputs: where each output is to be written.
+        parameters: the arguments that are plain values; the others have their defaults.
+        overrides: settings by dotted key that win over those the inputs carry.
+
+    Raises:
+        WhenceError: an input is not there, or what the stage itself refuses.
+    """
+    started = time.monotonic()
+    arguments = {one.name: one.default for one in stage.parameters} | dict(parameters or {})
+    name = _name(stage, arguments)
+    emit(name, "started")
+    try:
+        found, lists, absent = _sorted_inputs(stage, inputs)
+        carrier = None if stage.resolve else found[stage.inputs[0].name]
+        config = stage.resolve(arguments) if stage.resolve else config_of(carrier, overrides)  # type: ignore[arg-type]
+        if stage.switch is not None and get_dotted(config, stage.switch) is not True:
+            why = f"switched off: {stage.switch} is false"
+            for output in stage.outputs:
+                write_absent(outputs[output.name], why)
+                hand_on(config, carrier, outputs[output.name])
+            emit(name, "skipped", message=why)
+            return StageResult({})
+        workspace = _workspace(stage, config, found, lists, arguments, outputs)
+        with workspace.held(), stage_run(config, name) as run:
+            run.log_params(_values(config, stage.settings))
+            work = Work(config, found, lists, absent, arguments, workspace.outputs, workspace.scratch, run)
+            finished = workspace.finished()
+            if finished is None:
+                workspace.scratch.mkdir(parents=True, exist_ok=True)
+                metrics = stage.compute(work)
+                workspace.finish(metrics, work.returns)
+            else:
+                metrics, work.returns = finished
+            workspace.publish()
+            for output in stage.outputs:
+                if not output.is_page:
+                    hand_on(config, carrier, outputs[output.name])
+            run.set_tags({"whence.key": workspace.key, "whence.reused": str(finished is not None).lower()})
+            run.log_metrics(metrics)
+            stage.record(work)
+            run_id, pipeline_url = run.run_id, run.pipeline_url
+    except BaseException as error:
+        emit(name, "failed", seconds=time.monotonic() - started, message=explain(error))
+        raise
+    state = "finished" if finished is None else "reused"
+    emit(name, state, seconds=time.monotonic() - started, metrics=metrics, mlflow_run_id=run_id)
+    return StageResult(metrics, work.returns, pipeline_url)
+
+
+def emit(stage: str, state: str, **details: Any) -> None:
+    """Append an event to the file named by ``WHENCE_EVENTS``, when somebody watches the run."""
+    path = os.environ.get(EVENTS_VARIABLE)
+    if path:
+        with open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"stage": stage, "state": state, "time": time.time(), **details}) + "\n")
+
+
+def explain(error: BaseException) -> str:
+    """The message for people: a WhenceError speaks for itself, anything else is named by its type."""
+    return str(error) if isinstance(error, WhenceError) else f"{type(error).__name__}: {error}"
+
+
+def _name(stage: Stage, arguments: Mapping[str, Any]) -> str:
+    """The stage's name for people and records; of one task of several with its phase and number from 1."""
+    words = [stage.name, str(arguments.get("phase") or "")]
+    if arguments.get(TASK.name, -1) >= 0:
+        words.append(str(arguments[TASK.name] + 1))
+    return "-".join(filter(None, words))
+
+
+def _sorted_inputs(
+    stage: Stage, inputs: Mapping[str, Path | Sequence[Path] | None]
+) -> tuple[dict[str, Path], dict[str, list[Path]], dict[str, str]]:
+    """The inputs that are there, those that are lists, and why others are not.
+
+    Raises:
+        DataError: an input is missing, or was not made although the stage needs it.
+    """
+    found: dict[str, Path] = {}
+    lists: dict[str, list[Path]] = {}
+    absent: dict[str, str] = {}
+    for artifact in stage.inputs:
+        value = inputs.get(artifact.name)
+        paths = [] if value is None else [value] if isinstance(value, Path) else list(value)
+        for path in paths:
+            if not path.exists():
+                raise DataError(
+                    f"{stage.name}: its input {artifact.name} is not there: {path}; run the stage that makes it first"
+                )
+        if artifact.many:
+            lists[artifact.name] = paths
+        elif paths and (why := why_absent(paths[0])):
+            absent[artifact.name] = why
+        elif paths:
+            found[artifact.name] = paths[0]
+        if not artifact.optional and artifact.name not in found:
+            why = absent.get(artifact.name, "it was not given")
+            raise DataError(f"{stage.name}: cannot do without its input {artifact.name}: {why}")
+    return found, lists, absent
+
+
+def _workspace(
+    stage: Stage,
+    config: Config,
+    inputs: Mapping[str, Path],
+    lists: Mapping[str, list[Path]],
+    arguments: Mapping[str, Any],
+    outputs: Mapping[str, Path],
+) -> Workspace:
+    """Where the stage works: decided by everything that decides its result."""
+    content = dict(inputs) | {f"{name}_{n}": path for name, paths in lists.items() for n, path in enumerate(paths)}
+    values = _values(config, stage.settings)
+    if stage.resolve is None:
+        values |= {f"parameter {name}": value for name, value in arguments.items()}
+    key = stage_key(stage.name, values, content)
+    return Workspace.open(config.general.work_dir if stage.reuse else None, stage.name, key, outputs)
+
+
+def _values(config: Config, settings: Sequence[str]) -> dict[str, Any]:
+    return {key: _plain(get_dotted(config, key)) for key in settings}
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
