@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from whence.files import digests
+from whence.files import digest
 from whence.running.declaration import Artifact, Kind
 from whence.running.runner import StageResult, run_stage
 from whence.stages import stage
@@ -72,6 +72,6 @@ def _describe(artifact: Artifact, shown: KfpArtifact, result: StageResult) -> No
         info = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         shown.metadata.update({key: info[key] for key in ("split", "source", "rows", "fingerprint")})
     if artifact.kind is Kind.MODEL:
-        shown.metadata["sha256"] = {name: sha for name, sha in digests(folder).items() if name.endswith(".safetensors")}
+        shown.metadata["sha256"] = {file.name: digest(file) for file in sorted(folder.glob("*.safetensors"))}
     if result.pipeline_url is not None:
         shown.metadata["mlflow"] = result.pipeline_url

@@ -23,13 +23,15 @@ def parallel_fit(placement: Placement) -> GraphComponent:
     """The covariances in parallel, their eigenvectors, lambda in parallel, and the factors put together."""
 
     def graph(tasks: Tasks, inputs: dict[str, Any], numbers: Any) -> Any:
-        with named(dsl.ParallelFor(numbers), "covariance") as number:
-            summed = tasks.make("fit_factors", **inputs, phase="covariance", task=number)
+        with named(dsl.ParallelFor(numbers), "covariances") as number:
+            summed = tasks.make("fit_factors", "covariance", **inputs, phase="covariance", task=number)
         covariances = dsl.Collected(summed.outputs["factors"])
-        decomposed = tasks.make("fit_factors", **inputs, phase="eigenvectors", parts=covariances)
+        decomposed = tasks.make("fit_factors", "eigenvectors", **inputs, phase="eigenvectors", parts=covariances)
         eigenvectors = decomposed.outputs["factors"]
-        with named(dsl.ParallelFor(numbers), "lambda") as number:
-            squared = tasks.make("fit_factors", **inputs, phase="lambda", task=number, eigenvectors=eigenvectors)
+        with named(dsl.ParallelFor(numbers), "lambdas") as number:
+            squared = tasks.make(
+                "fit_factors", "lambda", **inputs, phase="lambda", task=number, eigenvectors=eigenvectors
+            )
         lambdas = dsl.Collected(squared.outputs["factors"])
         return tasks.make("fit_factors", **inputs, eigenvectors=eigenvectors, parts=lambdas).outputs["factors"]
 
@@ -41,7 +43,7 @@ def parallel_score(placement: Placement) -> GraphComponent:
 
     def graph(tasks: Tasks, inputs: dict[str, Any], numbers: Any) -> Any:
         with named(dsl.ParallelFor(numbers), "shares") as number:
-            share = tasks.make("score", **inputs, task=number)
+            share = tasks.make("score", "score-share", **inputs, task=number)
         return tasks.make("score", **inputs, parts=dsl.Collected(share.outputs["scores"])).outputs["scores"]
 
     return _pipeline("score", placement, graph)
@@ -52,7 +54,7 @@ def parallel_validate(placement: Placement) -> GraphComponent:
 
     def graph(tasks: Tasks, inputs: dict[str, Any], numbers: Any) -> Any:
         with named(dsl.ParallelFor(numbers), "retrainings") as number:
-            share = tasks.make("validate", **inputs, task=number)
+            share = tasks.make("validate", "retrain", **inputs, task=number)
         retrainings = dsl.Collected(share.outputs["evidence"])
         return tasks.make("validate", **inputs, retrainings=retrainings).outputs["evidence"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from kfp import kubernetes
 from kfp.dsl import PipelineTask
+from kfp.dsl.pipeline_channel import PipelineChannel
 
 from whence.config import Config
 from whence.config.cluster import GPU_STAGE, Cluster
@@ -111,6 +112,7 @@ class Placement:
         cpu, memory = asked.cpu, asked.memory
         if self._on_gpu(stage) and stage not in cluster.stages:
             cpu, memory = form["gpu_cpu"], form["gpu_memory"]
+            register(task, cpu, memory)
         task.set_cpu_request(cpu).set_cpu_limit(cpu)
         task.set_memory_request(memory).set_memory_limit(memory)
         task.set_retry(asked.retries, **BACKOFF)
@@ -120,6 +122,7 @@ class Placement:
 
     def _node(self, cluster: Cluster, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
         if self._on_gpu(stage):
+            register(task, form["gpu_accelerator"], form["gpu_count"])
             task.set_accelerator_type(form["gpu_accelerator"]).set_accelerator_limit(form["gpu_count"])
             kubernetes.add_node_selector_json(task, form["gpu_node_selector"])
             kubernetes.add_toleration_json(task, form["gpu_tolerations"])
@@ -139,3 +142,12 @@ class Placement:
 
 
 HERE = Placement(cluster=None, gpu=False)
+
+
+def register(task: PipelineTask, *values: Any) -> None:
+    """Have ``values`` of the form passed down to ``task``.
+
+    kfp does so for what a component takes, but not for what sets its resources; Kubeflow's driver then fails with
+    "parent DAG does not have input parameter".
+    """
+    task.register_pipeline_channels([value for value in values if isinstance(value, PipelineChannel)])

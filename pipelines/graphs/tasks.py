@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +29,13 @@ class Tasks:
     placement: Placement
     form: Mapping[str, Any]
 
-    def make(self, name: str, **arguments: Any) -> PipelineTask:
-        """A task of the stage ``name`` with the arguments of its component."""
-        task = component_of(name)(**arguments)
+    def make(self, name: str, title: str | None = None, **arguments: Any) -> PipelineTask:
+        """A task of the stage ``name`` with the arguments of its component, in the graph under another ``title``."""
+        component = component_of(name)
+        if title is not None:  # kfp would number the tasks of one component
+            component = copy.copy(component)
+            component.component_spec = dataclasses.replace(component.component_spec, name=title)
+        task = component(**arguments)
         if not stage(name).reuse:
             task.set_caching_options(False)
         self.placement.place(name, task, self.form)

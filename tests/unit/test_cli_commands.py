@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,10 @@ import yaml
 from whence import __version__
 from whence.cli import build_app, main
 from whence.cli.settings import find_profile, find_settings
-from whence.cli.stages import read_share
 from whence.errors import ConfigError
+from whence.stages import stages
 
-STAGES = (
-    "prepare", "train", "fit_factors", "inspect", "generate", "score", "validate", "compare", "mmlu", "report",
-    "find_champion", "gate", "promote",
-)  # fmt: skip
+STAGES = tuple(stages())
 
 
 class Outcome:
@@ -51,21 +46,18 @@ def test_help_names_every_command(whence) -> None:
         assert f" {command} " in out
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_command_of_a_stage_takes_what_the_stage_takes(stage: str) -> None:
-    command = typer.main.get_command(build_app()).commands[stage.replace("_", "-")]
-    offered = {parameter.name for parameter in command.params} - {"help"}
-    wanted = set(inspect.signature(importlib.import_module(f"whence.stages.{stage}").run).parameters)
-    if stage == "prepare":  # reads settings as `run` does, and so has another name for those it writes
-        wanted = wanted - {"settings", "overrides", "config", "tasks"} | {
-            "resolved_config",
-            "profile",
-            "config",
-            "set_",
-        }
-    if stage == "validate":  # which measures are taken, and by which of several machines
-        wanted = wanted | {"full", "share"}
-    assert offered == wanted
+@pytest.mark.parametrize("name", STAGES)
+def test_the_command_of_a_stage_takes_what_the_stage_declares(name: str) -> None:
+    stage = stages()[name]
+    command = typer.main.get_command(build_app()).commands[stage.title]
+    offered = {parameter.name for parameter in command.params} - {"help", "set_", "full"}
+    artifacts = {artifact.name for artifact in (*stage.inputs, *stage.outputs)}
+    if name == "prepare":  # reads settings as `run` does
+        assert offered == artifacts | {"profile", "config"}
+    else:
+        assert offered == artifacts | {parameter.name for parameter in stage.parameters}
+    required = {parameter.name for parameter in command.params if parameter.required}
+    assert required == {one.name for one in (*stage.inputs, *stage.outputs) if not one.optional}
 
 
 def test_an_unknown_key_is_refused_with_the_one_that_was_meant(whence) -> None:
@@ -141,10 +133,3 @@ def test_a_profile_here_comes_before_the_library_s_own(tmp_path: Path, monkeypat
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo.yaml").write_text("profile: mine\n")
     assert find_profile("demo") == tmp_path / "configs" / "demo.yaml"
-
-
-@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "2/", "two/4", "-1/4"])
-def test_a_share_is_written_as_one_number_of_another(text: str) -> None:
-    assert read_share("2/4") == (1, 4)
-    with pytest.raises(ConfigError, match=r"write it as I/N with I from 1 to N"):
-        read_share(text)

@@ -13,19 +13,18 @@ import pytest
 import yaml
 from kfp.dsl import pipeline_task
 
-from whence.components import STAGES
 from whence.config_file import load_config
 from whence.errors import ConfigError
-from whence.kubeflow import form_default, form_of
 from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.graphs.compile import compile_pipeline, portable_config
 from whence.pipelines.graphs.placement import FORM_HELP
+from whence.running.form import form_default, form_of
+from whence.stages import stages
 
 ROOT = Path(__file__).parents[2]
 RETRAINING = "patents-tinyllama-retraining"
-# Kinds of them: the real job shares fitting and scoring.
-# A report is a task of each branch of a condition on the benchmark.
-TASKS = {"demo": 11, "patents-tinyllama": 15, RETRAINING: 17}
+# Tasks: the real job has parallel ones, three more for the fit and one more for the scores.
+TASKS = {"demo": 10, "patents-tinyllama": 14, RETRAINING: 17}
 PROFILES = tuple(TASKS)
 
 
@@ -87,7 +86,9 @@ def test_registry_and_tag_given_at_compile_time_reach_every_task(tmp_path: Path)
     subprocess.run([*command, *options], check=True, capture_output=True)
     executors = parsed(output)[0]["deploymentSpec"]["executors"]
     images = {executor["container"]["image"] for executor in executors.values()}
-    assert images == {f"registry.example:5000/team/{stage.replace('_', '-')}:1.2-abc" for stage in STAGES}
+    of_retraining = {"find_champion", "gate", "promote"}
+    names = {stage.title for name, stage in stages().items() if name not in of_retraining}
+    assert images == {f"registry.example:5000/team/{name}:1.2-abc" for name in names}
     refused = subprocess.run([*command, "--image-tag", "latest"], capture_output=True, text=True)
     assert refused.returncode == 1
     assert "latest moves" in refused.stderr
@@ -113,10 +114,16 @@ def test_every_stage_learns_its_pipeline_run_and_prepare_is_never_cached(profile
     assert not pipeline["root"]["dag"]["tasks"]["prepare"]["cachingOptions"]
 
 
-GPU_WORK = {
-    "exec-train", "exec-generate", "exec-mmlu", "exec-score-part", "exec-merge-scores", "exec-fit-covariances",
-    "exec-fit-eigenvectors", "exec-fit-lambdas", "exec-merge-factors", "exec-validate",
+PARALLEL = {
+    "covariance": "fit_factors", "eigenvectors": "fit_factors", "lambda": "fit_factors", "score_share": "score",
+    "retrain": "validate",
 }  # fmt: skip
+
+
+def runs_on_gpu(executor: str) -> bool:
+    """Whether an executor, ``exec-score-share``, is of a stage that asks for an accelerator."""
+    name = executor.removeprefix("exec-").replace("-", "_")
+    return stages()[PARALLEL.get(name, name)].gpu
 
 
 def from_form(form: dict[str, Any], text: str) -> Any:
@@ -131,7 +138,7 @@ def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes(profile: 
     containers = {name: one["container"] for name, one in pipeline["deploymentSpec"]["executors"].items()}
     places = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     asking = {name for name, one in containers.items() if "accelerator" in one["resources"]}
-    assert asking == GPU_WORK
+    assert asking == set(filter(runs_on_gpu, containers))
     form = pipeline["root"]["inputDefinitions"]["parameters"]
     assert all(form[name]["parameterType"] == "STRING" for name in form if re.match("gpu_(acc|count|cpu|mem)", name))
     for name in asking:
@@ -143,7 +150,7 @@ def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes(profile: 
         cpus = {"resourceCpuLimit": "8", "resourceCpuRequest": "8"}
         assert sizes == cpus | {"resourceMemoryLimit": "96Gi", "resourceMemoryRequest": "96Gi"}
     for name, place in places.items():
-        if name in GPU_WORK:
+        if runs_on_gpu(name):
             selector = place["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
             assert selector.endswith("gpu_node_selector")
             assert place["tolerations"][0]["tolerationJson"]["componentInputParameter"].endswith("gpu_tolerations")
@@ -157,7 +164,7 @@ def test_the_form_s_places_reach_the_nested_pipelines() -> None:
     pipeline, _ = checked_in("patents-tinyllama")
     form = pipeline["root"]["inputDefinitions"]["parameters"]
     assert form["gpu_node_selector"]["defaultValue"] == {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"}
-    for name in ("shared-fit", "shared-score"):
+    for name in ("fit-factors-in-parallel", "score-in-parallel"):
         given = pipeline["root"]["dag"]["tasks"][name]["inputs"]["parameters"]
         assert {field: given[field] for field in FORM_HELP} == {
             field: {"componentInputParameter": field} for field in FORM_HELP
@@ -241,7 +248,7 @@ def test_resources_of_a_stage_that_does_not_exist_are_refused(tmp_path: Path) ->
 def test_the_number_of_parallel_tasks_is_a_parameter_that_reaches_the_loops() -> None:
     pipeline, _ = checked_in("patents-tinyllama")
     assert pipeline["root"]["inputDefinitions"]["parameters"]["parallel_tasks"]["defaultValue"] == 2
-    for name in ("shared-fit", "shared-score"):
+    for name in ("fit-factors-in-parallel", "score-in-parallel"):
         given = pipeline["root"]["dag"]["tasks"][name]["inputs"]["parameters"]["tasks"]["taskOutputParameter"]
         assert given == {"producerTask": "prepare", "outputParameterKey": "tasks"}
         loops = [
@@ -249,40 +256,89 @@ def test_the_number_of_parallel_tasks_is_a_parameter_that_reaches_the_loops() ->
             for task in pipeline["components"][f"comp-{name}"]["dag"]["tasks"].values()
             if "parameterIterator" in task
         ]
-        assert loops == ["pipelinechannel--tasks"] * (2 if name == "shared-fit" else 1)
+        assert loops == ["pipelinechannel--tasks"] * (2 if name == "fit-factors-in-parallel" else 1)
 
 
 def test_retrainings_are_shared_where_any_are_asked_for(tmp_path: Path) -> None:
     compile_pipeline(profile_file("patents-tinyllama"), tmp_path / "p.yaml", {"validation.measures": ["lds"]})
     pipeline, platform = parsed(tmp_path / "p.yaml")
-    graph = pipeline["components"]["comp-shared-validate"]["dag"]["tasks"]
-    loop = next(name for name, task in graph.items() if "parameterIterator" in task)
-    assert graph[loop]["parameterIterator"]["items"]["inputParameter"] == "pipelinechannel--tasks"
-    assert graph["validate"]["dependentTasks"] == [loop]
+    graph = pipeline["components"]["comp-validate-in-parallel"]["dag"]["tasks"]
+    assert graph["retrainings"]["parameterIterator"]["items"]["inputParameter"] == "pipelinechannel--tasks"
+    assert graph["validate"]["dependentTasks"] == ["retrainings"]
     assert "retrainings" in graph["validate"]["inputs"]["artifacts"]
     placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    for name in ("exec-retrain-share", "exec-validate"):
-        wanted = placed[name]["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
-        assert wanted.endswith("gpu_node_selector")
-    assert "comp-retrain-share" not in checked_in("patents-tinyllama")[0]["components"], "nothing there is retrained"
+    for name in ("exec-validate", "exec-retrain"):
+        selector = placed[name]["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
+        assert selector.endswith("gpu_node_selector")
+    assert "comp-validate-in-parallel" not in checked_in("patents-tinyllama")[0]["components"], "nothing is retrained"
 
 
-def test_the_stages_run_in_the_order_of_the_design() -> None:
-    tasks = checked_in("demo")[0]["root"]["dag"]["tasks"]
+def test_the_root_of_the_graph_reads_like_the_readme_s_picture() -> None:
+    """Kubeflow draws a box per task and artifact and a line per input; nothing waits for what it does not need."""
+    pipeline = checked_in("demo")[0]
+    tasks = pipeline["root"]["dag"]["tasks"]
     after = {name: set(task.get("dependentTasks", [])) for name, task in tasks.items()}
-    assert after["train"] == {"prepare"}
-    assert after["fit-factors"] == {"prepare", "train"}
-    assert after["inspect"] == {"fit-factors", "prepare"}
-    assert after["generate"] == {"prepare", "train"}
-    assert after["score"] == {"fit-factors", "generate", "prepare", "train"}
-    assert after["compare"] == {"generate", "prepare", "score"}
+    assert after == {
+        "prepare": set(),
+        "train": {"prepare"},
+        "generate": {"prepare", "train"},
+        "mmlu": {"train"},
+        "fit-factors": {"prepare", "train"},
+        "inspect": {"fit-factors"},
+        "score": {"fit-factors", "generate", "prepare", "train"},
+        "compare": {"generate", "score"},
+        "validate": {"fit-factors", "prepare", "score", "train"},
+        "report": {"compare", "inspect", "mmlu", "score", "validate"},
+    }
+    boxes = sum(
+        len(pipeline["components"][task["componentRef"]["name"]].get("outputDefinitions", {}).get("artifacts", {}))
+        for task in tasks.values()
+    )
+    lines = sum(len(task.get("inputs", {}).get("artifacts", {})) for task in tasks.values())
+    assert boxes <= 15
+    assert lines <= 24
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_layer_has_names_for_people(profile: str) -> None:
+    pipeline = checked_in(profile)[0]
+    layers = [pipeline["root"], *pipeline["components"].values()]
+    names = {name for layer in layers for name in layer.get("dag", {}).get("tasks", {})}
+    assert [name for name in names if re.match(r"condition|for-loop|exit-handler|.*-\d+$", name)] == []
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_value_that_a_task_reads_from_its_layer_is_an_input_of_that_layer(profile: str) -> None:
+    """Kubeflow's driver resolves a task's resources, selectors and inputs among those of the component around it."""
+    pipeline, platform = checked_in(profile)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    containers = pipeline["deploymentSpec"]["executors"]
+    missing = []
+    for layer_name, layer in {"root": pipeline["root"], **pipeline["components"]}.items():
+        declared = layer.get("inputDefinitions", {})
+        known = {*declared.get("parameters", {}), *declared.get("artifacts", {})}
+        for name, task in layer.get("dag", {}).get("tasks", {}).items():
+            component = pipeline["components"][task["componentRef"]["name"]]
+            read = set(re.findall(r"'component(?:InputParameter|InputArtifact)': '([^']+)'", str(task)))
+            missing += [(layer_name, name, value) for value in read - known]
+            label = component.get("executorLabel")
+            if label is None:
+                continue
+            own = task.get("inputs", {}).get("parameters", {}).keys()
+            read = set(re.findall(r"inputs\.parameters\['(pipelinechannel--[^']+)'\]", str(containers[label])))
+            missing += [(layer_name, name, value) for value in read - own]
+            # Selectors and tolerations are read from the layer itself, at the root under the form's own names.
+            read = set(re.findall(r"'componentInputParameter': '([^']+)'", str(executors[label])))
+            around = known | ({f"pipelinechannel--{value}" for value in known} if layer_name == "root" else set())
+            missing += [(layer_name, name, value) for value in read - around]
+    assert missing == []
 
 
 def dag_of(pipeline: dict[str, Any], *path: str) -> dict[str, Any]:
     """The tasks of the pipeline within conditions, by the name of each: ``dag_of(pipeline, "changed")``."""
     tasks: dict[str, Any] = pipeline["root"]["dag"]["tasks"]
     for name in path:
-        [inner] = [task for task in tasks.values() if task["taskInfo"]["name"] == name]
+        inner = tasks[name]
         tasks = pipeline["components"][inner["componentRef"]["name"]]["dag"]["tasks"]
     return tasks
 
@@ -290,36 +346,24 @@ def dag_of(pipeline: dict[str, Any], *path: str) -> dict[str, Any]:
 def test_retraining_trains_after_a_change_explains_what_passed_and_promotes_last() -> None:
     pipeline, _ = checked_in(RETRAINING)
     names = {path: set(dag_of(pipeline, *path)) for path in [(), ("changed",), ("changed", "explain")]}
-    assert names[()] == {"prepare", "find-champion", "condition-1"}
-    assert names["changed",] == {"train", "generate", "mmlu", "gate", "condition-2"}
+    assert names[()] == {"prepare", "find-champion", "changed"}
+    assert names["changed",] == {"train", "generate", "mmlu", "gate", "explain"}
     assert names["changed", "explain"] == {
-        "shared-fit",
-        "shared-score",
-        "inspect",
-        "validate",
-        "compare",
-        "report",
-        "condition-3",
-    }
+        "fit-factors-in-parallel", "score-in-parallel", "inspect", "validate", "compare", "report", "passed",
+    }  # fmt: skip
     assert set(dag_of(pipeline, "changed", "explain", "passed")) == {"promote"}
-    assert "report" in dag_of(pipeline, "changed", "explain")["condition-3"]["dependentTasks"]
+    assert "report" in dag_of(pipeline, "changed", "explain")["passed"]["dependentTasks"]
 
 
 def test_champion_and_candidate_answer_the_same_and_the_gate_sees_both() -> None:
     tasks = dag_of(checked_in(RETRAINING)[0], "changed")
     for name in ("generate", "mmlu"):
-        given = tasks[name]["inputs"]["artifacts"]
-        assert given["base_model"] == {"componentInputArtifact": "pipelinechannel--find-champion-champion"}
-        assert given["config"] == {"componentInputArtifact": "pipelinechannel--find-champion-challenge"}
-        assert given["model"]["taskOutputArtifact"]["producerTask"] == "train"
-    assert {"prepare", "find-champion", "train"} & set(tasks["gate"]["dependentTasks"]) == set()
-    assert {"generate", "mmlu"} == set(tasks["gate"]["dependentTasks"])
+        inputs = tasks[name]["inputs"]["artifacts"]
+        assert inputs["champion"] == {"componentInputArtifact": "pipelinechannel--find-champion-champion"}
+        assert inputs["model"]["taskOutputArtifact"]["producerTask"] == "train"
+    assert set(tasks["gate"]["dependentTasks"]) == {"generate", "mmlu"}
     rows = {"componentInputArtifact": "pipelinechannel--prepare-eval_data"}
-    assert (
-        tasks["gate"]["inputs"]["artifacts"]["eval_data"]
-        == tasks["generate"]["inputs"]["artifacts"]["eval_data"]
-        == rows
-    )
+    assert [tasks[name]["inputs"]["artifacts"]["eval_data"] for name in ("gate", "generate")] == [rows, rows]
 
 
 def test_what_looks_at_the_registry_is_never_cached() -> None:
@@ -328,37 +372,17 @@ def test_what_looks_at_the_registry_is_never_cached() -> None:
     assert not dag_of(pipeline, "changed", "explain", "passed")["promote"]["cachingOptions"]
 
 
-def test_a_benchmark_that_is_switched_off_has_no_task(tmp_path: Path) -> None:
+def test_switching_the_benchmark_off_leaves_the_graph_as_it_is(tmp_path: Path) -> None:
+    """Its task ends at once and says so; a condition around it would hide it, and the report, a layer down."""
     settings = {"evaluation.mmlu.enabled": False}
-    compile_pipeline(profile_file("demo"), tmp_path / "p.yaml", settings, PipelineKind.RETRAINING)
-    pipeline = parsed(tmp_path / "p.yaml")[0]
-    assert "mmlu" not in dag_of(pipeline, "changed")
-    assert pipeline["root"]["dag"]["tasks"]["prepare"]["inputs"]["parameters"]["run_mmlu"]["runtimeValue"] == {
-        "constant": False
-    }
-
-
-def test_the_report_comes_last_with_the_benchmark_where_there_is_one() -> None:
-    pipeline = checked_in("demo")[0]
-    branches = pipeline["components"]["comp-condition-branches-1"]["dag"]["tasks"]
-    given = {}
-    for name, branch in branches.items():
-        tasks = pipeline["components"][branch["componentRef"]["name"]]["dag"]["tasks"]
-        [report] = [task for task in tasks if task.startswith("report")]
-        assert "cachingOptions" not in tasks[report] or not tasks[report]["cachingOptions"].get("enableCache")
-        given["mmlu" in tasks] = set(tasks[report]["inputs"]["artifacts"])
-        assert "run_mmlu" in branch["triggerPolicy"]["condition"], name
-    assert given[True] - given[False] == {"benchmark"}
-    assert given[False] >= {
-        "config",
-        "train_data",
-        "history",
-        "generations",
-        "scores",
-        "comparison",
-        "spectra",
-        "evidence",
-    }
+    for kind in PipelineKind:
+        graphs = []
+        for overrides in ({}, settings):
+            compile_pipeline(profile_file("demo"), tmp_path / "p.yaml", overrides, kind)
+            graphs.append(parsed(tmp_path / "p.yaml")[0]["components"].keys())
+        assert graphs[0] == graphs[1]
+    prepared = dag_of(parsed(tmp_path / "p.yaml")[0])["prepare"]["inputs"]["parameters"]
+    assert prepared["run_mmlu"]["runtimeValue"] == {"constant": False}, "a guard is nothing to switch off in a form"
 
 
 def test_the_real_job_s_profile_holds_the_values_it_was_specified_with() -> None:

@@ -79,7 +79,8 @@ def test_a_model_is_its_weights_and_tokenizer_and_not_how_long_it_took(tmp_path:
     for name, seconds in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"weights")
-        (tmp_path / name / "training.json").write_text(f'{{"seconds": {seconds}}}')
+        (tmp_path / name / "lineage").mkdir()
+        (tmp_path / name / "lineage" / "training.json").write_text(f'{{"seconds": {seconds}}}')
     assert model_digest(tmp_path / "a") == model_digest(tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").write_bytes(b"others")
     assert model_digest(tmp_path / "a") != model_digest(tmp_path / "b")

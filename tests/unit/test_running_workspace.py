@@ -22,10 +22,10 @@ def test_finished_work_is_found_by_the_same_key_and_published(tmp_path: Path) ->
     first = make(tmp_path / "work", tmp_path / "run1")
     assert first.finished() is None
     fill(first)
-    first.finish({"loss": 1.5})
+    first.finish({"loss": 1.5}, {"tasks": [0, 1]})
 
     second = make(tmp_path / "work", tmp_path / "run2")
-    assert second.finished() == {"loss": 1.5}
+    assert second.finished() == ({"loss": 1.5}, {"tasks": [0, 1]})
     second.publish()
     assert (tmp_path / "run2/model/weights").read_bytes() == b"123"
     assert (tmp_path / "run2/page.html").read_text() == "<p>hello</p>"
@@ -35,7 +35,7 @@ def test_finished_work_is_found_by_the_same_key_and_published(tmp_path: Path) ->
 def test_altered_or_truncated_work_is_not_used(tmp_path: Path) -> None:
     workspace = make(tmp_path / "work", tmp_path / "run")
     fill(workspace)
-    workspace.finish({})
+    workspace.finish({}, {})
     (workspace.outputs["model"] / "weights").write_bytes(b"12")
     assert workspace.finished() is None
     fill(workspace)
@@ -50,7 +50,7 @@ def test_scratch_survives_a_crash_and_goes_when_the_work_is_finished(tmp_path: P
     again = make(tmp_path / "work", tmp_path / "run")
     assert (again.scratch / "checkpoint-10").read_text() == "half way"
     fill(again)
-    again.finish({})
+    again.finish({}, {})
     assert not again.scratch.exists()
 
 
@@ -67,6 +67,10 @@ def test_the_key_depends_on_settings_and_on_the_content_of_inputs_not_on_their_p
     key = stage_key("train", {"seed": 0}, {"data": tmp_path / "a"})
     assert stage_key("train", {"seed": 0}, {"data": tmp_path / "b"}) == key
     assert stage_key("train", {"seed": 1}, {"data": tmp_path / "a"}) != key
+    for name in ("config.yaml", "training.json"):  # settings count by themselves, and seconds do not
+        (tmp_path / "b" / "lineage").mkdir(exist_ok=True)
+        (tmp_path / "b" / "lineage" / name).write_text("other")
+    assert stage_key("train", {"seed": 0}, {"data": tmp_path / "b"}) == key
     (tmp_path / "b" / "data").write_text("other")
     assert stage_key("train", {"seed": 0}, {"data": tmp_path / "b"}) != key
 
