@@ -53,7 +53,7 @@ def test_a_run_is_found_in_the_bucket_as_it_is_on_disk(bucket: Bucket, tmp_path:
     address = f"s3://{bucket.name}/runs/{run.name}"
     assert f"Stored at {address}: " in finished.stdout
     assert bucket.contents(f"runs/{run.name}/") == contents(run)
-    config = yaml.safe_load((run / "artifacts" / "prepare" / "config").read_text())
+    config = yaml.safe_load((run / "artifacts" / "prepare" / "base_model" / "lineage" / "config.yaml").read_text())
     assert [prompt["prompt"] for prompt in config["prompts"]["items"]] == ["Who built it?"]
     assert (run / "artifacts" / "score" / "scores" / "scores.safetensors").stat().st_size > 0
 

@@ -281,9 +281,9 @@ def test_prepare_reads_settings_and_prompts_once_for_all_stages(
     settings = yaml.safe_load(make_config(overrides).to_yaml()) | {"prompts": {"path": "prompts.json"}}
     bucket.put("prompts.json", b'[{"prompt": "Who built it?", "reference": "Ada"}]')
     address = bucket.put("mine.yaml", yaml.safe_dump(settings).encode())
-    names = ("resolved-config", "base-model", "train-data", "eval-data")
+    names = ("base-model", "train-data", "eval-data")
     outputs = [argument for name in names for argument in (f"--{name}", str(tmp_path / name))]
     assert command("prepare", "--config", address, *outputs) == 0
-    resolved = yaml.safe_load((tmp_path / "resolved-config").read_text())
+    resolved = yaml.safe_load((tmp_path / "base-model" / "lineage" / "config.yaml").read_text())
     assert resolved["prompts"]["items"] == [{"prompt": "Who built it?", "reference": "Ada"}]
     assert resolved["prompts"]["path"] is None
