@@ -1,10 +1,9 @@
-"""Folders to and from S3 beside ``aws s3 cp --recursive``, on the same folder and server, taking turns.
+"""A folder to S3 beside ``aws s3 cp --recursive``, on the same folder and server, taking turns.
 
     python benchmarks/storage.py                                  # OpenStack Swift on this machine
     python benchmarks/storage.py --address s3://bucket/scratch    # storage as the AWS variables name it
 
-Both are processes of their own, from their start to their end. Whence also computes the SHA-256 of every file and, on
-the way back, checks it.
+Both are processes of their own, from their start to their end. Whence also computes the SHA-256 of every file.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -28,8 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AWSCLI = "1.46.3"
 MIB = 2**20
 GOAL = 0.7
-UP = "from whence.storage import upload_folder; import sys; upload_folder(sys.argv[1], sys.argv[2])"
-DOWN = "from whence.storage import download_folder; import sys; download_folder(sys.argv[2], sys.argv[1])"
+UPLOAD = "from whence.storage import upload_folder; import sys; upload_folder(sys.argv[1], sys.argv[2])"
 
 
 def make_folder(folder: Path, size: int) -> None:
@@ -46,7 +43,7 @@ def make_folder(folder: Path, size: int) -> None:
 
 @contextmanager
 def storage(address: str | None, folder: Path) -> Iterator[str]:
-    """``address``, or that of a bucket on a server started here."""
+    """``address``, or a bucket on a server that is started here."""
     if address is not None:
         yield address.rstrip("/")
         return
@@ -67,44 +64,37 @@ def run(*command: str | Path) -> None:
         raise SystemExit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
 
 
-def measure(root: str, folder: Path, back: Path, repeats: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of every transfer, by direction and by who did it."""
+def measure(root: str, folder: Path, repeats: int) -> dict[str, list[float]]:
+    """Seconds of every upload, by the program that did it."""
     aws = programs(f"awscli-{AWSCLI}", [f"awscli=={AWSCLI}"]) / "aws"
-    seconds: dict[tuple[str, str], list[float]] = {}
+    commands = {"Whence": [sys.executable, "-c", UPLOAD], "aws": [aws, "s3", "cp", "--recursive"]}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
     for turn in range(repeats):
-        commands = {
-            "Whence": {"up": [sys.executable, "-c", UP], "down": [sys.executable, "-c", DOWN]},
-            "aws": {"up": [aws, "s3", "cp", "--recursive"], "down": [aws, "s3", "cp", "--recursive"]},
-        }
-        for who in sorted(commands, reverse=bool(turn % 2)):  # nobody is always first
-            address = f"{root}/{who}-{turn}"
-            down = [str(back), address] if who == "Whence" else [address, str(back)]
-            for direction, ends in (("up", [str(folder), address]), ("down", down)):
-                command = [*commands[who][direction], *ends]
-                seconds.setdefault((direction, who), []).append(timed(lambda command=command: run(*command))[0])
-            shutil.rmtree(back)
+        for name in sorted(commands, reverse=bool(turn % 2)):  # neither is always first
+            address = f"{root}/{name}-{turn}"
+            command = [*commands[name], str(folder), address]
+            seconds[name].append(timed(lambda command=command: run(*command))[0])
             run(aws, "s3", "rm", "--recursive", "--quiet", address)
     return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--address", metavar="s3://...", help="an empty place; a server is started here by default")
+    parser.add_argument("--address", metavar="s3://...", help="an unused prefix; by default a server is started here")
     parser.add_argument("--size", type=int, default=1024, help="MiB of the folder (default 1024)")
     parser.add_argument("--repeats", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        make_folder(work / "folder", given.size)
+        make_folder(work / "folder", arguments.size)
         size = sum(path.stat().st_size for path in (work / "folder").rglob("*.bin")) / 1e6
         (work / "server").mkdir()
-        with storage(given.address, work / "server") as root:
+        with storage(arguments.address, work / "server") as root:
             print(f"{size:,.0f} MB in 112 files, awscli {AWSCLI}, load {os.getloadavg()[0]:.1f}\n")
-            seconds = measure(root, work / "folder", work / "back", given.repeats)
-    print("| direction | Whence | aws s3 cp --recursive | ratio | goal |\n|---|---|---|---|---|")
-    for direction in ("up", "down"):
-        ours, theirs = (size / statistics.median(seconds[direction, who]) for who in ("Whence", "aws"))
-        print(f"| {direction} | {ours:.0f} MB/s | {theirs:.0f} MB/s | {ours / theirs:.2f}x | {GOAL} |")
+            seconds = measure(root, work / "folder", arguments.repeats)
+    ours, theirs = (size / statistics.median(seconds[name]) for name in ("Whence", "aws"))
+    print("| Whence | aws s3 cp --recursive | ratio | goal |\n|---|---|---|---|")
+    print(f"| {ours:.0f} MB/s | {theirs:.0f} MB/s | {ours / theirs:.2f}x | {GOAL} |")
 
 
 if __name__ == "__main__":

@@ -16,47 +16,56 @@ from whence.config import S3_SCHEME, Config, is_address
 from whence.errors import ConfigError
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(config_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file, apply ``overrides`` (dotted keys) and validate.
 
     Relative paths of inputs (data, prompts, model folders) are taken from the file's own folder, those of outputs
     (``general.work_dir``, ``models.finetuned.path``) from the current one.
 
     Args:
-        path: a file here or at ``s3://``.
+        config_file: a local path or an ``s3://`` address.
 
     Raises:
         ConfigError: the file cannot be read, is not a YAML mapping, or does not validate.
     """
-    text = read_settings(path)
-    folder = str(path).rpartition("/")[0] if is_address(path) else Path(path).resolve().parent
-    return parse_config(text, overrides, origin=str(path), folder=folder)
+    is_local = not is_address(config_file)
+    folder = Path(config_file).resolve().parent if is_local else str(config_file).rpartition("/")[0]
+    return parse_config(read_settings(config_file), overrides, origin=str(config_file), folder=folder)
 
 
-def read_settings(path: str | Path) -> str:
-    """The text of a settings file here or at ``s3://``.
+def read_settings(config_file: str | Path) -> str:
+    """The YAML text of a settings file, local or at ``s3://``.
 
     Raises:
         ConfigError: it cannot be read.
     """
     try:
-        return _read_text(path, "--config")
+        return _read_text(config_file, "--config")
     except OSError as error:
         raise ConfigError(
-            f"cannot read the configuration {path}: {error.strerror}; give an existing YAML file"
+            f"cannot read the configuration {config_file}: {error.strerror}; give an existing YAML file"
         ) from error
 
 
 def parse_config(
-    text: str,
+    yaml_text: str,
     overrides: Mapping[str, Any] | None = None,
     *,
     origin: str = "configuration",
     folder: Path | str | None = None,
 ) -> Config:
-    """Validate YAML ``text`` with ``overrides`` applied; ``folder`` anchors its relative paths (none: kept)."""
+    """Validate ``yaml_text`` with ``overrides`` applied.
+
+    Args:
+        overrides: values by dotted key.
+        origin: what error messages call the text.
+        folder: where relative paths start, a local folder or an ``s3://`` address; None keeps them as they are.
+
+    Raises:
+        ConfigError: it is not a YAML mapping, or does not validate.
+    """
     try:
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(yaml_text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -84,7 +93,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def inline_prompts(config: Config, *, from_storage: bool = False) -> Config:
-    """The same configuration with the prompts file read into ``prompts.items``, so that it needs no file beside it.
+    """The same configuration with the content of its prompts file in ``prompts.items``, so that it needs no other file.
 
     Prompts at ``s3://`` stay there unless ``from_storage``: a compiled pipeline is to read those of the day it runs.
     """

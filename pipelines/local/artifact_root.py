@@ -1,4 +1,4 @@
-"""Where ``whence run`` leaves its runs: a folder here, or one in storage that every finished run is copied to."""
+"""Where ``whence run`` leaves its runs: a local folder, or an address in storage that every run is copied to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from whence.config import is_address
 from whence.errors import StorageError, WhenceError
 
 if TYPE_CHECKING:
-    from whence.storage import Transferred
+    from whence.storage import Uploaded
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class ArtifactRoot:
 
     @classmethod
     def parse(cls, text: str) -> ArtifactRoot:
-        """``text`` is a folder, or an address; stages then work in the default folder."""
+        """``text`` is a folder, or an address: then stages work in the default folder."""
         return cls(Path(cls.LOCAL), text.rstrip("/")) if is_address(text) else cls(Path(text), None)
 
     def check(self) -> None:
-        """Find out before hours of work whether the run can be stored.
+        """Find out whether the run can be stored, before hours of work.
 
         Raises:
             StorageError: the bucket cannot be reached or written.
@@ -45,33 +45,33 @@ class ArtifactRoot:
         """Copy a finished run to the address and say where it is.
 
         Raises:
-            StorageError: it cannot be stored; the message says where it lies here.
+            StorageError: it cannot be stored; the message has the command that stores it later.
         """
         if self.address is None:
             return
         try:
-            moved = self._upload(run)
+            uploaded = self._upload(run)
         except WhenceError as error:
             raise StorageError(
                 f"{error}\nThe run itself is finished and whole in {run}. Once that is repaired, store it with: "
-                f'python -c "from whence.storage import upload_folder as u; u({str(run)!r}, {self._where(run)!r})"'
+                f'python -c "from whence.storage import upload_folder as u; u({str(run)!r}, {self._address_of(run)!r})"'
             ) from error
-        console.print(f"Stored at {escape(self._where(run))}: {moved}", soft_wrap=True, highlight=False)
+        console.print(f"Stored at {escape(self._address_of(run))}: {uploaded}", soft_wrap=True, highlight=False)
 
     def keep_failed(self, run: Path) -> str:
-        """Copy what a failed run has left; what to add to its message, where the failure itself comes first."""
+        """Copy what a failed run has left behind; returns a line for the end of its error message."""
         if self.address is None:
             return ""
         try:
             self._upload(run)
         except WhenceError as error:
             return f"\nWhat it left could not be stored: {error}"
-        return f"\nWhat it left is stored at {self._where(run)}"
+        return f"\nWhat it left is stored at {self._address_of(run)}"
 
-    def _where(self, run: Path) -> str:
+    def _address_of(self, run: Path) -> str:
         return f"{self.address}/{run.name}"
 
-    def _upload(self, run: Path) -> Transferred:
+    def _upload(self, run: Path) -> Uploaded:
         from whence.storage import upload_folder
 
-        return upload_folder(run, self._where(run))
+        return upload_folder(run, self._address_of(run))

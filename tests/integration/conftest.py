@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +40,18 @@ class Bucket:
         """Store an object and return its ``s3://`` address."""
         self.client.put_object(Bucket=self.name, Key=key, Body=content)
         return f"s3://{self.name}/{key}"
+
+    def contents(self, prefix: str) -> dict[str, str]:
+        """SHA-256 of every object of an uploaded folder, which are those that its manifest names."""
+        checksums = {}
+        for item in self.client.list_objects_v2(Bucket=self.name, Prefix=prefix).get("Contents", []):
+            body = self.client.get_object(Bucket=self.name, Key=item["Key"])["Body"]
+            checksums[item["Key"].removeprefix(prefix)] = hashlib.file_digest(io.BufferedReader(body), "sha256")
+        del checksums["manifest.json"]
+        manifest = json.loads(self.client.get_object(Bucket=self.name, Key=f"{prefix}manifest.json")["Body"].read())
+        found = {name: checksum.hexdigest() for name, checksum in checksums.items() if name in manifest["files"]}
+        assert {name: entry["sha256"] for name, entry in manifest["files"].items()} == found
+        return found
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from whence.cli import main
 from whence.errors import StorageError
 from whence.pipelines.local.artifact_root import ArtifactRoot
 from whence.pipelines.local.run import RunFailed
-from whence.storage import download_folder
 
 WHENCE = Path(sys.executable).with_name("whence")
 SETTINGS = {
@@ -53,11 +52,10 @@ def test_a_run_is_found_in_the_bucket_as_it_is_on_disk(bucket: Bucket, tmp_path:
     run = (tmp_path / "whence-output" / "latest").resolve()
     address = f"s3://{bucket.name}/runs/{run.name}"
     assert f"Stored at {address}: " in finished.stdout
-    download_folder(address, tmp_path / "back")
-    assert contents(tmp_path / "back") == contents(run)
-    config = yaml.safe_load((tmp_path / "back" / "artifacts" / "prepare" / "config").read_text())
+    assert bucket.contents(f"runs/{run.name}/") == contents(run)
+    config = yaml.safe_load((run / "artifacts" / "prepare" / "base_model" / "lineage" / "config.yaml").read_text())
     assert [prompt["prompt"] for prompt in config["prompts"]["items"]] == ["Who built it?"]
-    assert (tmp_path / "back" / "artifacts" / "score" / "scores" / "scores.safetensors").stat().st_size > 0
+    assert (run / "artifacts" / "score" / "scores" / "scores.safetensors").stat().st_size > 0
 
 
 @pytest.fixture
@@ -82,8 +80,7 @@ def test_a_failed_run_is_in_the_bucket_with_its_log(
     printed = capsys.readouterr().err
     assert "train failed: no memory" in printed
     assert f"What it left is stored at s3://{bucket.name}/runs/{left.name}" in printed
-    download_folder(f"s3://{bucket.name}/runs/{left.name}", left.parent / "back")
-    assert (left.parent / "back" / "run.log").read_text() == "it went wrong"
+    assert bucket.contents(f"runs/{left.name}/") == contents(left)
 
 
 def test_a_finished_run_that_cannot_be_stored_can_be_stored_later(bucket: Bucket, left: Path) -> None:
@@ -95,7 +92,7 @@ def test_a_finished_run_that_cannot_be_stored_can_be_stored_later(bucket: Bucket
     bucket.client.create_bucket(Bucket=bucket.name)
     command = str(caught.value).rpartition("store it with: python ")[2]
     subprocess.run([sys.executable, *shlex.split(command)], check=True)
-    assert download_folder(f"s3://{bucket.name}/runs/{left.name}", left.parent / "back").files == 1
+    assert bucket.contents(f"runs/{left.name}/") == contents(left)
 
 
 @pytest.mark.parametrize(

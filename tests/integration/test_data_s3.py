@@ -100,7 +100,7 @@ def test_a_missing_object_is_named(bucket: Bucket, read: Callable[..., RawRows])
 
 def test_a_folder_without_data_is_refused(bucket: Bucket, read: Callable[..., RawRows]) -> None:
     bucket.put("data/notes.txt", b"nothing")
-    with pytest.raises(DataError, match=rf"s3://{bucket.name}/data/ holds no \.csv"):
+    with pytest.raises(DataError, match=rf"s3://{bucket.name}/data/ has no \.csv"):
         read(f"s3://{bucket.name}/data/")
 
 

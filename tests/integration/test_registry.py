@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import signal
@@ -22,7 +21,9 @@ from mlflow import MlflowClient
 
 from whence.config import Config
 from whence.errors import PromotionError, TrackingError
+from whence.running.lineage import TRAINING, hand_on
 from whence.running.provenance import judged_by, model_digest
+from whence.running.runner import run_stage
 from whence.stages import gate, prepare, train
 from whence.tracking import registry as registry_module
 from whence.tracking import stage_run
@@ -85,13 +86,15 @@ def test_a_model_trained_again_bit_for_bit_is_the_same_version(config: Config, t
         "inspection.layer": 0,
         "scores.use_generated": True,
     }
-    made = {name: tmp_path / name for name in ("config", "base_model", "train_data", "eval_data")}
-    prepare.run(settings=config.to_yaml(), overrides=settings, **made)
-    outputs = inspect.signature(train.run).parameters.keys() - made.keys()
+    prepared = {name: tmp_path / name for name in ("base_model", "train_data", "eval_data")}
+    run_stage(
+        prepare.STAGE, inputs={}, outputs=prepared, parameters={"settings": config.to_yaml(), "overrides": settings}
+    )
     for attempt in ("first", "second"):
-        train.run(**made, **{name: tmp_path / attempt / name for name in outputs})
+        outputs = {output.name: tmp_path / attempt / output.name for output in train.STAGE.outputs}
+        run_stage(train.STAGE, inputs=prepared, outputs=outputs)
     first, second = (tmp_path / attempt / "model" for attempt in ("first", "second"))
-    assert (first / "training.json").read_text() != (second / "training.json").read_text()  # seconds and rates
+    assert (first / TRAINING).read_text() != (second / TRAINING).read_text()  # seconds and rates
     [version] = Registry(config).versions(CONTENT_TAG, model_digest(second))
     assert version.number == "1"
     with pytest.raises(PromotionError, match="version 2"):
@@ -296,8 +299,8 @@ def test_one_that_lost_the_lock_meanwhile_moves_nothing(
     assert client.get_registered_model(f"{registry.name}.promotion")  # the other's lock stays
 
 
-def refused_answers(folder: Path, candidate: str) -> dict[str, Any]:
-    """What the stage ``gate`` is given of two models that answer alike."""
+def refused_answers(folder: Path, config: Config, candidate: str) -> dict[str, Path]:
+    """The inputs of the stage ``gate`` for two models that answer alike."""
     rows = pd.DataFrame({"example_id": ["e-0", "e-1"], "label": ["A", "B"], "predicted": ["A", "A"], "ranked": True})
     rows["correct"] = rows["exact_match"] = rows["predicted"] == rows["label"]
     said = pd.DataFrame([{"prompt_id": "prompt-000", "prompt": "A lens bends light.", "answer": "Yes."}])
@@ -305,20 +308,27 @@ def refused_answers(folder: Path, candidate: str) -> dict[str, Any]:
     for name, frame in (("eval_answers", rows), ("generations", said)):
         both = pd.concat([frame.assign(model_id=model_id) for model_id in ("base", "finetuned")])
         both.to_parquet(folder / "generations" / f"{name}.parquet", index=False)
-    (folder / "generations/models.json").write_text(json.dumps({"base": "0" * 64, "finetuned": candidate}))
-    outputs = {"decision": folder / "decision", "summary": folder / "summary.md"}
-    return {"generations": folder / "generations", "eval_data": one_example(folder / "eval_data"), **outputs}
+    digests = {"base": "0" * 64, "finetuned": candidate}
+    models = {role: {"id": role, "digest": digest} for role, digest in digests.items()}
+    (folder / "generations/models.json").write_text(json.dumps(models))
+    hand_on(config, None, folder / "generations")
+    return {"generations": folder / "generations", "eval_data": one_example(folder / "eval_data")}
+
+
+def gate_passes(folder: Path, inputs: dict[str, Path]) -> bool:
+    outputs = {output.name: folder / output.name for output in gate.STAGE.outputs}
+    result = run_stage(gate.STAGE, inputs=inputs, outputs=outputs, parameters={"champion_version": "1"})
+    return bool(result.metrics["passed"])
 
 
 def test_a_refusal_is_noted_with_the_version_it_is_about(
     config: Config, versions: list[Version], tmp_path: Path
 ) -> None:
-    given = refused_answers(tmp_path / "gate", model_digest(tmp_path / "model-1"))
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    assert gate.run(config=tmp_path / "config.yaml", champion_version="1", **given).metrics["passed"] == 0
-    [refused] = Registry(config).versions(REFUSED_TAG, judged_by(config, given["eval_data"], "1"))
+    inputs = refused_answers(tmp_path / "gate", config, model_digest(tmp_path / "model-1"))
+    assert not gate_passes(tmp_path, inputs)
+    [refused] = Registry(config).versions(REFUSED_TAG, judged_by(config, inputs["eval_data"], "1"))
     assert refused.number == "2"
-    assert Registry(config).versions(REFUSED_TAG, judged_by(config, given["eval_data"], "3")) == []
+    assert Registry(config).versions(REFUSED_TAG, judged_by(config, inputs["eval_data"], "3")) == []
 
 
 def test_a_gate_that_cannot_note_its_refusal_refuses_all_the_same(
@@ -326,10 +336,8 @@ def test_a_gate_that_cannot_note_its_refusal_refuses_all_the_same(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # the record waits there for the server
     config = make_config({"tracking.uri": "http://127.0.0.1:9", "tracking.retry_seconds": 0})
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    given = refused_answers(tmp_path / "gate", "1" * 64)
-    assert gate.run(config=tmp_path / "config.yaml", champion_version="1", **given).metrics["passed"] == 0
-    assert json.loads((given["decision"] / "decision.json").read_text())["passed"] is False
+    assert not gate_passes(tmp_path, refused_answers(tmp_path / "gate", config, "1" * 64))
+    assert json.loads((tmp_path / "decision" / "decision.json").read_text())["passed"] is False
     assert "the next scheduled run trains the same again: tracking.uri: no MLflow server answers" in caplog.text
 
 

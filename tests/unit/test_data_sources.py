@@ -180,7 +180,7 @@ def test_a_file_or_folder_that_is_not_there_is_named_with_its_setting(
 
 def test_a_folder_without_data_is_refused(tmp_path: Path, read: Callable[..., RawRows]) -> None:
     text(tmp_path / "README.md", "nothing here")
-    with pytest.raises(DataError, match=r"holds no \.csv"):
+    with pytest.raises(DataError, match=r"has no \.csv"):
         read(tmp_path)
 
 

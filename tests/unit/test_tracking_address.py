@@ -13,7 +13,7 @@ from whence.config import Config
 from whence.errors import TrackingError
 from whence.tracking import check_tracking
 from whence.tracking.address import Address, Unreachable
-from whence.tracking.names import flat, name_of, quotable, text_of
+from whence.tracking.server import flat, name_of, quotable, text_of
 
 
 @pytest.fixture(autouse=True)

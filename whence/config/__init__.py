@@ -20,7 +20,7 @@ BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 S3_SCHEME = "s3://"
 
 Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
-Measure = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
+Metric = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
 
 
 def is_address(name: object) -> bool:
@@ -77,7 +77,7 @@ class Cleaning(Section):
     drop_duplicates: bool = Field(True, description="Drop exact duplicates, also those of evaluation rows in training.")
 
 
-class DatasetConfig(Section):
+class Dataset(Section):
     name: str | None = Field(None, description=f"Hugging Face dataset, or {BUILTIN_DEMO}; null when files are given.")
     config_name: str | None = Field(None, description="Configuration of the hub dataset.")
     revision: str | None = Field(None, description="Commit, tag or branch of the hub dataset.")
@@ -116,7 +116,7 @@ class DatasetConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _one_source(self) -> DatasetConfig:
+    def _one_source(self) -> Dataset:
         if (self.name is None) == (not self.train_files):
             raise ValueError("set exactly one of dataset.name and dataset.train_files")
         if self.train_files and not self.eval_files:
@@ -263,16 +263,16 @@ class Evaluation(Section):
     mmlu: Mmlu = Field(default_factory=lambda: Mmlu())
 
 
-Measured = Literal["planted", "mislabeled", "tail_patch", "stability", "counterfactual", "lds"]
-CHEAP_MEASURES: tuple[Measured, ...] = ("planted", "mislabeled", "tail_patch")
-ALL_MEASURES: tuple[Measured, ...] = get_args(Measured)
-RETRAINING_MEASURES: tuple[Measured, ...] = ("counterfactual", "lds")
+Measure = Literal["planted", "mislabeled", "tail_patch", "stability", "counterfactual", "lds"]
+CHEAP_MEASURES: tuple[Measure, ...] = ("planted", "mislabeled", "tail_patch")
+ALL_MEASURES: tuple[Measure, ...] = get_args(Measure)
+RETRAINING_MEASURES: tuple[Measure, ...] = ("counterfactual", "lds")
 
 
 class Validation(Section):
     """How the evidence that attributions can be trusted is gathered."""
 
-    measures: list[Measured] = Field(
+    measures: list[Measure] = Field(
         default_factory=lambda: list(CHEAP_MEASURES),
         description="What is measured: planted, mislabeled, tail_patch (cheap), stability (fits factors three times "
         "more), counterfactual and lds (train many times more); [] for nothing.",
@@ -314,16 +314,16 @@ class Tracking(Section):
 class Retraining(Section):
     """When a new model takes the champion's place; the rule is that of :func:`whence.evaluation.gate.decide`."""
 
-    metric: Measure = Field("accuracy", description="What a new model must be better at.")
+    metric: Metric = Field("accuracy", description="What a new model must be better at.")
     min_gain: float = Field(
         0.0,
         ge=-1,
         le=1,
         description="The lower bound of its gain must be above this; negative: as good will do.",
     )
-    max_loss: dict[Measure, Fraction] = Field(
+    max_loss: dict[Metric, Fraction] = Field(
         {"accuracy": 0.02, "macro_f1": 0.02, "mmlu": 0.05},
-        description="Guarded measures: the lower bound of each difference may be this far below 0.",
+        description="Guarded metrics: the lower bound of each difference may be this far below 0.",
     )
     explain: Literal["champion", "always"] = Field(
         "champion", description="Factors, scores and report: of a new champion only, or of refused models, too."
@@ -336,7 +336,7 @@ class Config(Section):
     profile: str = Field("custom", description="Name of this profile.")
     general: General = Field(default_factory=lambda: General())
     models: Models
-    dataset: DatasetConfig
+    dataset: Dataset
     prompts: Prompts
     training: Training = Field(default_factory=lambda: Training())
     factors: Factors = Field(default_factory=lambda: Factors())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from whence.config import Cleaning
 
-# Marks nobody sees that make equal texts differ: soft hyphen, zero-width space, word joiner, byte order mark, and the
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Invisible marks that make equal texts differ: soft hyphen, zero-width space, word joiner, byte order mark, and the
 # marks and overrides of writing direction. The zero-width joiners stay, for scripts and emoji are written with them.
 _INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF])
 
@@ -17,7 +19,7 @@ _INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202
 def clean_text(text: str, lowercase: bool = False) -> str:
     """Text in Unicode's NFKC form, without control characters, invisible marks and lone surrogates.
 
-    White space of any kind becomes single spaces. Cleaning what is clean changes nothing.
+    White space of any kind becomes single spaces. Cleaning a clean text changes nothing.
     """
     text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
     if lowercase:
@@ -46,8 +48,8 @@ def clean_rows(rows: pd.DataFrame, settings: Cleaning) -> tuple[pd.DataFrame, Co
     )
     rows = drop(rows, rows["input"] == "", "empty_input")
     rows = drop(rows, rows["output"] == "", "empty_output")
-    short = [len(text.split()) < settings.min_words for text in rows["input"]]
-    rows = drop(rows, pd.Series(short, index=rows.index, dtype=bool), "short_input")
+    short = rows["input"].map(lambda text: len(text.split()) < settings.min_words).astype(bool)  # also of no rows
+    rows = drop(rows, short, "short_input")
     if settings.drop_duplicates:
         rows = drop(rows, rows.duplicated(["input", "output"]), "duplicate")
     return rows, dropped

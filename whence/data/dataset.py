@@ -6,11 +6,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from pydantic import BaseModel
 
 from whence.errors import DataError
+from whence.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLUMNS = ("example_id", "prompt", "completion", "label", "source_id")
 DATA, INFO, TRUTH = "data.parquet", "dataset.json", "truth.parquet"
@@ -49,20 +53,22 @@ class ExampleSet:
     truth: pd.DataFrame | None = None
 
     def write(self, folder: Path) -> None:
-        """Write the artifact into ``folder``; its description comes last, so half an artifact is not taken for one."""
+        """Write the artifact into ``folder``, its description last: without it the folder is not a dataset."""
         folder.mkdir(parents=True, exist_ok=True)
         self.frame.to_parquet(folder / DATA, index=False)
         if self.truth is not None:
             self.truth.to_parquet(folder / TRUTH, index=False)
-        (folder / INFO).write_text(json.dumps(self.info.model_dump(), indent=1, ensure_ascii=False), encoding="utf-8")
+        write_atomically(folder / INFO, json.dumps(self.info.model_dump(), indent=1, ensure_ascii=False))
 
     @classmethod
     def read(cls, folder: Path) -> ExampleSet:
         """Read the artifact back.
 
         Raises:
-            DataError: a file is missing or unreadable, or the rows are not those the fingerprint was taken of.
+            DataError: a file is missing or unreadable, or the rows do not have the fingerprint.
         """
+        import pandas as pd
+
         try:
             info = DatasetInfo.model_validate_json((folder / INFO).read_text(encoding="utf-8"))
             frame = pd.read_parquet(folder / DATA)

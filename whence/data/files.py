@@ -18,11 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from whence import s3
 from whence.config import is_address
 from whence.errors import DataError
 
@@ -31,7 +28,7 @@ SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
 @dataclass(frozen=True)
 class Table:
-    """Values of the wanted columns that exist, all columns there are, and each row's line (parquet: number)."""
+    """Values of the selected columns that exist, the names of all columns, and each row's line (parquet: number)."""
 
     values: dict[str, list[Any]]
     columns: list[str]
@@ -39,7 +36,7 @@ class Table:
 
 
 def expand(name: str, setting: str) -> list[str]:
-    """The data files that a file, folder or ``s3://`` address stands for, in alphabetical order.
+    """The data files of a file, folder or ``s3://`` address, in alphabetical order.
 
     Raises:
         DataError: it does not exist, or is a folder without data files.
@@ -47,33 +44,37 @@ def expand(name: str, setting: str) -> list[str]:
     if name.lower().endswith(SUFFIXES):
         return [name]
     if is_address(name):
-        found = s3.list_objects(name, setting)
+        from whence import s3  # with boto3, which local files do not need
+
+        names = s3.list_objects(name, setting)
     elif not Path(name).exists():
         raise DataError(f"{setting}: {name} does not exist")
     elif Path(name).is_dir():
-        found = sorted(str(file) for file in Path(name).iterdir() if file.is_file())
+        names = sorted(str(file) for file in Path(name).iterdir() if file.is_file())
     else:
         raise DataError(f"{setting}: {name} is of an unknown kind; use one of {', '.join(SUFFIXES)}")
-    files = [file for file in found if file.lower().endswith(SUFFIXES)]
+    files = [file for file in names if file.lower().endswith(SUFFIXES)]
     if not files:
-        raise DataError(f"{setting}: the folder {name} holds no {', '.join(SUFFIXES)} file")
+        raise DataError(f"{setting}: the folder {name} has no {', '.join(SUFFIXES)} file")
     return files
 
 
-def read_table(name: str, wanted: Sequence[str], setting: str) -> Table:
-    """Read the columns ``wanted`` of one file; those that it lacks are left out.
+def read_table(name: str, selection: Sequence[str], setting: str) -> Table:
+    """Read the columns of ``selection`` that one file has.
 
     Raises:
         DataError: the file is missing, empty, damaged or in another encoding; with the line where there is one.
     """
+    import pyarrow as pa
+
     try:
         if name.lower().endswith(".parquet"):
             with local_copy(name, setting) as path:
-                table = _parquet(path, wanted)
+                table = _parquet(path, selection)
         else:
             with open_text(name, setting) as stream:
                 read = _csv if ".csv" in name.lower() else _json_lines
-                table = read(stream, f"{setting}: {name}", wanted)
+                table = read(stream, f"{setting}: {name}", selection)
     except UnicodeDecodeError as error:
         raise DataError(f"{setting}: {name} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
@@ -83,51 +84,53 @@ def read_table(name: str, wanted: Sequence[str], setting: str) -> Table:
     return table
 
 
-def _parquet(path: Path, wanted: Sequence[str]) -> Table:
+def _parquet(path: Path, selection: Sequence[str]) -> Table:
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(path) as file:
         columns = file.schema_arrow.names
-        found = [column for column in wanted if column in columns]
-        data = file.read(columns=found)
-    return Table({c: data[c].to_pylist() for c in found}, columns, list(range(1, data.num_rows + 1)))
+        present = [column for column in selection if column in columns]
+        data = file.read(columns=present)
+    return Table({c: data[c].to_pylist() for c in present}, columns, list(range(1, data.num_rows + 1)))
 
 
-def _csv(stream: IO[str], place: str, wanted: Sequence[str]) -> Table:
+def _csv(stream: IO[str], origin: str, selection: Sequence[str]) -> Table:
     csv.field_size_limit(sys.maxsize)  # a patent's full text is longer than the 128 KiB Python allows
     reader = csv.reader(stream, strict=True)
     try:
         columns = next(reader, [])
-        positions = {column: columns.index(column) for column in wanted if column in columns}
+        positions = {column: columns.index(column) for column in selection if column in columns}
         rows, lines = [], []
-        for row in _progress(reader, place):
+        for row in _progress(reader, origin):
             if not row:
                 continue
             if len(row) != len(columns):
                 raise DataError(
-                    f"{place}, line {reader.line_num}: {len(row)} fields, but the header has {len(columns)}"
+                    f"{origin}, line {reader.line_num}: {len(row)} fields, but the header has {len(columns)}"
                 )
             rows.append([row[position] for position in positions.values()])
             lines.append(reader.line_num)
     except csv.Error as error:
-        raise DataError(f"{place}, line {reader.line_num}: not valid csv: {error}") from error
+        raise DataError(f"{origin}, line {reader.line_num}: not valid csv: {error}") from error
     return _table(rows, list(positions), columns, lines)
 
 
-def _json_lines(stream: IO[str], place: str, wanted: Sequence[str]) -> Table:
+def _json_lines(stream: IO[str], origin: str, selection: Sequence[str]) -> Table:
     columns: dict[str, None] = {}
     rows, lines = [], []
-    for number, line in enumerate(_progress(stream, place), start=1):
+    for number, line in enumerate(_progress(stream, origin), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise DataError(f"{place}, line {number}: not valid JSON: {error}") from error
+            raise DataError(f"{origin}, line {number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{place}, line {number}: expected an object, found {type(row).__name__}")
+            raise DataError(f"{origin}, line {number}: expected an object, found {type(row).__name__}")
         columns |= dict.fromkeys(row)
-        rows.append([row.get(column) for column in wanted])
+        rows.append([row.get(column) for column in selection])
         lines.append(number)
-    table = _table(rows, wanted, list(columns), lines)
+    table = _table(rows, selection, list(columns), lines)
     return Table({c: values for c, values in table.values.items() if c in columns}, table.columns, lines)
 
 
@@ -135,8 +138,8 @@ def _table(rows: list[list[Any]], names: Sequence[str], columns: list[str], line
     return Table({name: [row[i] for row in rows] for i, name in enumerate(names)}, columns, lines)
 
 
-def _progress(rows: Any, place: str) -> Any:
-    return tqdm(rows, desc=f"read {Path(place).name}", unit="row", mininterval=1)
+def _progress(rows: Any, origin: str) -> Any:
+    return tqdm(rows, desc=f"read {Path(origin).name}", unit="row", mininterval=1)
 
 
 @contextmanager
@@ -165,6 +168,8 @@ def local_copy(name: str, setting: str) -> Iterator[Path]:
         yield Path(name)
         return
     with tempfile.TemporaryDirectory(prefix="whence-s3-") as folder:
+        from whence import s3
+
         target = Path(folder) / Path(name).name
         s3.download(name, target, setting)
         yield target

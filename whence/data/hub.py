@@ -11,7 +11,7 @@ import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from whence.config import DatasetConfig
+from whence.config import Dataset
 from whence.data.files import Table
 from whence.errors import DataError
 
@@ -19,30 +19,30 @@ PARQUET_EXPORT = "refs/convert/parquet"
 """Branch on which the hub keeps its own parquet copy of a dataset, also of those that come as a loading script."""
 
 
-def read_hub(settings: DatasetConfig, split: str, wanted: Sequence[str]) -> tuple[Table, str]:
-    """Read the columns ``wanted`` of a split; class labels become their names unless ``label_names`` are given.
+def read_hub(settings: Dataset, split: str, selection: Sequence[str]) -> tuple[Table, str]:
+    """Read the columns of ``selection`` that a split has; class labels become names unless ``label_names`` is set.
 
     Returns:
-        The rows, and where they are from in words, with the commit if the hub could be asked.
+        The rows, and their source in words, with the commit if the hub answers.
 
     Raises:
         DataError: the hub cannot be reached and there is no cached copy, or dataset, revision or split do not exist.
     """
     name = str(settings.name)
-    place = f"{name}{f'/{settings.config_name}' if settings.config_name else ''} [{split}]"
+    source = f"{name}{f'/{settings.config_name}' if settings.config_name else ''} [{split}]"
     commit = None if Path(name).is_dir() else _commit(name, settings.revision)
     try:
         data = _load(settings, split, commit or settings.revision)
-    except Exception as error:  # the library raises nearly every kind, and all of them mean: not to be had
-        raise DataError(f"dataset.name: cannot load {place}: {_reason(error, name, commit)}") from error
-    found = [column for column in wanted if column in data.column_names]
-    values = data.select_columns(found).to_dict()
+    except Exception as error:  # the library raises nearly every kind
+        raise DataError(f"dataset.name: cannot load {source}: {_reason(error, name, commit)}") from error
+    present = [column for column in selection if column in data.column_names]
+    values = data.select_columns(present).to_dict()
     for column in {settings.output_column, settings.truth_column} & values.keys():
         feature = data.features[column]
         if isinstance(feature, datasets.ClassLabel) and settings.label_names is None:
             values[column] = [_class_name(feature, value) for value in values[column]]
     table = Table(values, list(data.column_names), list(range(1, len(data) + 1)))
-    return table, place + (f"@{commit}" if commit else "")
+    return table, source + (f"@{commit}" if commit else "")
 
 
 def _commit(name: str, revision: str | None) -> str | None:
@@ -52,22 +52,22 @@ def _commit(name: str, revision: str | None) -> str | None:
     except (httpx.TransportError, OfflineModeIsEnabled):
         return None
     except (HfHubHTTPError, HFValidationError) as error:
-        wanted = f"{name} at revision {revision}" if revision else name
+        dataset = f"{name} at revision {revision}" if revision else name
         raise DataError(
-            f"dataset.name: the Hugging Face hub does not give out {wanted}: {str(error).splitlines()[0]}; check the "
+            f"dataset.name: the Hugging Face hub refuses {dataset}: {str(error).splitlines()[0]}; check the "
             "name and dataset.revision, and set HF_TOKEN if the dataset is private or gated"
         ) from error
 
 
-def _load(settings: DatasetConfig, split: str, revision: str | None) -> datasets.Dataset:
-    name, part = str(settings.name), settings.config_name
+def _load(settings: Dataset, split: str, revision: str | None) -> datasets.Dataset:
+    name, subset = str(settings.name), settings.config_name
     try:
-        return datasets.load_dataset(name, part, split=split, revision=revision)
+        return datasets.load_dataset(name, subset, split=split, revision=revision)
     except ValueError as error:
-        if part is None or "BuilderConfig" not in str(error):
+        if subset is None or "BuilderConfig" not in str(error):
             raise
         # On the parquet branch the configurations are folders.
-        return datasets.load_dataset(name, data_dir=part, split=split, revision=revision)
+        return datasets.load_dataset(name, data_dir=subset, split=split, revision=revision)
 
 
 def _reason(error: Exception, name: str, commit: str | None) -> str:

@@ -1,15 +1,15 @@
-"""From a source to the two data artifacts: read, clean, hold out, sample, format, and count what went."""
+"""From a source to the two data artifacts: read, clean, hold out, sample, format, and count dropped rows."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from whence.config import Config
 from whence.data.cleaning import clean_rows
@@ -19,20 +19,23 @@ from whence.data.sources import RawRows, Split, read_rows
 from whence.data.tokenization import Encoded, encode
 from whence.errors import DataError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 TRUTH_COLUMNS = ("planted", "flipped", "true_output")
-TokenizerFor = Callable[[list[str]], PreTrainedTokenizerBase]
+TokenizerFor = Callable[[list[str]], "PreTrainedTokenizerBase"]
 
 
 def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[ExampleSet, ExampleSet]:
     """The training and the evaluation examples.
 
-    Rows read are rows kept plus rows dropped, by reason: those of :func:`whence.data.cleaning.clean_rows`,
+    ``rows_read`` is ``rows`` plus the rows in ``dropped``, by reason: those of :func:`whence.data.cleaning.clean_rows`,
     ``also_in_evaluation``, ``not_sampled`` and ``answer_does_not_fit``.
 
     Args:
-        tokenizer_for: the tokenizer of the base model, given all training texts (a built-in model learns it of them).
+        tokenizer_for: the tokenizer of the base model, from all training texts (a built-in model's is trained on them).
 
     Raises:
         DataError: a source cannot be used, or no row is left.
@@ -47,14 +50,14 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
         leaked = rows["train"]["input"].isin(held_out)
         dropped["train"]["also_in_evaluation"] += int(leaked.sum())
         rows["train"] = rows["train"][~leaked]
-    wanted = {"train": config.dataset.num_samples, "eval": config.dataset.num_eval_samples}
+    limits = {"train": config.dataset.num_samples, "eval": config.dataset.num_eval_samples}
     for split in rows:
         if rows[split].empty:
             raise DataError(_nothing_left(split, raw[split], dropped[split]))
-        rows[split], left_out = _sample(rows[split], wanted[split], config.general.seed)
+        rows[split], left_out = _sample(rows[split], limits[split], config.general.seed)
         dropped[split]["not_sampled"] += left_out
-        if len(rows[split]) < (wanted[split] or 0):
-            logger.warning("%s: %d rows are wanted, only %d are there", split, wanted[split], len(rows[split]))
+        if len(rows[split]) < (limits[split] or 0):
+            logger.warning("%s: %d rows are to be kept, only %d are left", split, limits[split], len(rows[split]))
     texts = {split: _format(frame, config) for split, frame in rows.items()}
     tokenizer = tokenizer_for(
         [f"{p} {c}" for p, c in zip(texts["train"].prompt, texts["train"].completion, strict=True)]

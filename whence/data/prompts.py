@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from whence.config import Config, DatasetConfig
+from whence.config import Config, Dataset
 from whence.data.cleaning import clean_text
 from whence.data.files import open_text
 from whence.data.formatting import to_prompt
@@ -40,7 +40,7 @@ def load_prompts(config: Config) -> list[Prompt]:
     ``dataset.template`` like a row of the data), and optionally ``prompt_id``, ``reference`` and ``planted``.
 
     Raises:
-        DataError: the file cannot be read, is no JSON list, an item has unknown or missing keys, an id stands twice.
+        DataError: the file cannot be read, is no JSON list, an item has unknown or missing keys, an id is used twice.
     """
     origin, items = _items(config)
     if not isinstance(items, list) or not items:
@@ -48,9 +48,9 @@ def load_prompts(config: Config) -> list[Prompt]:
     prompts = [
         _parse(item, f"{origin}, prompt {number}", number, config.dataset) for number, item in enumerate(items, 1)
     ]
-    twice = [name for name, count in Counter(prompt.prompt_id for prompt in prompts).items() if count > 1]
-    if twice:
-        raise DataError(f"{origin}: prompt_id {twice[0]!r} stands more than once; ids must differ")
+    (name, count), *_ = Counter(prompt.prompt_id for prompt in prompts).most_common(1)
+    if count > 1:
+        raise DataError(f"{origin}: prompt_id {name!r} is used more than once; ids must differ")
     return prompts
 
 
@@ -60,16 +60,16 @@ def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase,
     Raises:
         DataError: a prompt and its reference, or ``generation.max_new_tokens``, exceed ``general.max_length``.
     """
-    from whence.data.tokenization import encode, encode_prompt  # imports torch, which reading prompts does without
+    from whence.data.tokenization import encode, encode_prompt  # imports torch, which reading prompts does not need
 
     longest = config.general.max_length
     for prompt in prompts:
-        asked = len(encode_prompt(tokenizer, prompt.prompt, max_new_tokens=0, max_length=_UNLIMITED))
-        reference = len(encode(tokenizer, prompt.prompt, prompt.reference or "", _UNLIMITED).input_ids) - asked
+        length = len(encode_prompt(tokenizer, prompt.prompt, max_new_tokens=0, max_length=_UNLIMITED))
+        reference = len(encode(tokenizer, prompt.prompt, prompt.reference or "", _UNLIMITED).input_ids) - length
         room = max(reference, config.generation.max_new_tokens)
-        if asked + room > longest:
+        if length + room > longest:
             raise DataError(
-                f"prompt {prompt.prompt_id!r} has {asked} tokens and needs {room} more for its answer, but "
+                f"prompt {prompt.prompt_id!r} has {length} tokens and needs {room} more for its answer, but "
                 f"general.max_length is {longest}; shorten the prompt, or raise general.max_length"
             )
 
@@ -85,12 +85,12 @@ def _items(config: Config) -> tuple[str, Any]:
             raise DataError(f"prompts.path: {path} is not valid JSON: {error}") from error
 
 
-def _parse(item: Any, place: str, number: int, settings: DatasetConfig) -> Prompt:
+def _parse(item: Any, origin: str, number: int, settings: Dataset) -> Prompt:
     if not isinstance(item, str | dict):
-        raise DataError(f"{place}: expected a string or an object, found {_kind(item)}")
+        raise DataError(f"{origin}: expected a string or an object, found {_kind(item)}")
     values = {"prompt": item} if isinstance(item, str) else dict(item)
     if ("prompt" in values) == ("input" in values):
-        raise DataError(f"{place}: give exactly one of `prompt` and `input`, found {', '.join(values) or 'neither'}")
+        raise DataError(f"{origin}: give exactly one of `prompt` and `input`, found {', '.join(values) or 'neither'}")
     if isinstance(values.get("input"), str):
         text = clean_text(values.pop("input"), settings.cleaning.lowercase)
         values["prompt"] = to_prompt(settings.template, text) if text else ""
@@ -101,9 +101,9 @@ def _parse(item: Any, place: str, number: int, settings: DatasetConfig) -> Promp
         prompt = Prompt.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
-        raise DataError(f"{place}: {problems}; known keys are prompt or input, prompt_id, reference") from error
+        raise DataError(f"{origin}: {problems}; known keys are prompt or input, prompt_id, reference") from error
     if not prompt.prompt.strip():
-        raise DataError(f"{place}: the prompt is empty")
+        raise DataError(f"{origin}: the prompt is empty")
     return prompt
 
 

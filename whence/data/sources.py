@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from whence.config import BUILTIN_DEMO, DatasetConfig
+from whence.config import BUILTIN_DEMO, Dataset
 from whence.data.cleaning import clean_text
 from whence.data.files import Table, expand, read_table
 from whence.errors import DataError
@@ -24,13 +24,13 @@ Split = Literal["train", "eval"]
 
 @dataclass(frozen=True)
 class RawRows:
-    """Rows as read (a missing value is None), and where they are from in words."""
+    """Rows as read (a missing value is None), and their source in words."""
 
     frame: pd.DataFrame
     source: str
 
 
-def read_rows(settings: DatasetConfig, split: Split, seed: int) -> RawRows:
+def read_rows(settings: Dataset, split: Split, seed: int) -> RawRows:
     """Read the rows of ``split``.
 
     Raises:
@@ -44,9 +44,9 @@ def read_rows(settings: DatasetConfig, split: Split, seed: int) -> RawRows:
     if settings.name is not None:
         from whence.data.hub import read_hub  # imports the datasets library, which takes a while
 
-        wanted = settings.train_split if split == "train" else settings.eval_split
-        table, source = read_hub(settings, wanted, columns)
-        return RawRows(_rows(table, source, wanted, settings, split), source)
+        hub_split = settings.train_split if split == "train" else settings.eval_split
+        table, source = read_hub(settings, hub_split, columns)
+        return RawRows(_rows(table, source, hub_split, settings, split), source)
     setting, names = f"dataset.{split}_files", settings.train_files if split == "train" else settings.eval_files
     files = [file for name in names for file in expand(name, setting)]
     frames = [
@@ -61,59 +61,59 @@ def _columns(split: Split) -> tuple[str, ...]:
     return ("input_column", "output_column", "id_column", *(("truth_column",) if split == "train" else ()))
 
 
-def _rows(table: Table, place: str, prefix: str, settings: DatasetConfig, split: Split) -> pd.DataFrame:
+def _rows(table: Table, origin: str, prefix: str, settings: Dataset, split: Split) -> pd.DataFrame:
     for key in _columns(split):
-        _check_column(key, getattr(settings, key), table.columns, place)
+        _check_column(key, getattr(settings, key), table.columns, origin)
 
     def texts(column: str) -> list[str | None]:
         pairs = zip(table.values[column], table.lines, strict=True)
-        return [_text(value, f"{place}, row {line}, column {column!r}") for value, line in pairs]
+        return [_text(value, f"{origin}, row {line}, column {column!r}") for value, line in pairs]
 
     numbers = [f"{prefix}:{line}" for line in table.lines]
     ids = texts(settings.id_column) if settings.id_column else numbers
-    given = _named(texts(settings.output_column), settings.label_names, table.lines, place)
+    outputs = _named(texts(settings.output_column), settings.label_names, table.lines, origin)
     rows = {
         "input": texts(settings.input_column),
-        "output": given,
+        "output": outputs,
         "source_id": [own or number for own, number in zip(ids, numbers, strict=True)],
     }
     if split == "train" and settings.truth_column:
-        true = _named(texts(settings.truth_column), settings.label_names, table.lines, place)
-        rows |= _truth(given, true, f"dataset.truth_column: {place}", table.lines)
+        truth = _named(texts(settings.truth_column), settings.label_names, table.lines, origin)
+        rows |= _truth(outputs, truth, f"dataset.truth_column: {origin}", table.lines)
     return pd.DataFrame(rows, dtype=object)
 
 
-def _truth(given: list[str | None], true: list[str | None], place: str, lines: list[int]) -> dict[str, list[Any]]:
-    """The truth columns, where the right answer of every row is known beside the given one."""
-    for value, line in zip(true, lines, strict=True):
+def _truth(outputs: list[str | None], truth: list[str | None], origin: str, lines: list[int]) -> dict[str, list[Any]]:
+    """The truth columns, where the right answer of every row is known beside ``outputs``."""
+    for value, line in zip(truth, lines, strict=True):
         if value is None:
-            raise DataError(f"{place}, row {line} has no right answer; fill it in, or set dataset.truth_column to null")
+            raise DataError(f"{origin}, row {line} has no right answer; fill it in, or set dataset.truth_column: null")
     flipped = [
-        one is not None and clean_text(one) != clean_text(str(other)) for one, other in zip(given, true, strict=True)
+        one is not None and clean_text(one) != clean_text(str(other)) for one, other in zip(outputs, truth, strict=True)
     ]
-    return {"planted": [""] * len(true), "flipped": flipped, "true_output": true}
+    return {"planted": [""] * len(truth), "flipped": flipped, "true_output": truth}
 
 
-def _check_column(key: str, column: str | None, columns: list[str], place: str) -> None:
+def _check_column(key: str, column: str | None, columns: list[str], origin: str) -> None:
     if column is None or column in columns:
         return
     near = difflib.get_close_matches(column, columns, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else f"; set dataset.{key} to one of them"
-    raise DataError(f"dataset.{key}: {place} has no column {column!r}, it has {', '.join(columns)}{hint}")
+    raise DataError(f"dataset.{key}: {origin} has no column {column!r}, it has {', '.join(columns)}{hint}")
 
 
-def _text(value: Any, place: str) -> str | None:
+def _text(value: Any, origin: str) -> str | None:
     """A value as text; whole numbers without a decimal point, however the file stores them."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, list | dict | bytes):
-        raise DataError(f"{place}: expected text or a number, found {type(value).__name__} {str(value)[:40]}")
+        raise DataError(f"{origin}: expected text or a number, found {type(value).__name__} {str(value)[:40]}")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
 
 
-def _named(values: list[str | None], names: dict[str, str] | None, lines: list[int], place: str) -> list[str | None]:
+def _named(values: list[str | None], names: dict[str, str] | None, lines: list[int], origin: str) -> list[str | None]:
     """The values' names, if there are any; None stays None, and an empty text is None."""
     if names is None:
         return values
@@ -121,7 +121,7 @@ def _named(values: list[str | None], names: dict[str, str] | None, lines: list[i
     for value, line in zip(stripped, lines, strict=True):
         if value is not None and value not in names:
             raise DataError(
-                f"dataset.label_names: {place}, row {line} has the value {value!r}, but names are given only for "
+                f"dataset.label_names: {origin}, row {line} has the value {value!r}, but there are names only for "
                 f"{', '.join(names)}; add it, or remove dataset.label_names to use the values as they are"
             )
     return [names[value] if value is not None else None for value in stripped]

@@ -1,4 +1,4 @@
-"""The tracking address: what may be shown of it, and whether anybody answers there."""
+"""The tracking address: without its credentials, and whether an MLflow server answers there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROBE_TIMEOUT = (3.0, 5.0)  # seconds to connect, to answer
 
 
 class Unreachable(TrackingError):
-    """Nobody answers at the address at the moment."""
+    """No server answers at the address at the moment."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Address:
             return cls(f"sqlite:///{database}", database)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise TrackingError(
-                f"tracking.uri: {urlunsplit(_bare(parts))!r} is no tracking address; "
+                f"tracking.uri: {urlunsplit(_bare(parts))!r} is not a tracking address; "
                 "use http(s)://host:port of an MLflow server, or sqlite:///file.db"
             )
         if parts.username:
@@ -52,10 +52,10 @@ class Address:
         return cls(urlunsplit(_bare(parts)).rstrip("/"))
 
     def probe(self) -> None:
-        """See within seconds whether the address can be used at all.
+        """Check within seconds whether the address can be used at all.
 
         Raises:
-            Unreachable: nobody answers there.
+            Unreachable: no server answers.
             TrackingError: the sqlite file cannot be written.
         """
         if self.database is not None:
@@ -64,7 +64,7 @@ class Address:
         try:
             requests.get(f"{self.uri}/health", timeout=PROBE_TIMEOUT)  # any answer will do
         except requests.exceptions.SSLError:
-            return  # somebody is there; whether the certificate will do is for MLflow's own settings to judge
+            return  # a server is there; MLflow's own settings decide about its certificate
         except requests.RequestException as error:
             raise Unreachable(
                 f"tracking.uri: no MLflow server answers at {self.uri} ({type(error).__name__}); start it, correct the "
@@ -78,17 +78,17 @@ def _bare(parts: tuple[str, str, str, str, str]) -> tuple[str, str, str, str, st
 
 
 def _probe_database(file: Path) -> None:
-    way_out = "correct tracking.uri or the permissions"
+    hint = "correct tracking.uri or the permissions"
     folder = file.parent
     if not folder.is_dir():
-        raise TrackingError(f"tracking.uri: the folder {folder} of {file.name} does not exist; create it, or {way_out}")
+        raise TrackingError(f"tracking.uri: the folder {folder} of {file.name} does not exist; create it, or {hint}")
     writable = [path for path in (file, folder) if path.exists()]
     if refused := [path for path in writable if not os.access(path, os.W_OK)]:
-        raise TrackingError(f"tracking.uri: {refused[0]} cannot be written; {way_out}")
+        raise TrackingError(f"tracking.uri: {refused[0]} cannot be written; {hint}")
     if not file.exists():
         return
     try:
         with closing(sqlite3.connect(file)) as connection:
             connection.execute("PRAGMA schema_version")
     except sqlite3.DatabaseError as error:
-        raise TrackingError(f"tracking.uri: {file} is not a usable sqlite file ({error}); {way_out}") from error
+        raise TrackingError(f"tracking.uri: {file} is not a usable sqlite file ({error}); {hint}") from error

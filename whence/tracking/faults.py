@@ -1,8 +1,9 @@
-"""What went wrong between here and MLflow: whether to try again, and how to say it."""
+"""Errors on the way to MLflow: which are worth another attempt, and what users are told."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import tenacity
@@ -14,9 +15,9 @@ T = TypeVar("T")
 
 
 def retrying(action: Callable[[], T], seconds: float) -> T:
-    """The result of ``action``, tried again for ``seconds`` while its failures may pass."""
+    """The result of ``action``, which is repeated for ``seconds`` while its failures are transient."""
     attempts = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(is_passing),
+        retry=tenacity.retry_if_exception(is_transient),
         stop=tenacity.stop_after_delay(seconds),
         wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=2.0, jitter=0.2),
         reraise=True,
@@ -24,21 +25,29 @@ def retrying(action: Callable[[], T], seconds: float) -> T:
     return attempts(action)
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether a later attempt may succeed."""
     if isinstance(error, WhenceError):
         return isinstance(error, Unreachable)
     return isinstance(error, Exception) and is_mlflow_error(error) and not is_refusal(error)
 
 
-def explained(error: Exception, address: Address) -> Exception:
-    """The error to raise in place of MLflow's own; others are passed through."""
-    if isinstance(error, WhenceError) or not is_mlflow_error(error):
-        return error
-    return TrackingError(
-        f"tracking.uri: MLflow at {address.uri} refuses: {first_line(error)}; check the address, the credentials "
-        "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN) and the server's --allowed-hosts"
-    )
+@contextmanager
+def explained(address: Address) -> Iterator[None]:
+    """Raise :class:`TrackingError` in place of MLflow's own errors.
+
+    The cause is left out: it may quote credentials.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, WhenceError) or not is_mlflow_error(error):
+            raise
+        raise TrackingError(
+            f"tracking.uri: MLflow at {address.uri} refuses: {first_line(error)}; check the address, the credentials "
+            "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN) and the server's "
+            "--allowed-hosts"
+        ) from None
 
 
 def is_refusal(error: Exception) -> bool:

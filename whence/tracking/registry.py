@@ -9,18 +9,17 @@ that is left is a holder that sleeps that long between its last look at the lock
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from whence.config import Config
 from whence.errors import PromotionError, TrackingError
@@ -28,6 +27,9 @@ from whence.tracking.address import Address
 from whence.tracking.faults import explained, retrying
 from whence.tracking.run import PIPELINE_VARIABLE
 from whence.tracking.server import open_client
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 T = TypeVar("T")
 
@@ -82,13 +84,13 @@ class Registry:
         self.address = Address.parse(config.tracking.uri)
         self.name = config.tracking.registered_model
         self._seconds = config.tracking.retry_seconds
-        self._ask(self.address.probe)
+        self._request(self.address.probe)
         self._client = open_client(self.address)
 
     def aliases(self) -> Aliases:
         """The present champion and the one before it; of a model that does not exist yet, neither."""
-        found = self._ask(lambda: _or_none(lambda: self._client.get_registered_model(self.name)))
-        aliases = {} if found is None else dict(found.aliases)
+        model = self._look_up(lambda: self._client.get_registered_model(self.name))
+        aliases = dict(model.aliases) if model else {}
         return Aliases(*(None if name not in aliases else str(aliases[name]) for name in (CHAMPION, PREVIOUS)))
 
     def champion(self) -> Version | None:
@@ -102,16 +104,16 @@ class Registry:
         Raises:
             PromotionError: there is no such version.
         """
-        found = self._ask(lambda: _or_none(lambda: self._client.get_model_version(self.name, number)))
+        found = self._look_up(lambda: self._client.get_model_version(self.name, number))
         if found is None:
             raise PromotionError(f"version {number} of the registered model {self.name!r}: there is none")
         return _version(found)
 
     def versions(self, tag: str, value: str) -> list[Version]:
         """The versions with a tag of this value, the newest first."""
-        asked = f"name = '{self.name}' and tags.`{tag}` = '{value}'"
-        found = self._ask(lambda: list(self._client.search_model_versions(asked, max_results=1000)))
-        return sorted(map(_version, found), key=lambda version: -int(version.number))
+        query = f"name = '{self.name}' and tags.`{tag}` = '{value}'"
+        versions = self._request(lambda: list(self._client.search_model_versions(query, max_results=1000)))
+        return sorted(map(_version, versions), key=lambda version: -int(version.number))
 
     def holding(self, digest: str) -> Version:
         """The newest version that holds exactly the model of this digest.
@@ -138,7 +140,7 @@ class Registry:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             # MLflow makes a folder of its own in there.
-            fetched = self._ask(
+            fetched = self._request(
                 lambda: download_artifacts(version.source, dst_path=scratch, tracking_uri=self.address.uri)
             )
             shutil.rmtree(folder, ignore_errors=True)
@@ -175,7 +177,7 @@ class Registry:
             now, chosen = self.aliases(), self.version(number)
             if now.champion != chosen.number:
                 if chosen.rolled_back:
-                    self._ask(lambda: self._client.delete_model_version_tag(self.name, number, ROLLED_BACK_TAG))
+                    self._request(lambda: self._client.delete_model_version_tag(self.name, number, ROLLED_BACK_TAG))
                 self._move(chosen.number, now.champion, still_held)
                 self._tag(chosen.number, PROMOTED_BY_TAG, BY_HAND)
         return now
@@ -200,7 +202,7 @@ class Registry:
             if champion != previous:  # the same after a rollback that was killed before its last step
                 self._tag(champion, ROLLED_BACK_TAG, datetime.now(UTC).isoformat(timespec="seconds"))
                 self._set_alias(CHAMPION, previous, still_held)
-            self._ask(lambda: self._client.delete_registered_model_alias(self.name, PREVIOUS))
+            self._request(lambda: self._client.delete_registered_model_alias(self.name, PREVIOUS))
         return now
 
     def _require_current(self, candidate: Version, champion: str | None, over: str | None) -> None:
@@ -222,12 +224,12 @@ class Registry:
 
     def _set_alias(self, alias: str, number: str, still_held: Callable[[], None]) -> None:
         still_held()
-        self._ask(lambda: self._client.set_registered_model_alias(self.name, alias, number))
+        self._request(lambda: self._client.set_registered_model_alias(self.name, alias, number))
 
     def _tag(self, number: str, tag: str, value: str, keep: Version | None = None) -> None:
         """Tag a version; a value that it has already according to ``keep`` stays."""
         if keep is None or tag not in keep.tags:
-            self._ask(lambda: self._client.set_model_version_tag(self.name, number, tag, value))
+            self._request(lambda: self._client.set_model_version_tag(self.name, number, tag, value))
 
     @contextmanager
     def _locked(self) -> Iterator[Callable[[], None]]:
@@ -242,7 +244,7 @@ class Registry:
         try:
             yield still_held
         finally:
-            with contextlib.suppress(TrackingError):  # left behind it is taken over
+            with suppress(TrackingError):  # left behind it is taken over
                 if self._holder(lock) == own:
                     self._remove(lock)
 
@@ -272,33 +274,33 @@ class Registry:
                 return False
             return True
 
-        return self._ask(create)
+        return self._request(create)
 
     def _holder(self, lock: str) -> str | None:
-        found = self._ask(lambda: _or_none(lambda: self._client.get_registered_model(lock)))
-        return None if found is None else found.tags.get(HOLDER_TAG, "")
+        model = self._look_up(lambda: self._client.get_registered_model(lock))
+        return model.tags.get(HOLDER_TAG, "") if model else None
 
     def _remove(self, lock: str) -> None:
-        self._ask(lambda: _or_none(lambda: self._client.delete_registered_model(lock)))
+        self._look_up(lambda: self._client.delete_registered_model(lock))
 
-    def _ask(self, action: Callable[[], T]) -> T:
-        try:
+    def _request(self, action: Callable[[], T]) -> T:
+        with explained(self.address):
             return retrying(action, self._seconds)
-        except Exception as error:
-            raise explained(error, self.address) from None
+
+    def _look_up(self, action: Callable[[], T]) -> T | None:
+        """The result, or None where MLflow says that there is no such thing."""
+        from mlflow.exceptions import MlflowException
+
+        def look_up() -> T | None:
+            try:
+                return action()
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                return None
+
+        return self._request(look_up)
 
 
-def _version(found: Any) -> Version:
-    return Version(str(found.version), str(found.source), int(found.creation_timestamp), dict(found.tags))
-
-
-def _or_none(action: Callable[[], T]) -> T | None:
-    """The result, or None where MLflow says that there is no such thing."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return action()
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
+def _version(version: ModelVersion) -> Version:
+    return Version(str(version.version), str(version.source), int(version.creation_timestamp), dict(version.tags))

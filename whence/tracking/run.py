@@ -1,4 +1,4 @@
-"""A stage's run as the stages see it: log this, log that; being offline is dealt with here."""
+"""The run of a stage: what stages log goes to MLflow, or to the spool while the server is away."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import pandas as pd
 
 from whence.config import Config
 from whence.errors import TrackingError
 from whence.files import link_or_copy
 from whence.tracking.address import Address
-from whence.tracking.faults import explained, first_line, is_mlflow_error, is_passing, is_refusal, retrying
-from whence.tracking.names import flat, name_of, quotable, text_of
-from whence.tracking.server import MlflowServer, RunDescription, RunIds
+from whence.tracking.faults import explained, first_line, is_mlflow_error, is_refusal, is_transient, retrying
+from whence.tracking.server import MlflowServer, RunDescription, RunIds, SystemMetrics, flat, name_of, quotable, text_of
 from whence.tracking.spool import Call, Spool
-from whence.tracking.system import SystemMetrics
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 PIPELINE_VARIABLE = "KFP_RUN_ID"
 RESUME_VARIABLE = "MLFLOW_RUN_ID"
@@ -38,18 +36,16 @@ RECONNECT_SECONDS = 30.0  # how often a run that went offline looks whether the 
 
 
 def check_tracking(config: Config) -> None:
-    """See within seconds whether runs can be recorded; changes nothing at a sqlite address.
+    """Check within seconds whether runs can be recorded; changes nothing at a sqlite address.
 
     Raises:
-        TrackingError: nobody answers, the server refuses, or the sqlite file cannot be written.
+        TrackingError: no server answers, it refuses, or the sqlite file cannot be written.
     """
     address = Address.parse(config.tracking.uri)
     address.probe()
     if address.database is None:
-        try:
+        with explained(address):
             MlflowServer(address, config.tracking.experiment)
-        except Exception as error:
-            raise explained(error, address) from None
 
 
 @contextmanager
@@ -85,11 +81,10 @@ def upload_spool(config: Config) -> int:
     with Spool.abandoned(spool_folder(config)) as spools:
         for spool in spools:
             try:
-                uploaded += _upload(spool, address)
+                with explained(address):
+                    uploaded += _upload(spool, address)
             except (ValueError, TypeError, KeyError) as error:
                 damaged.append(f"{spool.folder} is damaged ({error!r}); repair or remove it")
-            except Exception as error:
-                raise explained(error, address) from None
     if damaged:
         raise TrackingError("; ".join(damaged))
     return uploaded
@@ -138,10 +133,11 @@ class StageRun:
         self._system = SystemMetrics()
         self._next_try = 0.0
         try:
-            self._retrying(self._open)
+            retrying(self._open, self._config.tracking.retry_seconds)
         except Exception as error:
-            if not is_passing(error):
-                raise explained(error, self._address) from None
+            if not is_transient(error):
+                with explained(self._address):
+                    raise
             self._go_offline(error)
         else:
             self._upload_leftovers()
@@ -266,9 +262,9 @@ class StageRun:
         call = Call(name, arguments, path, key or uuid.uuid4().hex)
         try:
             if self._spool is None or (time.monotonic() >= self._next_try and self._come_online()):
-                return self._retrying(lambda: self._send(call))
+                return retrying(partial(self._send, call), self._config.tracking.retry_seconds)
         except Exception as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             self._go_offline(error)
         assert self._spool is not None
@@ -291,9 +287,6 @@ class StageRun:
         assert self._server is not None
         assert self._ids is not None
         return _send_unless_refused(self._server, self._ids, call)
-
-    def _retrying(self, action: Callable[[], T]) -> T:
-        return retrying(action, self._config.tracking.retry_seconds)
 
     def _go_offline(self, error: Exception) -> None:
         self._next_try = time.monotonic() + RECONNECT_SECONDS
@@ -318,7 +311,7 @@ class StageRun:
                 self._system.start(self._address.uri, self._ids.run_id)
             calls = self._spool.deliver(self._send)
         except Exception as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             self._go_offline(error)
             return False

@@ -1,4 +1,4 @@
-"""What Whence asks of MLflow, call by call. Each call may be repeated: a second time changes nothing."""
+"""Whence's requests to MLflow, in MLflow's names and types. Each may be repeated: a second time changes nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import posixpath
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from whence import __version__
 from whence.errors import TrackingError
@@ -19,6 +20,10 @@ from whence.tracking.spool import Call
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel, Run
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+T = TypeVar("T")
 
 PIPELINE_TAG = "kfp.pipeline_run_id"  # these two as Kubeflow's own MLflow plugin names them
 PIPELINE_PAGE_TAG = "kfp.pipeline_run_url"
@@ -90,12 +95,12 @@ class MlflowServer:
         """Find or create the stage's run, and the parent it is nested under."""
         parent_id = None
         if about.resume:
-            given = self._client.get_run(about.resume)
-            if PARENT_TAG in given.data.tags:  # the task's own run
+            resumed = self._client.get_run(about.resume)
+            if PARENT_TAG in resumed.data.tags:  # the task's own run
                 self._client.update_run(about.resume, status="RUNNING")
                 self._client.set_tag(about.resume, STAGE_TAG, about.stage)
-                return RunIds(about.resume, given.info.experiment_id, given.data.tags[PARENT_TAG])
-            parent_id, experiment_id = about.resume, given.info.experiment_id
+                return RunIds(about.resume, resumed.info.experiment_id, resumed.data.tags[PARENT_TAG])
+            parent_id, experiment_id = about.resume, resumed.info.experiment_id
         else:
             experiment_id = self.experiment_id
             if about.pipeline_run:
@@ -111,8 +116,7 @@ class MlflowServer:
 
     def send(self, run: RunIds, call: Call) -> str | None:
         """Deliver one call; the answer is the version number for a model, else None."""
-        deliver = getattr(self, f"_send_{call.name}")
-        answer: str | None = deliver(run, call)
+        answer: str | None = getattr(self, f"_send_{call.name}")(run, call)
         return answer
 
     def _send_params(self, run: RunIds, call: Call) -> None:
@@ -121,18 +125,16 @@ class MlflowServer:
     def _send_metrics(self, run: RunIds, call: Call) -> None:
         from mlflow.entities import Metric
 
-        target = run.parent_id if call.arguments["parent"] and run.parent_id else run.run_id
         time_stamp, step = call.arguments["time"], call.arguments["step"]
         metrics = [Metric(name, value, time_stamp, step) for name, value in call.arguments["values"].items()]
         for part in _parts(metrics, 1000):
-            self._client.log_batch(target, metrics=part)
+            self._client.log_batch(_target(run, call), metrics=part)
 
     def _send_tags(self, run: RunIds, call: Call) -> None:
         from mlflow.entities import RunTag
 
-        target = run.parent_id if call.arguments.get("parent") and run.parent_id else run.run_id
         for part in _parts([RunTag(name, value) for name, value in call.arguments["values"].items()], 100):
-            self._client.log_batch(target, tags=part)
+            self._client.log_batch(_target(run, call), tags=part)
 
     def _send_artifact(self, run: RunIds, call: Call) -> None:
         assert call.path is not None
@@ -151,8 +153,7 @@ class MlflowServer:
     def _send_dataset(self, run: RunIds, call: Call) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        arguments = call.arguments
-        source = arguments["source"]
+        arguments, source = call.arguments, call.arguments["source"]
         dataset = Dataset(
             name=arguments["name"],
             digest=arguments["fingerprint"][:36],  # MLflow's limit; the whole one is in the profile
@@ -202,18 +203,16 @@ class MlflowServer:
         from mlflow.exceptions import MlflowException
 
         for _ in range(2):
-            found = self._client.get_experiment_by_name(name)
-            if found is not None and found.lifecycle_stage == "deleted":
+            experiment = self._client.get_experiment_by_name(name)
+            if experiment is not None and experiment.lifecycle_stage == "deleted":
                 raise TrackingError(
                     f"tracking.experiment: {name!r} at {self.address.uri} has been deleted; restore it there "
                     "(mlflow experiments restore), or choose another name"
                 )
-            if found is not None:
-                experiment_id: str = found.experiment_id
-                return experiment_id
+            if experiment is not None:
+                return str(experiment.experiment_id)
             try:
-                created: str = self._client.create_experiment(name, self._artifact_location(), EXPERIMENT_TAGS)
-                return created
+                return str(self._client.create_experiment(name, self._artifact_location(), EXPERIMENT_TAGS))
             except MlflowException as error:  # another stage was faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -232,7 +231,7 @@ class MlflowServer:
             time.sleep(SETTLE_SECONDS)
             parents = self._parents(pipeline_run)
         parent = parents[0]
-        parent_id: str = parent.info.run_id
+        parent_id = str(parent.info.run_id)
         if own is not None and own != parent_id:
             self._client.delete_run(own)
         if parent.info.status != "RUNNING" and STAGE_TAG in parent.data.tags:
@@ -250,23 +249,20 @@ class MlflowServer:
             tags=tags | _source_tags("run"),
             run_name=f"{about.profile} {pipeline_run}"[:60],
         )
-        run_id: str = created.info.run_id
+        run_id = str(created.info.run_id)
         self._log_params(run_id, about.settings)
         return run_id
 
-    def _parents(self, pipeline_run: str) -> list[Any]:
+    def _parents(self, pipeline_run: str) -> list[Run]:
         """The runs of a pipeline run that are nested under none, oldest first."""
         runs = self._search(self.experiment_id, PIPELINE_TAG, pipeline_run)
         parents = [run for run in runs if PARENT_TAG not in run.data.tags]
         return sorted(parents, key=lambda run: (int(run.data.tags.get(AGE_TAG, 0)), run.info.run_id))
 
-    def _search(self, experiment_id: str, tag: str, value: str) -> list[Any]:
+    def _search(self, experiment_id: str, tag: str, value: str) -> list[Run]:
         """Runs by a tag's value, in the order of their start."""
-        return list(
-            self._client.search_runs(
-                [experiment_id], f"tags.`{tag}` = '{value}'", max_results=1000, order_by=["attributes.start_time ASC"]
-            )
-        )
+        query, order = f"tags.`{tag}` = '{value}'", ["attributes.start_time ASC"]
+        return list(self._client.search_runs([experiment_id], query, max_results=1000, order_by=order))
 
     def _log_params(self, run_id: str, values: dict[str, str]) -> None:
         from mlflow.entities import Param
@@ -277,14 +273,14 @@ class MlflowServer:
     def _logged_model(self, run: RunIds, call: Call) -> str:
         name, tags = call.arguments["name"], call.arguments["tags"]
         known = self._client.search_logged_models([run.experiment_id], f"tags.`{KEY_TAG}` = '{call.key}'")
-        model = (
+        model: LoggedModel = (
             known[0]
             if known
             else self._client.create_logged_model(
                 run.experiment_id, name, source_run_id=run.run_id, tags=tags | {KEY_TAG: call.key}
             )
         )
-        model_id: str = model.model_id
+        model_id = str(model.model_id)
         if str(model.status) != "READY":
             self._client.log_model_artifacts(model_id, str(call.path))
             self._client.finalize_logged_model(model_id, "READY")
@@ -320,7 +316,71 @@ def open_client(address: Address) -> MlflowClient:
     return MlflowClient(tracking_uri=address.uri, registry_uri=address.uri)
 
 
-def _parts(items: list[Any], size: int) -> Iterator[Sequence[Any]]:
+class SystemMetrics:
+    """CPU, memory, disk, network and GPU of the machine while a stage runs, by MLflow's own monitor.
+
+    Its samples are neither retried nor kept for later: a gap in them is no loss of results.
+
+    MLflow's own variables say whether and how often: ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING`` (here on unless it says
+    false), ``MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL`` (10 seconds).
+    """
+
+    def __init__(self) -> None:
+        self._monitor: SystemMetricsMonitor | None = None
+
+    def start(self, uri: str, run_id: str) -> None:
+        """Sample from now on; called again after an outage, the samples are continued."""
+        from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+        from mlflow.system_metrics import system_metrics_monitor
+
+        self.stop()
+        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            return
+        # That the server is away is reported once, by the run, and not for every sample.
+        logging.getLogger(system_metrics_monitor.__name__).setLevel(logging.CRITICAL)
+        self._monitor = system_metrics_monitor.SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+        self._monitor.start()
+
+    def stop(self) -> None:
+        """Deliver the last samples and end."""
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as parameters with dotted names; values that are not text become JSON."""
+    result: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+            result[name_of(f"{prefix}{key}")] = text_of(text)
+    return result
+
+
+def name_of(key: str) -> str:
+    """A name that MLflow accepts: letters, digits, and ``_ - . space /``, at most 250 characters."""
+    return re.sub(r"[^\w\-. /]", "_", key, flags=re.ASCII)[:250]
+
+
+def text_of(value: Any) -> str:
+    """Text that every database takes: lone surrogates and NUL characters replaced."""
+    return str(value).encode("utf-8", "replace").decode("utf-8").replace("\x00", "\N{REPLACEMENT CHARACTER}")
+
+
+def quotable(value: str | None) -> str | None:
+    """A run id that can stand in a search filter; None when there is none."""
+    return re.sub(r"[^\w\-.:/ ]", "_", value) or None if value else None
+
+
+def _target(run: RunIds, call: Call) -> str:
+    """The run that metrics or tags are for: the parent when the call says so and there is one."""
+    return run.parent_id if call.arguments.get("parent") and run.parent_id else run.run_id
+
+
+def _parts(items: list[T], size: int) -> Iterator[list[T]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
