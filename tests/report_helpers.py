@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
 from dataclasses import replace
@@ -66,7 +68,7 @@ def material(
             "finetuned_answer": [*frame["completion"][:-1], "something else", "an answer"],
         },
         dtype=object,
-    )
+    ).assign(base_mean_logprob=-0.1, finetuned_mean_logprob=-0.1)
     made = Material(
         config=config(),
         train=train,
@@ -77,7 +79,6 @@ def material(
         ],
         measured=measured(),
         answers=answers,
-        confidence={(name, model): 0.9 for name in names for model in ("base", "finetuned")},
         queries=frame,
         scores=scores,
         influences=influences,
@@ -191,6 +192,8 @@ def measured() -> dict[str, Any]:
         "difference": interval | {"low": -0.1, "value": 0.2},
     }
     return {
+        "models": {"base": "base", "finetuned": "finetuned"},
+        "notes": [],
         "eval_rows": 40,
         "prompts": 3,
         "prompts_with_reference": 3,
@@ -236,37 +239,21 @@ def png() -> bytes:
 
 def data_of(html: str) -> Any:
     """What the page's script reads."""
-    _, _, rest = html.partition('<script type="application/json" id="report-data">')
-    return json.loads(rest.partition("</script>")[0])
+    _, _, rest = html.partition('<script type="application/gzip" id="report-data">')
+    return json.loads(gzip.decompress(base64.b64decode(rest.partition("</script>")[0], validate=True)))
 
 
 def write(made: Material, folder: Path) -> dict[str, Path]:
     """The inputs of the stage as the other stages leave them."""
     from safetensors.numpy import save_file
 
-    paths = {
-        name: folder / name
-        for name in (
-            "config",
-            "train_data",
-            "history",
-            "generations",
-            "scores",
-            "comparison",
-            "spectra",
-            "evidence",
-            "benchmark",
-        )
-    }
-    for name, path in paths.items():
-        if name not in ("config", "history"):
-            path.mkdir(parents=True)
+    folders = "train_data generations scores comparison spectra evidence benchmark".split()
+    paths = {name: folder / name for name in ("config", "history", *folders)}
+    for name in folders:
+        paths[name].mkdir(parents=True)
     paths["config"].write_text(made.config.to_yaml(), encoding="utf-8")
     made.train.write(paths["train_data"])
     paths["history"].write_text(json.dumps({"history": list(made.history)}))
-    asked = made.answers[["prompt_id"]]
-    both = [asked.assign(model_id=model, mean_logprob=-0.1) for model in ("base", "finetuned")]
-    pd.concat(both).to_parquet(paths["generations"] / "generations.parquet")
     save_file({"all_modules": made.scores}, paths["scores"] / "scores.safetensors")
     (paths["scores"] / "scores.json").write_text(json.dumps(made.origin))
     made.queries.to_parquet(paths["scores"] / "queries.parquet")

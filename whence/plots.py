@@ -1,4 +1,4 @@
-"""Matplotlib figures, one function a figure. Each returns a Figure of its own: no pyplot, no global state, no display.
+"""Matplotlib figures of the factors' spectra. Each function returns a Figure of its own: no pyplot, no global state.
 
 Colours are Okabe and Ito's and the cividis map, which stay apart for colour-blind readers; the background is light, so
 that a figure reads the same on a dark page.
@@ -6,8 +6,7 @@ that a figure reads the same on a dark page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,9 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 if TYPE_CHECKING:
     from whence.influence.spectra import Spectrum
 
-BLUE, VERMILION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
-ROLES = {"base": ("base model", "#8C8C8C"), "finetuned": ("fine-tuned model", BLUE)}
-NAMES = {"macro_f1": "macro-F1", "rouge_l": "ROUGE-L", "chrf": "chrF"}
+BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#6B6B6B"
 SHARES = (0.5, 0.9, 0.99)
 DECADES = 12  # of values below the largest that a logarithmic scale shows
 MAX_POINTS = 4000  # a line of more is no different at any size a screen has
@@ -155,67 +152,6 @@ def _at_shares(row: pd.Series, shares: np.ndarray, floor: float) -> np.ndarray:
     return np.exp(np.interp(np.log(shares), np.log(row["ranks"] / row["size"]), logs))
 
 
-def loss_curve(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Training and evaluation loss over steps, and the learning rate below.
-
-    Args:
-        history: what the trainer logged: ``step`` and any of ``loss``, ``eval_loss``, ``learning_rate``.
-    """
-    figure = _canvas("Loss while fine-tuning", (7.6, 5.2))
-    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
-    _dress(upper)
-    _dress(lower)
-    steps, loss = _series(history, "loss")
-    upper.plot(steps, loss, color=BLUE, linewidth=1.6, label="training")
-    steps, loss = _series(history, "eval_loss")
-    if steps:
-        upper.plot(steps, loss, "o-", color=VERMILION, linewidth=1.6, markersize=5, label="evaluation")
-    if not any("loss" in entry or "eval_loss" in entry for entry in history):
-        _nothing(figure, upper, "no loss was logged")
-    else:
-        upper.legend(frameon=False)
-    lower.plot(*_series(history, "learning_rate"), color=GREEN, linewidth=1.6)
-    lower.set_ylim(bottom=0)
-    lower.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    upper.set_ylabel("loss (nats per token)")
-    lower.set_ylabel("learning rate")
-    lower.set_xlabel("optimizer step")
-    return figure
-
-
-def comparison_bars(metrics: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """One group of bars per measure, one bar per model, with confidence intervals.
-
-    Args:
-        metrics: as :func:`whence.evaluation.comparison.compare_models` returns them: by name ``over`` (what it is
-            measured on) and per role (``base``, ``finetuned``) ``{value, low, high}``, fractions of 1.
-    """
-    roles = [role for role in ROLES if any(role in measured for measured in metrics.values())]
-    figure, axes = _figure("Base and fine-tuned model", size=(max(5.0, 1.6 + 1.35 * len(metrics)), 4.4))
-    if not roles:
-        return _nothing(figure, axes, "nothing was measured")
-    width = 0.8 / len(roles)
-    for position, role in enumerate(roles):
-        measured = [interval.get(role, {}) for interval in metrics.values()]
-        value, low, high = (np.array([m.get(k, np.nan) for m in measured], float) for k in ("value", "low", "high"))
-        where = np.arange(len(metrics)) + (position - (len(roles) - 1) / 2) * width
-        label, color = ROLES[role]
-        axes.bar(where, value, width * 0.92, color=color, label=label)
-        margins = np.clip(np.nan_to_num([value - low, high - value]), 0, None)
-        axes.errorbar(where, value, yerr=margins, fmt="none", ecolor="black", elinewidth=1.2, capsize=4)
-        for x, y, top in zip(where, value, np.fmax(value, high), strict=True):
-            if np.isfinite(y):
-                axes.annotate(f"{y:.1%}", (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=8.5)
-    labels = [f"{NAMES.get(name, name.replace('_', ' '))}\n({measured['over']})" for name, measured in metrics.items()]
-    axes.set_xticks(range(len(metrics)), labels, fontsize=9)
-    axes.set_ylim(0, 1.12)
-    axes.set_yticks(np.linspace(0, 1, 6))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.grid(visible=False, axis="x")
-    figure.legend(frameon=False, loc="outside lower left", ncols=len(roles))
-    return figure
-
-
 def _figure(title: str, size: tuple[float, float] = (7.6, 4.4)) -> tuple[Figure, Axes]:
     figure = _canvas(title, size)
     axes = figure.subplots()
@@ -238,11 +174,6 @@ def _dress(axes: Axes) -> None:
 def _nothing(figure: Figure, axes: Axes, reason: str) -> Figure:
     axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=GREY)
     return figure
-
-
-def _series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    points = [(entry["step"], entry[key]) for entry in history if key in entry]
-    return [step for step, _ in points], [value for _, value in points]
 
 
 SPECTRUM_PLOTS = {"lambda": lambda_heat_map, "sorted_lambda": sorted_lambda, "cumulative_share": cumulative_share}

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report", "validate"}
-PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("compare", "comparison_page"), ("report", "report")]
+PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("report", "report")]
 
 
 @pytest.fixture(scope="module")
@@ -195,13 +195,14 @@ def test_the_report_shows_what_the_scores_rank_first_and_the_grade_of_the_eviden
     scores = load_file(demo.artifact("score", "scores") / "scores.safetensors")["all_modules"]
     ids = pd.read_parquet(demo.artifact("prepare", "train_data") / "data.parquet")["example_id"]
     for row, entry in zip(scores, shown["entries"], strict=True):
-        assert shown["examples"][entry["helpful"][0]["e"]]["i"] == ids[np.argmax(row)]
-        assert shown["examples"][entry["harmful"][0]["e"]]["i"] == ids[np.argmin(row)]
-        assert len(entry["helpful"][0]["w"]) == 2 * len(shown["examples"][entry["helpful"][0]["e"]]["n"])
+        assert shown["examples"][entry["helpful"][0]["example"]]["id"] == ids[np.argmax(row)]
+        assert shown["examples"][entry["harmful"][0]["example"]]["id"] == ids[np.argmin(row)]
+        first = entry["helpful"][0]
+        assert len(first["parts"]) == len(shown["examples"][first["example"]]["pieces"]) > 1
     grade = json.loads((demo.artifact("validate", "evidence") / "evidence.json").read_text())["grade"]
     assert grade["sentence"] in unescape(html)
     printed = (demo.path / "printed.txt").read_text()
-    assert 0 < printed.index("report.html") < printed.index("comparison.html")
+    assert 0 < printed.index("report.html") < printed.index("spectra.html")
 
 
 @pytest.mark.parametrize(("stage", "name"), PAGES)

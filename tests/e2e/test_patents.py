@@ -51,7 +51,7 @@ def test_every_example_has_a_score_on_every_prompt_and_on_every_generated_answer
 
 def test_the_page_shows_every_prompt_with_its_examples(patents: Folder) -> None:
     table = pd.read_parquet(patents.artifact("compare", "comparison") / "comparison.parquet")
-    page = patents.artifact("compare", "comparison_page").read_text(encoding="utf-8")
+    page = patents.artifact("report", "report").read_text(encoding="utf-8")
     assert all(query in page for query in table["query_id"])
 
 

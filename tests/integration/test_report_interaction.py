@@ -15,8 +15,8 @@ import report_helpers
 from axe import axe_source
 from browser import chromium
 
-from whence.report.document import LARGEST, report
-from whence.report.templating import visible
+from whence.report.report import LARGEST, report
+from whence.report.words import visible
 
 QUERIES = 6
 HOSTILE = [

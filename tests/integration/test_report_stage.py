@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from report_helpers import data_of
 
 from whence.errors import DataError
-from whence.report.document import report
+from whence.report.report import report
 from whence.stages import report as stage
 
 
@@ -27,8 +27,10 @@ def test_the_stage_reads_what_the_other_stages_left(tmp_path: Path, monkeypatch:
     assert result.metrics["bytes"] == len(html.encode("utf-8"))
     assert "Weak" in out["summary"].read_text(encoding="utf-8")
     names = {file.name for file in out["tables"].iterdir()}
-    assert names == {"prompts.csv", "examples.csv", "class_flow.csv", "self_influence.csv"}
-    del given["evidence"], given["benchmark"]
+    assert names == {"summary.md", "prompts.csv", "examples.csv", "class_flow.csv", "self_influence.csv"}
+    assert (out["tables"] / "summary.md").read_text(encoding="utf-8") == out["summary"].read_text(encoding="utf-8")
+    (given["evidence"] / "evidence.json").unlink()
+    del given["benchmark"]
     stage.run(**given, **out)
     assert "No evidence was given" in out["report"].read_text(encoding="utf-8")
 

@@ -51,7 +51,7 @@ def generations():
         [
             pd.DataFrame(
                 {"prompt_id": ["p0", "p1", "p2"], "prompt": ["a?", "b?", "c?"], "answer": given, "model_id": m}
-            )
+            ).assign(mean_logprob=[-0.1, -0.2, -0.3] if m == "base" else [-0.4, -0.5, -0.6])
             for m, given in answers.items()
         ],
         ignore_index=True,
@@ -192,6 +192,7 @@ def test_every_prompt_stands_beside_both_answers_and_the_examples_behind_them(ge
     first = table.iloc[1]
     assert (first["prompt"], first["reference"], first["example_prompt"]) == ("b?", "Tilda Marrow", "e?")
     assert (first["base_answer"], first["finetuned_answer"]) == ("Marrow Tilda", "Tilda Marrow")
+    assert (first["base_mean_logprob"], first["finetuned_mean_logprob"]) == (-0.2, -0.5)
     assert pd.isna(table.iloc[4]["example_id"])
 
 

@@ -13,9 +13,9 @@ import pytest
 import report_helpers
 from report_helpers import data_of
 
-from whence.report.document import Report, asset, report
+from whence.report.base import asset, packed
 from whence.report.material import Links
-from whence.report.templating import json_for_script
+from whence.report.report import Report, report
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -94,7 +94,7 @@ def test_nothing_in_the_data_becomes_markup(made: Report, hostile: str) -> None:
 
 
 def test_texts_arrive_as_they_are_but_for_what_cannot_be_seen(hostile: str) -> None:
-    texts = [example["t"] for example in data_of(hostile)["examples"]]
+    texts = ["".join(example["pieces"]) for example in data_of(hostile)["examples"]]
     for text in HOSTILE[:6]:
         assert any(found.startswith(text) for found in texts), text
     assert any(found.startswith("a\ufffdb\ufffdc\u200fd") for found in texts)
@@ -105,7 +105,7 @@ def test_texts_arrive_as_they_are_but_for_what_cannot_be_seen(hostile: str) -> N
 
 
 def test_a_row_of_100_kilobytes_is_shortened_and_the_page_says_so(hostile: str) -> None:
-    assert max(len(example["t"]) for example in data_of(hostile)["examples"]) < 4100
+    assert max(len("".join(example["pieces"])) for example in data_of(hostile)["examples"]) < 4100
     assert "the middle is left out" in hostile
     assert re.search(r"\[… 9\d,\d{3} characters …\]", Reader(hostile).text)
 
@@ -116,11 +116,12 @@ def test_ids_are_unique_and_safe_in_an_address_whatever_the_prompts_are_called(h
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in ids)
 
 
-def test_json_stays_inside_its_element_and_comes_back_whole() -> None:
-    data = {"a": ["</script>", "<!--", "&", "\u2028", 1, None, True, 0.5], "b</script>": []}
-    text = str(json_for_script(data))
-    assert not re.search("[<>&\u2028\u2029]", text)
-    assert data_of(f'<script type="application/json" id="report-data">{text}</script>') == data
+def test_data_for_the_script_stays_inside_its_element_and_comes_back_whole() -> None:
+    data = {"a": ["</script>", "<!--", "&", "\u2028", "\ud800", 1, None, True, 0.5], "b</script>": []}
+    text = packed(data)
+    assert re.fullmatch("[A-Za-z0-9+/=]*", text)
+    assert text == packed(data), "the same bytes each time"
+    assert data_of(f'<script type="application/gzip" id="report-data">{text}</script>') == data
 
 
 def test_the_policy_lets_the_page_s_own_script_and_style_through_and_nothing_else(made: Report) -> None:
@@ -192,6 +193,25 @@ def test_every_grade_has_its_words(word: str) -> None:
     html = report(report_helpers.material(evidence=report_helpers.evidence(word))).html
     wanted = {"none": "No evidence", "not measured": "Not measured"}.get(word, f"{word.capitalize()} evidence")
     assert f'<p class="word">{wanted}</p>' in html
+
+
+def test_who_the_models_are_and_what_the_comparison_left_out_is_said(made: Report) -> None:
+    measured = report_helpers.measured() | {
+        "models": {"base": "champion", "finetuned": "candidate"},
+        "notes": ["no prompt has a reference answer: ROUGE-L and chrF are left out"],
+    }
+    text = Reader(report(report_helpers.material(measured=measured)).html).text
+    assert "Here base is champion and fine-tuned is candidate." in text
+    assert "No prompt has a reference answer: ROUGE-L and chrF are left out." in text
+    assert "Here base" not in made.html
+
+
+def test_every_measure_of_both_models_has_a_value_and_a_whisker_as_long_as_its_interval(made: Report) -> None:
+    whiskers = [attributes for attributes in Reader(made.html).all("line") if attributes["class"] == "whisker base"]
+    assert len(whiskers) == 2 + 2, "two measures, the benchmark and its subject"
+    ends = [float(str(whiskers[0][name])) for name in ("x1", "x2")]
+    assert ends == pytest.approx([6 + 188 * 0.25, 6 + 188 * 0.75])
+    assert "50.0 % 25.0 to 75.0" in " ".join(Reader(made.html).text.split())
 
 
 def test_a_small_page_leaves_nothing_out(made: Report) -> None:

@@ -15,17 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, zscore
 
-from whence.report import data_view, overview
+from whence.report import data, overview
 from whence.report.answers import entries
 from whence.report.charts import Line, line_chart
-from whence.report.details import Details
+from whence.report.details import Details, TokenText
 from whence.report.material import Material
-from whence.report.summary import summary_text
-from whence.report.tables import example_table, for_spreadsheets, prompt_table
-from whence.report.tokens import TokenText
+from whence.report.tables import example_table, prompt_table, summary_text
 from whence.report.words import differences, shortened, signed, standing
-
-DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +70,6 @@ def test_what_rounds_to_nothing_has_no_sign() -> None:
     assert [signed(value) for value in (-0.001, 0.0, 1.234, -1.236)] == ["0.00", "0.00", "+1.23", "−1.24"]
 
 
-def decoded(found: dict[str, object]) -> np.ndarray:
-    """Parts as the page's script reads them."""
-    text = str(found["w"])
-    steps = [DIGITS.index(text[i]) * 64 + DIGITS.index(text[i + 1]) - 2048 for i in range(0, len(text), 2)]
-    return np.array(steps) / 2047 * float(found["m"])  # type: ignore[arg-type]
-
-
 PIECES = st.lists(st.tuples(st.text(max_size=8), st.floats(-1e4, 1e4, width=32)), min_size=1, max_size=60)
 
 
@@ -90,24 +79,29 @@ def test_the_parts_of_the_pieces_sum_to_the_score_however_a_text_is_cut(
 ) -> None:
     scores = np.array([score for _, score in tokens])
     text = TokenText.of([piece for piece, _ in tokens], limit)
-    found = text.weights(scores)
-    assert sum(text.lengths()) == len(text.text.encode("utf-16-le")) // 2
-    if found["w"]:
-        parts = decoded(found)
+    parts = text.parts(scores)
+    if parts:
         assert len(parts) == len(text.pieces)
-        assert parts.sum() == pytest.approx(scores.sum(), abs=float(found["m"]) * (len(parts) / 2047 + 1e-3))
-    assert len(text.text) <= limit + max(len(piece) for piece, _ in tokens) * 2 + 40
+        assert sum(parts) == pytest.approx(scores.sum(), abs=max(map(abs, parts)) * (len(parts) / 2000 + 1e-3))
+    assert len("".join(text.pieces)) <= limit + max(len(piece) for piece, _ in tokens) * 2 + 40
 
 
 def test_tokens_without_text_of_their_own_join_the_one_before() -> None:
     text = TokenText.of(["", "A", "😀", "", "", " b"], 100)
     assert text.pieces == ("", "A", "😀", " b")
-    assert text.lengths() == [0, 1, 2, 2]
-    assert decoded(text.weights([0, 1, 2, 3, 4, -5])) == pytest.approx([0, 1, 9, -5], abs=0.01)
+    assert text.parts([0, 1, 2, 3, 4, -5]) == [0, 1, 9, -5]
+
+
+@pytest.mark.parametrize("largest", [1e-30, 0.02, 1.0, 999.0, 1e7])
+def test_parts_are_kept_to_a_two_thousandth_of_the_largest(largest: float) -> None:
+    scores = largest * np.random.default_rng(0).uniform(-1, 1, 50)
+    parts = np.array(TokenText.of(["x"] * 50, 100).parts(scores))
+    assert np.abs(parts - scores).max() <= np.abs(scores).max() / 2000
+    assert TokenText.of(["x"], 100).parts([0.0]) == []
 
 
 def test_a_text_that_fits_is_shown_whole() -> None:
-    assert TokenText.of(["", "one", " two"], 7).text == "one two"
+    assert "".join(TokenText.of(["", "one", " two"], 7).pieces) == "one two"
 
 
 def test_a_chart_is_valid_and_says_what_it_shows() -> None:
@@ -125,6 +119,15 @@ def test_a_logarithmic_chart_leaves_out_zeros_and_a_chart_of_nothing_is_none() -
     svg = str(line_chart("t", "x", "y", [Line("a", [1, 2, 3], [1.0, 0.0, 1e-9])], log_y=True))
     assert "10⁻⁸" in svg or "10⁻⁹" in svg
     assert line_chart("t", "x", "y", [Line("a", [], [])]) == ""
+
+
+def test_a_scale_of_powers_puts_each_at_the_same_distance_and_points_need_no_line() -> None:
+    svg = line_chart("t", "x", "y", [Line("a", [0, 1, 10, 100], [9, 1, 2, 3], marked=True, joined=False)], log_x=True)
+    circles = [element for element in ElementTree.fromstring(str(svg)).iter() if element.tag.endswith("circle")]
+    x = [float(str(circle.get("cx"))) for circle in circles]
+    assert len(x) == 3, "zero has no place on it"
+    assert x[1] - x[0] == pytest.approx(x[2] - x[1])
+    assert "polyline" not in str(svg)
 
 
 def test_cards_carry_the_influences_of_their_query(material: Material) -> None:
@@ -161,8 +164,8 @@ def test_influence_is_split_by_layer_and_by_type_of_module(material: Material) -
     card = entries(material, Details(material))[0].helpful[0]
     assert card.layers is not None
     assert card.kinds is not None
-    assert card.layers.shares == pytest.approx((0.5, 0.5))
-    assert card.kinds.shares == pytest.approx((0.75, 0.25))
+    assert card.layers == pytest.approx((0.5, 0.5))
+    assert card.kinds == pytest.approx((0.75, 0.25))
 
 
 def test_modules_outside_layers_have_a_place_of_their_own(material: Material) -> None:
@@ -193,13 +196,13 @@ def test_an_answer_that_shares_no_word_with_an_example_gives_it_no_rank() -> Non
 
 def test_examples_are_often_helpful_by_the_lists_they_stand_in(material: Material) -> None:
     listed = material.influences.query("direction == 'helpful'")["example_id"].value_counts()
-    found = data_view.often(material, "helpful")
+    found = data.often(material, "helpful")
     assert [row.queries for row in found] == sorted(listed, reverse=True)[: len(found)]
     assert all(listed[row.example_id] == row.queries for row in found)
 
 
 def test_suspects_are_those_with_the_highest_self_influence(material: Material) -> None:
-    found = data_view.suspects(material, 3)
+    found = data.suspects(material, 3)
     assert [(row.rank, row.example_id, row.self_influence) for row in found] == [
         (1, "train-011", 11.0), (2, "train-010", 10.0), (3, "train-009", 9.0)
     ]  # fmt: skip
@@ -207,20 +210,19 @@ def test_suspects_are_those_with_the_highest_self_influence(material: Material) 
 
 def test_the_file_of_suspects_holds_no_formula() -> None:
     made = report_helpers.material(texts=['=HYPERLINK("http://x")', "+1", "@x", "-1", 'quote " and, comma\nline'])
-    rows = list(csv.DictReader(io.StringIO(data_view.suspects_csv(data_view.suspects(made)))))
+    rows = list(csv.DictReader(io.StringIO(data.suspects_csv(data.suspects(made)))))
     assert len(rows) == 12
     assert not [row for row in rows if row["text"].startswith(("=", "+", "-", "@"))]
     assert any('quote " and, comma\nline' in row["text"] for row in rows)
 
 
 def test_tables_for_spreadsheets_hold_no_formula_and_keep_their_numbers() -> None:
-    table = for_spreadsheets(pd.DataFrame({"answer": ["=1+1", "fine", None], "z": [-1.5, 2.0, 0.0]}))
-    assert table["answer"].tolist()[:2] == ["'=1+1", "fine"]
-    assert table["z"].tolist() == [-1.5, 2.0, 0.0]
+    text = data.for_spreadsheets(pd.DataFrame({"answer": ["=1+1", "fine", None], "z": [-1.5, 2.0, 0.0]}))
+    assert text.splitlines() == ["answer,z", "'=1+1,-1.5", "fine,2.0", ",0.0"]
 
 
 def test_the_flow_is_the_mean_z_score_of_a_class_on_the_answers_of_a_class(material: Material) -> None:
-    flow = data_view.class_flow(material)
+    flow = data.class_flow(material)
     assert flow is not None
     labels, answers = material.train.frame["label"].to_numpy(), material.queries["completion"].to_numpy()
     standard = zscore(material.scores.astype(np.float64), axis=1)
@@ -230,15 +232,15 @@ def test_the_flow_is_the_mean_z_score_of_a_class_on_the_answers_of_a_class(mater
             assert flow.values[i, j] == pytest.approx(wanted, rel=1e-5)
     assert flow.rows == flow.columns, "classes stand in one order"
     assert sum(flow.row_sizes) == 12
-    assert len(data_view.flow_table(flow)) == 9
+    assert len(data.flow_table(flow)) == 9
 
 
 def test_many_classes_are_cut_by_a_stated_rule() -> None:
     made = report_helpers.material(examples=40)
     frame = made.train.frame.assign(label=[f"class {number % 20}" for number in range(40)])
-    flow = data_view.class_flow(replace(made, train=replace(made.train, frame=frame)))
+    flow = data.class_flow(replace(made, train=replace(made.train, frame=frame)))
     assert flow is not None
-    assert len(flow.rows) == data_view.CLASSES_SHOWN
+    assert len(flow.rows) == data.CLASSES_SHOWN
     assert flow.rows[-1] == "all others"
     assert sum(flow.row_sizes) == 40
     assert flow.notes == ["9 further classes of examples are in one, all others."]

@@ -134,8 +134,9 @@ def join_influences(
     Returns:
         One row per query and listed example, prompts in the order asked, helpful before harmful, strongest first:
         ``prompt_id, query_id, scored_answer`` (``reference`` or ``generated``), ``prompt, reference, base_answer,
-        finetuned_answer, direction, rank, example_id, score, z_score, sign_in_words, example_prompt,
-        example_completion, example_label``. A prompt without listed examples keeps one row, its example columns empty.
+        base_mean_logprob, finetuned_answer, finetuned_mean_logprob, direction, rank, example_id, score, z_score,
+        sign_in_words, example_prompt, example_completion, example_label``. A prompt without listed examples keeps one
+        row, its example columns empty.
 
     Raises:
         DataError: an influence belongs to a query that is none of the prompts.
@@ -146,7 +147,8 @@ def join_influences(
     answers = pd.DataFrame({"prompt_id": first.index, "prompt": first["prompt"].to_numpy()})
     answers["reference"] = [references.get(prompt_id) for prompt_id in answers["prompt_id"]]
     for role in ("base", "finetuned"):
-        answers[f"{role}_answer"] = asked[role]["answer"].to_numpy() if role in asked else None
+        for column in ("answer", "mean_logprob"):
+            answers[f"{role}_{column}"] = asked[role][column].to_numpy() if role in asked else None
     examples = influences.rename(columns=_INFLUENCE_COLUMNS)[["query_id", *_INFLUENCE_COLUMNS.values()]].copy()
     known = set(answers["prompt_id"])
     own = [query_id not in known for query_id in examples["query_id"]]

@@ -6,7 +6,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,9 @@ import pandas as pd
 
 from whence.data.formatting import GENERATED_SUFFIX
 from whence.evaluation.metrics import same_text
-from whence.report.details import Details, Split
+from whence.report.details import Details, Shares, TokenText
 from whence.report.material import Material
-from whence.report.words import Piece, differences, shortened, standing
+from whence.report.words import LONGEST_NAME, Piece, differences, shortened, standing, visible
 
 DIRECTIONS = ("helpful", "harmful")
 LONGEST_ANSWER = 2000  # characters of a prompt or an answer
@@ -36,8 +36,8 @@ class Card:
     standing: str
     overlap_rank: int | None
     tokens: Sequence[float] | None
-    layers: Split | None
-    kinds: Split | None
+    layers: Shares | None
+    kinds: Shares | None
     excerpt: str
 
 
@@ -64,8 +64,8 @@ class Entry:
     scored: str | None
     helpful: list[Card]
     harmful: list[Card]
-    layers: Split | None
-    kinds: Split | None
+    layers: Shares | None
+    kinds: Shares | None
     neighbours: list[Neighbour]
     shared: int
 
@@ -73,6 +73,15 @@ class Entry:
     def opening(self) -> str:
         """How the prompt begins, for the list of answers."""
         return self.prompt if len(self.prompt) <= EXCERPT else f"{self.prompt[:EXCERPT]}…"
+
+    @property
+    def cards(self) -> list[Card]:
+        """Those of both ends."""
+        return [*self.helpful, *self.harmful]
+
+    def first(self, count: int) -> Entry:
+        """The same with the first ``count`` cards of each end."""
+        return replace(self, helpful=self.helpful[:count], harmful=self.harmful[:count])
 
     @property
     def strongest(self) -> dict[str, float]:
@@ -92,6 +101,69 @@ def entries(material: Material, details: Details) -> list[Entry]:
     ]
 
 
+def script_data(material: Material, details: Details, found: Sequence[Entry], characters: int) -> dict[str, Any]:
+    """What the page's script draws the cards of ``found`` from.
+
+    Returns:
+        ``examples``, each once: ``id, label``, its text in ``pieces`` (one where tokens are unknown) and its
+        ``completion``; ``entries``, in the order of the page, with cards ``helpful`` and ``harmful``, whose ``parts``
+        are the pieces' shares of the score; ``layers`` and ``kinds``, what shares by layer and module are in the order
+        of; ``count``, all training examples.
+    """
+    cards = dict.fromkeys(card.place for entry in found for card in entry.cards)
+    places = list(cards | dict.fromkeys(near.place for entry in found for near in entry.neighbours))
+    index = {place: number for number, place in enumerate(places)}
+    texts = {place: _token_text(material, details, place, characters) for place in places}
+
+    def card_data(card: Card) -> dict[str, Any]:
+        text = texts[card.place]
+        return {
+            "example": index[card.place],
+            "standing": card.standing,
+            "score": float(f"{card.score:.5g}"),
+            "z_score": round(card.z_score, 2),
+            "overlap_rank": card.overlap_rank,
+            "parts": text.parts(card.tokens) if text and card.tokens is not None else [],
+            "layers": card.layers,
+            "kinds": card.kinds,
+        }
+
+    return {
+        "layers": details.layers,
+        "kinds": details.kinds,
+        "count": len(material.train.frame),
+        "examples": [_example_data(material, place, texts[place], characters) for place in places],
+        "entries": [
+            {
+                "helpful": [card_data(card) for card in entry.helpful],
+                "harmful": [card_data(card) for card in entry.harmful],
+                "layers": entry.layers,
+                "kinds": entry.kinds,
+                "neighbours": [
+                    {"example": index[near.place], "influence_rank": near.influence_rank} for near in entry.neighbours
+                ],
+            }
+            for entry in found
+        ],
+    }
+
+
+def _token_text(material: Material, details: Details, place: int, limit: int) -> TokenText | None:
+    pieces = details.pieces.get(material.examples[place].example_id)
+    text = None if pieces is None else TokenText.of(pieces, limit)
+    return text if text and any(text.pieces) else None
+
+
+def _example_data(material: Material, place: int, text: TokenText | None, limit: int) -> dict[str, Any]:
+    example = material.examples[place]
+    return {
+        "id": visible(shortened(str(example.example_id), LONGEST_NAME)),
+        "label": None if example.label is None else visible(shortened(str(example.label), LONGEST_NAME)),
+        "pieces": text.pieces if text else [visible(shortened(material.texts[place], limit))],
+        "completion": visible(str(example.completion))[:limit],
+    }
+
+
 def _entry(
     material: Material,
     details: Details,
@@ -100,9 +172,8 @@ def _entry(
     listed: dict[tuple[str, str], pd.DataFrame],
     taken: set[str],
 ) -> Entry:
-    base, own = (_text(value) for value in (answer.base_answer, answer.finetuned_answer))
+    base, own, reference = map(_text, (answer.base_answer, answer.finetuned_answer, answer.reference))
     pieces = differences(base or "", own or "")
-    reference = _text(answer.reference)
     query_id = "" if row is None else str(material.queries["query_id"].iloc[row])
     ends = {
         direction: _cards(material, details, row, direction, listed.get((query_id, direction)))
@@ -110,7 +181,6 @@ def _entry(
     }
     layers, kinds = details.split([(query_id, material.examples[card.place].example_id) for card in ends["helpful"]])
     neighbours, shared = _neighbours(material, row, ends["helpful"])
-    models = material.config.models
     return Entry(
         slug=_slug(query_id or answer.prompt_id, taken),
         name=query_id or answer.prompt_id,
@@ -118,8 +188,8 @@ def _entry(
         reference=reference,
         base=pieces[0] if base is not None else None,
         finetuned=pieces[1] if own is not None else None,
-        base_confidence=material.confidence.get((answer.prompt_id, models.base.id)),
-        finetuned_confidence=material.confidence.get((answer.prompt_id, models.finetuned.id)),
+        base_confidence=_confidence(answer.base_mean_logprob),
+        finetuned_confidence=_confidence(answer.finetuned_mean_logprob),
         matches=same_text(own, reference) if own is not None and reference else None,
         scored=None if row is None else str(material.queries["source"].iloc[row]),
         **ends,
@@ -177,6 +247,10 @@ def _rows_by_prompt(queries: pd.DataFrame) -> dict[str, list[int | None]]:
         own = query.source == "generated"
         rows[query.query_id.removesuffix(GENERATED_SUFFIX) if own else query.query_id].append(row)
     return rows
+
+
+def _confidence(mean_logprob: float | None) -> float | None:
+    return None if mean_logprob is None or math.isnan(mean_logprob) else math.exp(mean_logprob)
 
 
 def _text(value: Any) -> str | None:

@@ -9,22 +9,38 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from whence.report.templating import environment
+from whence.report.base import data_address, environment
+from whence.report.words import visible
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 44  # room for ticks and labels
-Place = Callable[[float], float]
 MAX_POINTS = 400  # of a line; more is no different at this size
+Place = Callable[[float], float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named line; ``marked`` draws its points as well."""
+    """A named line.
+
+    Attributes:
+        marked: its points are drawn.
+        joined: a line goes through them.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     marked: bool = False
+    joined: bool = True
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart or picture of a page; ``wide`` takes a row for itself."""
+
+    content: Markup
+    caption: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,60 +51,60 @@ class Tick:
     text: str
 
 
-def line_chart(title: str, x_label: str, y_label: str, lines: Sequence[Line], *, log_y: bool = False) -> Markup:
+def picture(png: bytes, caption: str) -> Figure:
+    """A PNG file as a figure."""
+    image = Markup('<img src="{}" alt="{}">').format(data_address("image/png", png), visible(caption))
+    return Figure(image, caption, wide=True)
+
+
+def line_chart(
+    title: str, x_label: str, y_label: str, lines: Sequence[Line], *, log_x: bool = False, log_y: bool = False
+) -> Markup:
     """Lines over a common scale; values that a logarithmic scale cannot show are left out.
 
     Args:
         title: for those who do not see the picture.
     """
-    kept = [line for line in (_drawable(line, log_y) for line in lines) if len(line.x)]
+    kept = [(line, points) for line in lines if (points := _points(line, log_x, log_y))]
     if not kept:
         return Markup("")
-    x_low, x_high = min(min(line.x) for line in kept), max(max(line.x) for line in kept)
-    values = [value for line in kept for value in line.y]
-    low, high = (min(values), max(values)) if log_y else (min(0.0, *values), max(values))
-    x = _scale(x_low, x_high, LEFT, WIDTH - RIGHT)
-    unit: Place = math.log10 if log_y else float
-    scaled = _scale(unit(low), unit(high), HEIGHT - BOTTOM, TOP)
-
-    def y(value: float) -> float:
-        return scaled(unit(value))
-
-    return _render(
-        title=title,
-        x_label=x_label,
-        y_label=y_label,
-        width=WIDTH,
-        height=HEIGHT,
-        left=LEFT,
-        right=WIDTH - RIGHT,
-        bottom=HEIGHT - BOTTOM,
-        top=TOP,
-        x_ticks=[Tick(x(value), _short(value)) for value in _steps(x_low, x_high)],
-        y_ticks=[Tick(y(value), _short(value)) for value in (_decades if log_y else _steps)(low, high)],
-        lines=[
-            (
-                line.name,
-                line.marked,
-                [(round(x(a), 1), round(y(b), 1)) for a, b in zip(line.x, line.y, strict=True)],
-            )
-            for line in kept
+    xs, ys = zip(*(point for _, points in kept for point in points), strict=True)
+    x, x_ticks = _axis(min(xs), max(xs), LEFT, WIDTH - RIGHT, log_x)
+    y, y_ticks = _axis(min(ys) if log_y else min(0.0, *ys), max(ys), HEIGHT - BOTTOM, TOP, log_y)
+    chart = {
+        "title": title, "x_label": x_label, "y_label": y_label, "width": WIDTH, "height": HEIGHT,
+        "left": LEFT, "right": WIDTH - RIGHT, "bottom": HEIGHT - BOTTOM, "top": TOP,
+        "x_ticks": x_ticks, "y_ticks": y_ticks,
+        "lines": [
+            {"name": line.name, "marked": line.marked, "joined": line.joined,
+             "points": [(round(x(a), 1), round(y(b), 1)) for a, b in points]}
+            for line, points in kept
         ],
-    )
+    }  # fmt: skip
+    drawn: Markup = environment().get_template("charts.html").module.line_chart(chart)  # type: ignore[attr-defined]
+    return drawn
 
 
-def _render(**values: object) -> Markup:
-    return Markup(environment().get_template("report/line_chart.svg").render(**values))
-
-
-def _drawable(line: Line, log_y: bool) -> Line:
+def _points(line: Line, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
+    """What can be drawn of a line, thinned out."""
     points = [
         (a, b)
         for a, b in zip(line.x, line.y, strict=True)
-        if math.isfinite(a) and math.isfinite(b) and (b > 0 or not log_y)
+        if math.isfinite(a) and math.isfinite(b) and (a > 0 or not log_x) and (b > 0 or not log_y)
     ]
-    chosen = np.unique(np.linspace(0, max(len(points) - 1, 0), min(len(points), MAX_POINTS)).astype(int)).tolist()
-    return Line(line.name, [points[i][0] for i in chosen], [points[i][1] for i in chosen], line.marked)
+    chosen = np.unique(np.linspace(0, max(len(points) - 1, 0), min(len(points), MAX_POINTS)).astype(int))
+    return [points[i] for i in chosen.tolist()]
+
+
+def _axis(low: float, high: float, start: float, end: float, log: bool) -> tuple[Place, list[Tick]]:
+    """Where in pixels a value stands between ``start`` and ``end``, and the axis's ticks."""
+    unit: Place = math.log10 if log else float
+    scaled = _scale(unit(low), unit(high), start, end)
+
+    def place(value: float) -> float:
+        return scaled(unit(value))
+
+    return place, [Tick(place(value), _short(value)) for value in (_decades if log else _steps)(low, high)]
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Place:

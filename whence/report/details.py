@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,20 +10,41 @@ import numpy as np
 import pandas as pd
 
 from whence.report.material import Material
+from whence.report.words import gap, parts_kept, visible
 
 OUTSIDE = "outside layers"
 Pair = tuple[str, str]  # query_id, example_id
+Shares = tuple[float, ...]  # of the sum of sizes, with their signs, to a thousandth
 
 
 @dataclass(frozen=True)
-class Split:
-    """An influence by where in the model it comes through: shares of the sum of sizes, with their signs."""
+class TokenText:
+    """A text in pieces.
 
-    shares: tuple[float, ...]
+    Attributes:
+        pieces: joined they are what is shown.
+        starts: for each piece the first of the tokens it stands for; the next piece's first ends them.
+    """
 
-    @property
-    def permille(self) -> list[int]:
-        return [round(1000 * share) for share in self.shares]
+    pieces: tuple[str, ...]
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, pieces: Sequence[str], limit: int) -> TokenText:
+        """Tokens without text of their own (special ones, later bytes of a character) join the piece before them, and
+        the middle of a text longer than ``limit`` characters becomes one piece, so that no part of a score is lost.
+        """
+        starts = [number for number, piece in enumerate(pieces) if piece or not number]
+        return cls(*_without_middle([visible(pieces[start]) for start in starts], starts, limit))
+
+    def parts(self, scores: Sequence[float]) -> list[float]:
+        """Each piece's part of the score, to a two-thousandth of the largest; empty where all are zero."""
+        parts = np.add.reduceat(np.asarray(scores, dtype=np.float64), self.starts)
+        largest = float(np.abs(parts).max(initial=0.0))
+        if not largest > 0 or not np.isfinite(largest):
+            return []
+        decimals = 3 - math.floor(math.log10(largest))
+        return [int(part) if part.is_integer() else part for part in np.round(parts, decimals).tolist()]
 
 
 class Details:
@@ -46,7 +68,7 @@ class Details:
         if material.modules is not None and len(material.modules):
             self._read_modules(material.modules)
 
-    def split(self, pairs: Sequence[Pair]) -> tuple[Split | None, Split | None]:
+    def split(self, pairs: Sequence[Pair]) -> tuple[Shares | None, Shares | None]:
         """By layer and by type of module, of all pairs together; None where one was not split."""
         if not pairs or any(pair not in self._by_layer for pair in pairs):
             return None, None
@@ -74,11 +96,24 @@ def _sums(table: pd.DataFrame, parts: Sequence[object]) -> dict[Pair, np.ndarray
     return dict(zip(sums.index, sums[list(parts)].to_numpy(), strict=True))
 
 
-def _shares(values: Sequence[np.ndarray]) -> Split:
+def _shares(values: Sequence[np.ndarray]) -> Shares:
     summed = np.sum(values, axis=0)
     whole = float(np.abs(summed).sum())
-    return Split(tuple(float(value / whole) if whole > 0 else 0.0 for value in summed))
+    return tuple(round(float(value / whole), 3) if whole > 0 else 0.0 for value in summed)
 
 
 def _pairs(table: pd.DataFrame) -> list[Pair]:
     return list(zip(table["query_id"], table["example_id"], strict=True))
+
+
+def _without_middle(texts: list[str], starts: list[int], limit: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    ends = np.cumsum([len(text) for text in texts], dtype=int)
+    if not len(ends) or ends[-1] <= limit:
+        return tuple(texts), tuple(starts)
+    head, tail = parts_kept(limit)
+    first = int(np.searchsorted(ends, head, side="right"))
+    last = int(np.searchsorted(ends, ends[-1] - tail, side="left")) + 1
+    if last <= first:  # one token as long as that is none of a language
+        first, last = 0, len(texts)
+    left_out = int(ends[last - 1] - (ends[first - 1] if first else 0))
+    return (*texts[:first], f" {gap(left_out)} ", *texts[last:]), (*starts[: first + 1], *starts[last:])

@@ -36,8 +36,8 @@ class Material:
     Attributes:
         history: what training logged: ``step`` and any of ``loss``, ``eval_loss``.
         measured: ``comparison.json``.
-        answers: a row per prompt, in the order asked: ``prompt_id, prompt, reference, base_answer, finetuned_answer``.
-        confidence: mean log-probability of an answer's tokens, by ``(prompt_id, model_id)``.
+        answers: a row per prompt, in the order asked: ``prompt_id, prompt, reference, base_answer, finetuned_answer``,
+            ``base_mean_logprob, finetuned_mean_logprob``, the mean log-probability of an answer's tokens.
         queries: a row per row of ``scores``: ``query_id, prompt, completion, source``.
         scores: ``[queries, examples]``, positive where the example helped.
         influences: the examples listed per query and direction, as ``influences.parquet``.
@@ -55,7 +55,6 @@ class Material:
     history: Sequence[Mapping[str, float]]
     measured: Mapping[str, Any]
     answers: pd.DataFrame
-    confidence: Mapping[tuple[str, str], float]
     queries: pd.DataFrame
     scores: np.ndarray
     influences: pd.DataFrame

@@ -71,6 +71,14 @@ def measures(material: Material) -> list[Row]:
     return rows
 
 
+def notes(material: Material) -> list[str]:
+    """What to know of the measures: who the models are where they have other names, and what was not measured."""
+    models = material.measured["models"]
+    others = [f"{role.replace('finetuned', 'fine-tuned')} is {name}" for role, name in models.items() if name != role]
+    who = [f"here {' and '.join(others)}"] if others else []
+    return [f"{note[:1].upper()}{note[1:]}." for note in (*who, *material.measured["notes"])]
+
+
 def benchmark(material: Material) -> list[Row]:
     """Accuracy per subject of the question set, and over all, with Wilson's 95 % intervals (Wilson, 1927)."""
     models = material.config.models

@@ -1,28 +1,65 @@
-"""The small pages that stages show in the Kubeflow UI: the loss curve and the spectra."""
+"""The small pages of single stages, in the frame of the Kubeflow UI: as the report looks, and without any script."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
 
-from whence import plots
 from whence.influence.spectra import Spectrum
-from whence.report.page import Section, page
+from whence.report.base import render
+from whence.report.charts import Figure
+from whence.report.model import (
+    ModuleNumbers,
+    module_figures,
+    numbers_in_words,
+    spectra_figures,
+    spectra_numbers,
+    training_figures,
+)
+from whence.report.words import number
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: numbers by name, figures, and the spectra of modules in numbers."""
+
+    title: str
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    figures: Sequence[Figure] = ()
+    spectra: Sequence[ModuleNumbers] = ()
+    note: str = ""
 
 
 def loss_curve_page(history: Sequence[Mapping[str, float]], metrics: Mapping[str, float]) -> str:
-    """Training and evaluation loss over the steps."""
-    return page(
-        "Fine-tuning",
-        [Section("Loss", figures=[("Training and evaluation loss", plots.loss_curve(history))], numbers=metrics)],
-    )
+    """How training went.
+
+    Args:
+        history: what the trainer logged: ``step`` and any of ``loss``, ``eval_loss``, ``learning_rate``.
+        metrics: the numbers at its end, by name.
+    """
+    figures = training_figures(history)
+    numbers = {name.replace("_", " ").capitalize(): number(value) for name, value in metrics.items()}
+    note = "" if figures else "No loss was logged."
+    return render("pages.html", title="Fine-tuning", sections=[Section("", numbers, figures, note=note)])
 
 
-def spectra_page(table: pd.DataFrame, spectra: Sequence[Spectrum], layer: int) -> str:
-    """The spectra of all layers in short, and those of one layer in full."""
-    sections = [Section("All layers", figures=[("Lambda of every tracked module", plots.all_layers(table))])]
-    for spectrum in spectra:
-        figures = [(name, draw(spectrum)) for name, draw in plots.SPECTRUM_PLOTS.items()]
-        sections.append(Section(spectrum.module, figures=figures, numbers=spectrum.numbers))
-    return page(f"Spectra of all layers, and of layer {layer} in full", sections)
+def spectra_page(table: pd.DataFrame, spectra: Sequence[Spectrum], pictures: Mapping[str, bytes], layer: int) -> str:
+    """The curvature of all layers in short and of one in full.
+
+    Args:
+        table: as :func:`whence.influence.spectra.spectra_table` returns it.
+        spectra: of the modules of ``layer``.
+        pictures: PNG files by name, ``all_layers`` and ``<module>.lambda`` for each of ``spectra``.
+    """
+    short = Section("All layers", figures=spectra_figures(table, pictures)[0], spectra=spectra_numbers(table))
+    full = [
+        Section(
+            spectrum.module,
+            numbers_in_words(**spectrum.numbers),
+            module_figures(spectrum, pictures[f"{spectrum.module}.lambda"]),
+        )
+        for spectrum in spectra
+    ]
+    return render("pages.html", title=f"Spectra of all layers, and of layer {layer} in full", sections=[short, *full])

@@ -1,7 +1,8 @@
-"""Numbers and answers in words: what the report says beside every figure."""
+"""Numbers and texts as the pages write them."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
@@ -10,6 +11,10 @@ from typing import NamedTuple
 LONGEST_NAME = 80  # characters of an id, a label or a class
 SHARES = (0.1, 0.5, 1, 2, 5, 10, 25, 50)  # percent
 _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
+# Control characters and lone surrogates cannot stand in HTML; direction marks make text read as something else
+# (CVE-2021-42574). Scripts written from right to left need none of them: elements with text have dir="auto".
+_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Piece(NamedTuple):
@@ -17,6 +22,16 @@ class Piece(NamedTuple):
 
     text: str
     differs: bool
+
+
+def visible(text: str) -> str:
+    """``text`` with a replacement character for each one that would not be seen, or would make others lie."""
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def no_formula(text: str) -> str:
+    """``text`` as a spreadsheet takes it for text, whatever it begins with."""
+    return f"'{text}" if text.startswith(_FORMULA_SIGNS) else text
 
 
 def standing(rank: int, count: int, direction: str) -> str:
@@ -92,6 +107,8 @@ def measured(value: float) -> str:
 
 def number(value: float) -> str:
     """Four significant digits, thousands apart."""
+    if not math.isfinite(value):
+        return "infinite" if math.isinf(value) else "undefined"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}".replace("-", "−")
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -30,8 +30,7 @@ def compute(work: Work) -> dict[str, float]:
         influences = pd.read_parquet(work.inputs["scores"] / artifacts.INFLUENCES_FILE)
         table = join_influences(answers, influences, references, config)
         table.to_parquet(folder / artifacts.ANSWERS_FILE, index=False)
-    for name in (artifacts.GENERATIONS_FILE, artifacts.MODELS_FILE):
-        shutil.copyfile(generations / name, folder / name)
+    shutil.copyfile(generations / artifacts.MODELS_FILE, folder / artifacts.MODELS_FILE)
     if not (generations / TRAINING).is_file():  # a model that was trained elsewhere
         return headline
     trained = training_of(generations)["metrics"]

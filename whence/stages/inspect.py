@@ -16,15 +16,14 @@ def compute(work: Work) -> dict[str, float]:
     table = spectra_table(work.inputs["factors"])
     table.to_parquet(folder / artifacts.SPECTRA_FILE, index=False)
     plots.all_layers(table).savefig(folder / "all_layers.png", dpi=120)
-    metrics: dict[str, float] = {}
     spectra = load_spectra(work.inputs["factors"], work.config.inspection)
     for spectrum in spectra:
         for name, draw in plots.SPECTRUM_PLOTS.items():
             draw(spectrum).savefig(folder / f"{spectrum.module}.{name}.png", dpi=120)
-        metrics |= {f"{spectrum.short_name}_{key}": value for key, value in spectrum.numbers.items()}
-    page = spectra_page(table, spectra, work.config.inspection.layer)
+    pictures = {file.stem: file.read_bytes() for file in folder.glob("*.png")}
+    page = spectra_page(table, spectra, pictures, work.config.inspection.layer)
     work.outputs["spectra_page"].write_text(page, encoding="utf-8")
-    return metrics
+    return {f"{spectrum.short_name}_{key}": value for spectrum in spectra for key, value in spectrum.numbers.items()}
 
 
 def record(work: Work) -> None:

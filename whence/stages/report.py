@@ -15,24 +15,20 @@ if TYPE_CHECKING:
 
     from whence.report.material import Links, Material
 
-SUMMARY = "summary.md"
-PROMPTS, EXAMPLES, FLOW, SUSPECTS = "prompts.csv", "examples.csv", "class_flow.csv", "self_influence.csv"
-ANSWER_COLUMNS = ["prompt_id", "prompt", "reference", "base_answer", "finetuned_answer"]
+COMPARABLE = ("prompts.csv", "examples.csv", "class_flow.csv")  # tables that MLflow shows across runs
 
 
 def compute(work: Work) -> dict[str, float]:
-    from whence.files import write_atomically
-    from whence.report.document import report as make_report
     from whence.report.material import Links
-    from whence.report.summary import summary_text
+    from whence.report.report import report as make_report
+    from whence.report.tables import write_tables
     from whence.tracking.address import Address
 
     tracking = Address.parse(work.config.tracking.uri).uri
     material = _material(work, Links(work.run.pipeline_url, work.run.kubeflow_url, tracking, work.run.run_id))
     made = make_report(material)
     work.outputs["report"].write_text(made.html, encoding="utf-8")
-    write_atomically(work.outputs["tables"] / SUMMARY, summary_text(material, made.left_out))
-    _write_tables(work.outputs["tables"], material)
+    write_tables(work.outputs["tables"], material, made.left_out)
     return {
         "queries": float(len(material.queries)),
         "bytes": float(work.outputs["report"].stat().st_size),
@@ -41,7 +37,6 @@ def compute(work: Work) -> dict[str, float]:
 
 
 def _material(work: Work, links: Links) -> Material:
-    import numpy as np
     import pandas as pd
     from safetensors.numpy import load_file
 
@@ -49,18 +44,15 @@ def _material(work: Work, links: Links) -> Material:
     from whence.report.material import Material, read_evidence, read_json
 
     scores, comparison, spectra = (work.inputs[name] for name in ("scores", "comparison", "spectra"))
-    answers = pd.read_parquet(comparison / artifacts.GENERATIONS_FILE)
     own = _table(scores / artifacts.SELF_INFLUENCE_FILE)
     origin = read_json(scores / artifacts.SCORES_INFO_FILE)
     evidence, benchmark = work.inputs.get("evidence"), work.inputs.get("benchmark")
-    compared = pd.read_parquet(comparison / artifacts.ANSWERS_FILE)
     return Material(
         config=with_model_names(work.config, comparison),
         train=ExampleSet.read(scores / artifacts.SCORED_EXAMPLES),
         history=training_of(scores)["history"],
         measured=read_json(comparison / artifacts.COMPARISON_FILE),
-        answers=compared.drop_duplicates("prompt_id")[ANSWER_COLUMNS],
-        confidence={(row.prompt_id, row.model_id): float(np.exp(row.mean_logprob)) for row in answers.itertuples()},
+        answers=pd.read_parquet(comparison / artifacts.ANSWERS_FILE).drop_duplicates("prompt_id"),
         queries=pd.read_parquet(scores / artifacts.QUERIES_FILE),
         scores=load_file(scores / artifacts.SCORES_FILE)["all_modules"],
         influences=pd.read_parquet(scores / artifacts.INFLUENCES_FILE),
@@ -82,26 +74,13 @@ def _table(path: Path) -> pd.DataFrame | None:
     return pd.read_parquet(path) if path.exists() else None
 
 
-def _write_tables(folder: Path, material: Material) -> None:
-    from whence.report import data_view
-    from whence.report.tables import example_table, for_spreadsheets, prompt_table
-
-    for_spreadsheets(prompt_table(material)).to_csv(folder / PROMPTS, index=False)
-    for_spreadsheets(example_table(material)).to_csv(folder / EXAMPLES, index=False)
-    suspects, flow = data_view.suspects(material), data_view.class_flow(material)
-    if suspects:
-        (folder / SUSPECTS).write_text(data_view.suspects_csv(suspects), encoding="utf-8")
-    if flow is not None:
-        for_spreadsheets(data_view.flow_table(flow)).to_csv(folder / FLOW, index=False)
-
-
 def record(work: Work) -> None:
     import pandas as pd
 
     tables = work.outputs["tables"]
     work.run.log_artifact(work.outputs["report"], "report", name="report.html")
     work.run.log_artifacts(tables, "report")
-    for name in (PROMPTS, EXAMPLES, FLOW):
+    for name in COMPARABLE:
         if (tables / name).exists():
             work.run.log_table(pd.read_csv(tables / name), f"{Path(name).stem}.json")
 

@@ -1,10 +1,8 @@
 "use strict";
 // The report's own script. It may have no storage, no network and no downloads (a sandboxed frame), and everything it
 // shows from data goes through textContent.
-(() => {
-  const data = JSON.parse(document.getElementById("report-data").textContent);
+(async () => {
   const SHOWN = 5; // cards of each end before "show all"
-  const DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_";
   const SIGNS = { helpful: "▲", harmful: "▼" };
 
   const byId = (id) => document.getElementById(id);
@@ -24,6 +22,11 @@
   }
 
   const signed = (value) => (value > 0 ? "+" : "") + number(value);
+
+  async function unpacked() {
+    const bytes = Uint8Array.from(atob(byId("report-data").textContent), (sign) => sign.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+  }
 
   // ---- Theme ------------------------------------------------------------------------------------------------------
 
@@ -48,35 +51,31 @@
 
   // ---- Tokens -----------------------------------------------------------------------------------------------------
 
-  // Two digits of base 64 per token; 2048 is zero, a step is a 2047th of the largest.
-  function weightsOf(card) {
-    const weights = [];
-    for (let i = 0; i < (card.w || "").length; i += 2) {
-      const step = DIGITS.indexOf(card.w[i]) * 64 + DIGITS.indexOf(card.w[i + 1]) - 2048;
-      weights.push((step / 2047) * card.m);
-    }
-    return weights;
+  function completionStart(example) {
+    const text = example.pieces.join("");
+    return text.endsWith(example.completion) ? text.length - example.completion.length : text.length;
   }
 
   function plainText(example) {
     const text = make("div", { class: "text", dir: "auto", tabindex: "0", role: "group", "aria-label": "Training example" });
-    text.append(example.t.slice(0, example.a), make("span", { class: "answer" }, example.t.slice(example.a)));
+    const whole = example.pieces.join(""), start = completionStart(example);
+    text.append(whole.slice(0, start), make("span", { class: "answer" }, whole.slice(start)));
     return text;
   }
 
-  function tokenText(example, card, readout) {
-    const weights = weightsOf(card);
-    if (!weights.length || !example.n) return plainText(example);
+  function tokenText(example, weights, readout) {
+    if (!weights.length) return plainText(example);
     const text = make("div", { class: "text tokens", dir: "auto", tabindex: "0", role: "group",
       "aria-label": "Training example, word by word: the arrow keys go through its words and their influence" });
+    const start = completionStart(example);
+    const largest = Math.max(...weights.map(Math.abs));
     let at = 0;
-    const tokens = example.n.map((length, i) => {
-      const share = Math.abs(weights[i]) / card.m;
+    const tokens = example.pieces.map((piece, i) => {
+      const share = Math.abs(weights[i]) / largest;
       const side = share < 0.02 ? "" : weights[i] > 0 ? " more" : " less";
-      const answer = at + length > example.a ? " answer" : "";
-      const token = make("span", { class: "token" + side + answer }, example.t.slice(at, at + length));
+      at += piece.length;
+      const token = make("span", { class: "token" + side + (at > start ? " answer" : "") }, piece);
       token.style.setProperty("--weight", share.toFixed(3));
-      at += length;
       return token;
     });
     text.append(...tokens);
@@ -121,19 +120,19 @@
 
   // ---- Bars -------------------------------------------------------------------------------------------------------
 
-  function bars(names, permille, caption) {
+  function bars(names, shares, caption) {
     const short = names.map((name) => name.replace(/^layer /, "").replace(/_proj$/, ""));
     const width = short.some((name) => name.length > 3) ? 34 : names.length > 12 ? 11 : 16;
     const height = 34;
-    const most = Math.max(...permille.map(Math.abs), 1);
-    const lowest = Math.min(...permille, 0);
-    const highest = Math.max(...permille, 0);
+    const most = Math.max(...shares.map(Math.abs), 0.001);
+    const lowest = Math.min(...shares, 0);
+    const highest = Math.max(...shares, 0);
     const scale = height / (highest - lowest || most);
     const zero = highest * scale;
-    const said = names.map((name, i) => `${name} ${Math.round(permille[i] / 10)} %`);
+    const said = names.map((name, i) => `${name} ${Math.round(100 * shares[i])} %`);
     const size = { width: width * names.length, height: height + 14 };
     const svg = make("svg", { ...size, viewBox: `0 0 ${size.width} ${size.height}`, role: "img", "aria-label": `${caption}: ${said.join(", ")}` });
-    permille.forEach((value, i) => {
+    shares.forEach((value, i) => {
       const length = Math.max(Math.abs(value) * scale, 1);
       const bar = make("rect", { x: i * width + 1.5, y: value >= 0 ? zero - length : zero, width: width - 3, height: length,
         rx: 1, class: value >= 0 ? "up" : "down" });
@@ -145,33 +144,34 @@
   }
 
   function through(values) {
-    if (!values.y) return null;
-    return make("div", { class: "bars" }, bars(data.layers, values.y, "by layer"), bars(data.kinds, values.k, "by module"));
+    if (!values.layers) return null;
+    return make("div", { class: "bars" }, bars(data.layers, values.layers, "by layer"), bars(data.kinds, values.kinds, "by module"));
   }
 
   // ---- Cards ------------------------------------------------------------------------------------------------------
 
-  function cardOf(card, rank, end) {
-    const example = data.examples[card.e];
-    const standing = data.standing[end][rank];
+  const label = (example) => (example.label ? `label ${example.label}` : "");
+
+  function cardOf(card, end) {
+    const example = data.examples[card.example];
     const readout = make("output", { class: "readout", "aria-live": "polite" });
-    const overlap = card.b === null ? "no word shared" : `BM25 number ${number(card.b)}`;
-    const facts = [example.l ? `label ${example.l}` : "", `z ${signed(card.z)}`, `score ${signed(card.s)}`, overlap, example.i];
+    const overlap = card.overlap_rank === null ? "no word shared" : `BM25 number ${number(card.overlap_rank)}`;
+    const facts = [label(example), `z ${signed(card.z_score)}`, `score ${signed(card.score)}`, overlap, example.id];
     return make("li", { class: `card ${end}` },
-      make("p", { class: "standing" }, make("span", { class: "sign", "aria-hidden": "true" }, SIGNS[end]), standing[0].toUpperCase() + standing.slice(1)),
+      make("p", { class: "standing" }, make("span", { class: "sign", "aria-hidden": "true" }, SIGNS[end]), card.standing[0].toUpperCase() + card.standing.slice(1)),
       make("p", { class: "meta", dir: "auto" }, facts.filter(Boolean).join(" · ")),
-      tokenText(example, card, readout), readout, through(card));
+      tokenText(example, card.parts, readout), readout, through(card));
   }
 
   function column(title, end, cards) {
     const list = make("ol", {});
     const box = make("div", {}, make("h3", {}, title), list);
     if (!cards.length) list.append(make("li", { class: "quiet" }, `No example was ${end}.`));
-    list.append(...cards.slice(0, SHOWN).map((card, rank) => cardOf(card, rank, end)));
+    list.append(...cards.slice(0, SHOWN).map((card) => cardOf(card, end)));
     if (cards.length > SHOWN) {
       const button = make("button", { type: "button", class: "show-all" }, `Show all ${cards.length}`);
       button.addEventListener("click", () => {
-        const rest = cards.slice(SHOWN).map((card, i) => cardOf(card, SHOWN + i, end));
+        const rest = cards.slice(SHOWN).map((card) => cardOf(card, end));
         list.append(...rest);
         button.remove();
         rest[0].querySelector(".text").focus();
@@ -184,12 +184,12 @@
   function overlapColumn(near) {
     const list = make("ol", {});
     if (!near.length) list.append(make("li", { class: "quiet" }, "No example shares a word."));
-    near.forEach(([index, rank], i) => {
-      const example = data.examples[index];
-      const facts = [example.l ? `label ${example.l}` : "", example.i];
+    near.forEach((neighbour, i) => {
+      const example = data.examples[neighbour.example];
+      const facts = [`number ${number(neighbour.influence_rank)} of ${number(data.count)} by influence`, label(example), example.id];
       list.append(make("li", { class: "card overlap" },
         make("p", { class: "standing" }, `BM25 number ${i + 1}`),
-        make("p", { class: "meta", dir: "auto" }, [`number ${number(rank)} of ${number(data.count)} by influence`, ...facts].filter(Boolean).join(" · ")),
+        make("p", { class: "meta", dir: "auto" }, facts.filter(Boolean).join(" · ")),
         plainText(example)));
     });
     return make("div", {}, make("h3", {}, "What word overlap (BM25) finds"), list);
@@ -200,8 +200,8 @@
     if (!box || box.dataset.drawn) return;
     box.dataset.drawn = "yes";
     const entry = data.entries[Number(box.dataset.entry)];
-    box.replaceChildren(column("Most helpful", "helpful", entry.helpful), column("Most harmful", "harmful", entry.harmful), overlapColumn(entry.bm25));
-    if (entry.y) {
+    box.replaceChildren(column("Most helpful", "helpful", entry.helpful), column("Most harmful", "harmful", entry.harmful), overlapColumn(entry.neighbours));
+    if (entry.layers) {
       box.before(make("div", { class: "through" }, make("p", { class: "note" }, "Where the influence of the most helpful examples comes through, together:"), through(entry)));
     }
   }
@@ -210,8 +210,8 @@
 
   function startTools(entries) {
     const search = byId("search");
-    const texts = data.examples.map((example) => `${example.i} ${example.l || ""} ${example.t}`.toLowerCase());
-    const shown = data.entries.map((entry) => new Set([...entry.helpful, ...entry.harmful].map((card) => card.e)));
+    const texts = data.examples.map((example) => `${example.id} ${example.label || ""} ${example.pieces.join("")}`.toLowerCase());
+    const shown = data.entries.map((entry) => new Set([...entry.helpful, ...entry.harmful].map((card) => card.example)));
     const own = entries.map((details) => details.textContent.toLowerCase());
     document.querySelector(".tools").hidden = false;
     document.querySelector(".tools").addEventListener("submit", (event) => event.preventDefault());
@@ -288,10 +288,12 @@
     return () => printing;
   }
 
-  const entries = [...document.querySelectorAll(".entry")];
   startTheme();
+  const data = await unpacked();
+  const entries = [...document.querySelectorAll(".entry")];
   const isPrinting = startPrint();
   entries.forEach((details) => details.addEventListener("toggle", () => { if (details.open && !isPrinting()) drawEntry(details); }));
+  entries.filter((details) => details.open).forEach(drawEntry); // opened while the data was unpacked
   startTools(entries);
   startLinks();
 })();

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +11,7 @@ import pandas as pd
 
 from whence.report.answers import EXCERPT
 from whence.report.material import Material
-from whence.report.templating import no_formula, visible
-from whence.report.words import shortened
+from whence.report.words import no_formula, shortened, visible
 
 OFTEN_SHOWN = 10
 SUSPECTS_SHOWN = 20
@@ -100,17 +97,16 @@ def suspects(material: Material, count: int = SUSPECTS_IN_FILE) -> list[Suspect]
 
 
 def suspects_csv(found: Sequence[Suspect]) -> str:
-    """The suspects as CSV that a spreadsheet takes for text and numbers, not for formulas."""
-    columns = ["rank", "self_influence", "example_id", "label", "text"]
-    if any(suspect.flipped is not None for suspect in found):
-        columns.append("flipped")
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    for suspect in found:
-        values = (getattr(suspect, column) for column in columns)
-        writer.writerow([no_formula(visible(value)) if isinstance(value, str) else value for value in values])
-    return stream.getvalue()
+    """The suspects as CSV; without the column ``flipped`` where the truth is not known."""
+    table = pd.DataFrame(found, dtype=object).dropna(axis="columns", how="all")  # texts that are no Unicode, too
+    columns = ("rank", "self_influence", "example_id", "label", "text", "flipped")
+    return for_spreadsheets(table[[column for column in columns if column in table]])
+
+
+def for_spreadsheets(table: pd.DataFrame) -> str:
+    """The table as CSV, with no text that a spreadsheet would compute."""
+    shown = table.map(lambda value: no_formula(visible(value)) if isinstance(value, str) else value)
+    return str(shown.to_csv(index=False, lineterminator="\n"))
 
 
 def class_flow(material: Material) -> Flow | None:

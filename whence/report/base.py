@@ -1,0 +1,74 @@
+"""What every page shares: one document that needs nothing else, templates that escape everything, packed data.
+
+Kubeflow shows HTML in an iframe with ``sandbox="allow-scripts"``, MLflow likewise: a page's own script runs there
+without storage, popups or downloads. A content security policy lets exactly this script and this style through, by
+their hashes, and no request.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from whence.report.words import LONGEST_NAME, measured, number, percent, shortened, signed, visible
+
+
+@cache
+def environment() -> Environment:
+    """The templates of this package; text is escaped, and an unknown name is an error."""
+    made = Environment(
+        loader=PackageLoader("whence.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    made.globals |= {"number": number, "percent": percent, "signed": signed, "measured": measured,
+                     "name": lambda text: shortened(str(text), LONGEST_NAME)}  # fmt: skip
+    return made
+
+
+def render(template: str, script: str = "", **context: Any) -> str:
+    """A page from a template that extends ``base.html``.
+
+    Args:
+        script: the name of its script among the assets; without one the policy forbids them all.
+    """
+    style, code = asset("report.css"), asset(script) if script else ""
+    hashes = {"style_hash": _hash(style), "script_hash": _hash(code) if code else ""}
+    page = environment().get_template(template)
+    return page.render(context, style=Markup(style), script=Markup(code), **hashes)
+
+
+@cache
+def asset(name: str) -> str:
+    """A style or script of the pages."""
+    return files("whence.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def packed(data: Any) -> str:
+    """``data`` as JSON, compressed, in base64: it cannot end the element it stands in, whatever its strings hold."""
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode("ascii"), mtime=0)).decode("ascii")
+
+
+def data_address(kind: str, content: bytes) -> str:
+    """A file inside the page.
+
+    Args:
+        kind: its media type.
+    """
+    return f"data:{kind};base64," + base64.b64encode(content).decode("ascii")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
