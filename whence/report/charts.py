@@ -13,7 +13,7 @@ from whence.report.base import data_address, environment
 from whence.report.words import visible
 
 WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 14, 44  # room for ticks and labels
+LEFT, RIGHT, TOP, BOTTOM = 62, 12, 30, 44  # room for ticks and labels
 MAX_POINTS = 400  # of a line; more is no different at this size
 Place = Callable[[float], float]
 
@@ -129,7 +129,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
+    if value and (abs(value) >= 1e5 or abs(value) < 1e-4):
         power = math.floor(math.log10(abs(value)) + 1e-9)
         factor = value / 10.0**power
         text = f"10{_superscript(power)}"
