@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.dataset import ExampleSet
+from whence.files import write_atomically, write_json
 from whence.report.material import Links, Material
 from whence.validation.evidence import Criterion, Estimate, Evidence, Grade, Measure, NotMeasured
 
@@ -247,13 +248,12 @@ def write(made: Material, folder: Path) -> dict[str, Path]:
     """The inputs of the stage as the other stages leave them."""
     from safetensors.numpy import save_file
 
-    folders = "train_data generations scores comparison spectra evidence benchmark".split()
-    paths = {name: folder / name for name in ("config", "history", *folders)}
-    for name in folders:
-        paths[name].mkdir(parents=True)
-    paths["config"].write_text(made.config.to_yaml(), encoding="utf-8")
-    made.train.write(paths["train_data"])
-    paths["history"].write_text(json.dumps({"history": list(made.history)}))
+    paths = {name: folder / name for name in ("scores", "comparison", "spectra", "evidence", "benchmark")}
+    for path in paths.values():
+        write_atomically(path / "lineage" / "config.yaml", made.config.to_yaml())
+    write_json(paths["scores"] / "lineage" / "training.json", {"history": list(made.history)})
+    write_json(paths["comparison"] / "models.json", {role: {"id": role} for role in ("base", "finetuned")})
+    made.train.write(paths["scores"] / "train_data")
     save_file({"all_modules": made.scores}, paths["scores"] / "scores.safetensors")
     (paths["scores"] / "scores.json").write_text(json.dumps(made.origin))
     made.queries.to_parquet(paths["scores"] / "queries.parquet")

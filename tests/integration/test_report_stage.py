@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,34 +10,43 @@ from mlflow import MlflowClient
 from report_helpers import data_of
 
 from whence.errors import DataError
+from whence.files import write_json
 from whence.report.report import report
-from whence.stages import report as stage
+from whence.running.runner import run_stage
+from whence.stages.report import STAGE
 
 
-def test_the_stage_reads_what_the_other_stages_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     monkeypatch.chdir(tmp_path)
+    return {name: tmp_path / name for name in ("report", "tables")}
+
+
+def test_the_stage_reads_what_the_other_stages_left(tmp_path: Path, outputs: dict[str, Path]) -> None:
     material = report_helpers.material()
-    given = report_helpers.write(material, tmp_path / "in")
-    out = {name: tmp_path / name for name in ("report", "summary", "tables")}
-    result = stage.run(**given, **out)
-    html = out["report"].read_text(encoding="utf-8")
-    wanted = data_of(report(material).html)
-    assert data_of(html) == wanted
+    inputs = report_helpers.write(material, tmp_path / "in")
+    result = run_stage(STAGE, inputs=inputs, outputs=outputs)
+    html = outputs["report"].read_text(encoding="utf-8")
+    assert data_of(html) == data_of(report(material).html)
     assert result.metrics["bytes"] == len(html.encode("utf-8"))
-    assert "Weak" in out["summary"].read_text(encoding="utf-8")
-    names = {file.name for file in out["tables"].iterdir()}
+    assert "Weak" in (outputs["tables"] / "summary.md").read_text(encoding="utf-8")
+    names = {file.name for file in outputs["tables"].iterdir() if file.is_file()}
     assert names == {"summary.md", "prompts.csv", "examples.csv", "class_flow.csv", "self_influence.csv"}
-    assert (out["tables"] / "summary.md").read_text(encoding="utf-8") == out["summary"].read_text(encoding="utf-8")
-    (given["evidence"] / "evidence.json").unlink()
-    del given["benchmark"]
-    stage.run(**given, **out)
-    assert "No evidence was given" in out["report"].read_text(encoding="utf-8")
 
 
-def test_the_stage_keeps_the_page_and_its_tables_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    given = report_helpers.write(report_helpers.material(), tmp_path / "in")
-    stage.run(**given, **{name: tmp_path / name for name in ("report", "summary", "tables")})
+def test_what_was_not_made_is_said_with_the_reason(tmp_path: Path, outputs: dict[str, Path]) -> None:
+    inputs = report_helpers.write(report_helpers.material(), tmp_path / "in")
+    del inputs["evidence"]
+    write_json(inputs["benchmark"] / "absent.json", {"why": "switched off: evaluation.mmlu.enabled is false"})
+    run_stage(STAGE, inputs=inputs, outputs=outputs)
+    html = outputs["report"].read_text(encoding="utf-8")
+    assert "No evidence was given to this report" in html
+    assert "MMLU: switched off: evaluation.mmlu.enabled is false." in html
+
+
+def test_the_stage_keeps_the_page_and_its_tables_in_mlflow(tmp_path: Path, outputs: dict[str, Path]) -> None:
+    inputs = report_helpers.write(report_helpers.material(), tmp_path / "in")
+    run_stage(STAGE, inputs=inputs, outputs=outputs)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("whence").experiment_id])
     kept = {item.path for item in client.list_artifacts(run.info.run_id)}
@@ -47,17 +55,8 @@ def test_the_stage_keeps_the_page_and_its_tables_in_mlflow(tmp_path: Path, monke
     assert {"report/report.html", "report/summary.md", "report/self_influence.csv"} <= inside
 
 
-def test_evidence_of_other_scores_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_evidence_of_other_scores_is_refused(tmp_path: Path, outputs: dict[str, Path]) -> None:
     other = report_helpers.evidence().model_copy(update={"fingerprints": {"factors": "0" * 64}})
-    given = report_helpers.write(report_helpers.material(evidence=other), tmp_path / "in")
+    inputs = report_helpers.write(report_helpers.material(evidence=other), tmp_path / "in")
     with pytest.raises(DataError, match=r"is of another factors \(000000000000\.\.\.\) than the scores"):
-        stage.run(**given, **{name: tmp_path / name for name in ("report", "summary", "tables")})
-
-
-def test_scores_of_other_training_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    material = report_helpers.material()
-    given = report_helpers.write(replace(material, origin={**material.origin, "train_data": "0" * 64}), tmp_path / "in")
-    with pytest.raises(DataError, match="are of other training data"):
-        stage.run(**given, **{name: tmp_path / name for name in ("report", "summary", "tables")})
+        run_stage(STAGE, inputs=inputs, outputs=outputs)

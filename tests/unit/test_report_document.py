@@ -188,6 +188,13 @@ def test_what_was_not_measured_is_said_and_not_passed_over() -> None:
         assert words in text, words
 
 
+def test_why_something_was_not_measured_is_said_where_it_is_known() -> None:
+    reasons = {"evidence": "out of memory", "benchmark": "switched off: evaluation.mmlu.enabled is false"}
+    text = Reader(report(report_helpers.material(evidence=None, benchmark=None, absent=reasons)).html).text
+    assert "No evidence was given to this report (out of memory)" in text
+    assert "MMLU: switched off: evaluation.mmlu.enabled is false." in text
+
+
 @pytest.mark.parametrize("word", ["strong", "moderate", "weak", "none", "not measured"])
 def test_every_grade_has_its_words(word: str) -> None:
     html = report(report_helpers.material(evidence=report_helpers.evidence(word))).html

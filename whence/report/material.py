@@ -48,6 +48,7 @@ class Material:
         spectra: a row per module: ``module, layer, kind, size, ranks, values, effective_rank, ...``.
         pictures: PNG files of the spectra by name.
         benchmark: ``mmlu.json``: by model id.
+        absent: why ``evidence`` or ``benchmark`` was not made, where that is known.
     """
 
     config: Config
@@ -66,6 +67,7 @@ class Material:
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     evidence: Evidence | None = None
     benchmark: Mapping[str, Any] | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
     links: Links = Links()
 
     def __post_init__(self) -> None:

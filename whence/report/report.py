@@ -120,7 +120,7 @@ def _fixed(material: Material) -> tuple[dict[str, Any], list[str]]:
         "confidence": material.measured["confidence"],
         "benchmark": overview.benchmark(material),
         "benchmark_name": overview.benchmark_name(material),
-        "benchmark_enabled": config.evaluation.mmlu.enabled,
+        "absent": material.absent,
         "evidence": material.evidence,
         "links": material.links,
         "without_script": WITHOUT_SCRIPT,

@@ -64,6 +64,7 @@ def _material(work: Work, links: Links) -> Material:
         pictures={file.stem: file.read_bytes() for file in sorted(spectra.glob("*.png"))},
         evidence=None if evidence is None else read_evidence(evidence / artifacts.EVIDENCE_FILE, origin),
         benchmark=None if benchmark is None else read_json(benchmark / artifacts.MMLU_FILE),
+        absent=work.absent,
         links=links,
     )
 
