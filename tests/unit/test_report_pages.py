@@ -34,7 +34,9 @@ HISTORY = [
 
 def spectra_of(name: str, matrix: np.ndarray) -> str:
     pictures = {"all_layers": report_helpers.png(), f"{name}.lambda": report_helpers.png()}
-    table = report_helpers.spectra().assign(module=pd.Series([name] * 4, dtype=object))
+    table = report_helpers.spectra().assign(
+        module=pd.Series([f"{name}{end}" for end in ("", ".b", ".c", ".d")], dtype=object)
+    )
     return spectra_page(table, [Spectrum(name, matrix.astype(np.float32))], pictures, layer=2)
 
 
@@ -147,4 +149,4 @@ def test_many_modules_are_drawn_as_the_middle_one_of_each_kind() -> None:
 
 
 def test_light_and_dark_readers_are_both_served() -> None:
-    assert "prefers-color-scheme: dark" in loss_curve_page([])
+    assert "prefers-color-scheme: dark" in loss_curve_page([], {})

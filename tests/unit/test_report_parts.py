@@ -197,20 +197,20 @@ def test_an_answer_that_shares_no_word_with_an_example_gives_it_no_rank() -> Non
 def test_examples_are_often_helpful_by_the_lists_they_stand_in(material: Material) -> None:
     listed = material.influences.query("direction == 'helpful'")["example_id"].value_counts()
     found = data.often(material, "helpful")
-    assert [row.queries for row in found] == sorted(listed, reverse=True)[: len(found)]
-    assert all(listed[row.example_id] == row.queries for row in found)
+    assert found["queries"].tolist() == sorted(listed, reverse=True)[: len(found)]
+    assert found["queries"].tolist() == [listed[example_id] for example_id in found["example_id"]]
 
 
 def test_suspects_are_those_with_the_highest_self_influence(material: Material) -> None:
     found = data.suspects(material, 3)
-    assert [(row.rank, row.example_id, row.self_influence) for row in found] == [
+    assert list(zip(found["rank"], found["example_id"], found["self_influence"], strict=True)) == [
         (1, "train-011", 11.0), (2, "train-010", 10.0), (3, "train-009", 9.0)
     ]  # fmt: skip
 
 
 def test_the_file_of_suspects_holds_no_formula() -> None:
     made = report_helpers.material(texts=['=HYPERLINK("http://x")', "+1", "@x", "-1", 'quote " and, comma\nline'])
-    rows = list(csv.DictReader(io.StringIO(data.suspects_csv(data.suspects(made)))))
+    rows = list(csv.DictReader(io.StringIO(data.for_spreadsheets(data.suspects(made)))))
     assert len(rows) == 12
     assert not [row for row in rows if row["text"].startswith(("=", "+", "-", "@"))]
     assert any('quote " and, comma\nline' in row["text"] for row in rows)

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from whence.report.words import LONGEST_NAME, measured, number, percent, shortened, signed, visible
+from whence.report.words import LONGEST_NAME, bounds, measured, number, percent, shortened, signed, visible
 
 
 @cache
@@ -32,7 +32,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    made.globals |= {"number": number, "percent": percent, "signed": signed, "measured": measured,
+    made.globals |= {"number": number, "percent": percent, "signed": signed, "measured": measured, "bounds": bounds,
                      "name": lambda text: shortened(str(text), LONGEST_NAME)}  # fmt: skip
     return made
 

@@ -21,32 +21,6 @@ SHADES = 5
 
 
 @dataclass(frozen=True)
-class Often:
-    """An example that stands in the lists of many queries."""
-
-    example_id: str
-    text: str
-    label: str
-    queries: int
-    mean_z: float
-
-
-@dataclass(frozen=True)
-class Suspect:
-    """An example with high self-influence: the model had to learn it by itself.
-
-    ``flipped`` says whether its label is wrong, where the truth is known.
-    """
-
-    rank: int
-    example_id: str
-    text: str
-    label: str
-    self_influence: float
-    flipped: bool | None
-
-
-@dataclass(frozen=True)
 class Flow:
     """Mean z-score of the examples of a class (rows) on the queries with an answer of a class (columns).
 
@@ -66,41 +40,31 @@ class Flow:
         return round(float(np.sign(value)) * SHADES * (abs(value) / strongest) ** 0.5) if strongest > 0 else 0
 
 
-def often(material: Material, direction: str) -> list[Often]:
-    """The examples that are listed for the most queries, of one direction."""
+def often(material: Material, direction: str) -> pd.DataFrame:
+    """The examples that are listed for the most queries, of one direction: ``queries, mean_z`` and what they are."""
     listed = material.influences[material.influences["direction"] == direction]
-    counts = listed.groupby("example_id", sort=False)["z_score"].agg(["size", "mean"])
-    counts["strength"] = counts["mean"].abs()
-    counts = counts.sort_values(["size", "strength"], ascending=False, kind="stable").head(OFTEN_SHOWN)
-    return [
-        Often(str(example_id), *_shown(material, str(example_id)), int(row["size"]), float(row["mean"]))
-        for example_id, row in counts.iterrows()
-    ]
+    counts = listed.groupby("example_id", sort=False)["z_score"].agg(queries="size", mean_z="mean")
+    counts = counts.assign(strength=counts["mean_z"].abs())
+    counts = counts.sort_values(["queries", "strength"], ascending=False, kind="stable").head(OFTEN_SHOWN)
+    examples = _shown(material, [material.places[example_id] for example_id in counts.index])
+    return counts[["queries", "mean_z"]].reset_index(drop=True).join(examples)
 
 
-def suspects(material: Material, count: int = SUSPECTS_IN_FILE) -> list[Suspect]:
-    """The examples with the highest self-influence, highest first."""
+def suspects(material: Material, count: int = SUSPECTS_IN_FILE) -> pd.DataFrame:
+    """The examples with the highest self-influence, which the model had to learn by themselves, highest first.
+
+    Returns:
+        ``rank, self_influence, example_id, label, text``, and ``flipped``, whether the label is wrong, where the truth
+        is known; no row where self-influence was not computed.
+    """
     if material.self_influence is None:
-        return []
+        return pd.DataFrame()
     order = np.argsort(-material.self_influence, kind="stable")[:count]
-    flipped = None if material.train.truth is None else material.train.truth["flipped"].to_numpy(dtype=bool)
-    return [
-        Suspect(
-            rank,
-            material.examples[place].example_id,
-            *_shown(material, material.examples[place].example_id),
-            float(material.self_influence[place]),
-            None if flipped is None else bool(flipped[place]),
-        )
-        for rank, place in enumerate(order.tolist(), 1)
-    ]
-
-
-def suspects_csv(found: Sequence[Suspect]) -> str:
-    """The suspects as CSV; without the column ``flipped`` where the truth is not known."""
-    table = pd.DataFrame(found, dtype=object).dropna(axis="columns", how="all")  # texts that are no Unicode, too
-    columns = ("rank", "self_influence", "example_id", "label", "text", "flipped")
-    return for_spreadsheets(table[[column for column in columns if column in table]])
+    table = _shown(material, order.tolist())
+    table.insert(0, "rank", range(1, len(order) + 1))
+    table.insert(1, "self_influence", material.self_influence[order].astype(np.float64))
+    truth = material.train.truth
+    return table if truth is None else table.assign(flipped=truth["flipped"].to_numpy(dtype=bool)[order])
 
 
 def for_spreadsheets(table: pd.DataFrame) -> str:
@@ -141,13 +105,8 @@ def class_flow(material: Material) -> Flow | None:
 
 def flow_table(flow: Flow) -> pd.DataFrame:
     """The flow as a long table, to be kept with the run."""
-    return pd.DataFrame(
-        [
-            {"example_class": row, "answer": column, "mean_z_score": float(flow.values[i, j])}
-            for i, row in enumerate(flow.rows)
-            for j, column in enumerate(flow.columns)
-        ]
-    )
+    wide = pd.DataFrame(flow.values, columns=flow.columns).assign(example_class=flow.rows)
+    return wide.melt("example_class", var_name="answer", value_name="mean_z_score")
 
 
 def _classes(values: Sequence[str], order: Sequence[str], what: str) -> tuple[list[str], np.ndarray, str]:
@@ -164,7 +123,14 @@ def _classes(values: Sequence[str], order: Sequence[str], what: str) -> tuple[li
     return [*names, "all others"], codes, note
 
 
-def _shown(material: Material, example_id: str) -> tuple[str, str]:
-    place = material.places[example_id]
-    label = material.examples[place].label
-    return shortened(material.texts[place], EXCERPT), "" if label is None else str(label)
+def _shown(material: Material, places: Sequence[int]) -> pd.DataFrame:
+    """Examples as tables show them; of type object, because text of data need not be Unicode."""
+    examples = [material.examples[place] for place in places]
+    return pd.DataFrame(
+        {
+            "example_id": [example.example_id for example in examples],
+            "label": ["" if example.label is None else str(example.label) for example in examples],
+            "text": [shortened(material.texts[place], EXCERPT) for place in places],
+        },
+        dtype=object,
+    )

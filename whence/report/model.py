@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,14 +17,6 @@ MOST_BYTES = 1_000_000  # of pictures, so that they never crowd out the answers
 DECADES = 12  # of values below the largest that a logarithmic scale shows
 SHARES = (0.5, 0.9, 0.99)
 LAMBDA = "lambda, mean squared gradient"
-
-
-@dataclass(frozen=True)
-class ModuleNumbers:
-    """A module's spectrum in a few numbers, by what they are."""
-
-    module: str
-    numbers: dict[str, str]
 
 
 def training_figures(history: Sequence[Mapping[str, float]]) -> list[Figure]:
@@ -91,15 +82,12 @@ def module_figures(spectrum: Spectrum, heat_map: bytes) -> list[Figure]:
     return [figure for figure in found if figure.content]
 
 
-def spectra_numbers(spectra: pd.DataFrame) -> list[ModuleNumbers]:
-    """The spectra's numbers, a row per module."""
-    return [
-        ModuleNumbers(
-            str(row["module"]),
-            numbers_in_words(row["effective_rank"], row["top_1_percent_share"], row["condition_number"]),
-        )
-        for _, row in spectra.iterrows()
-    ]
+def spectra_numbers(spectra: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """The spectra's numbers by module."""
+    return {
+        str(row.module): numbers_in_words(row.effective_rank, row.top_1_percent_share, row.condition_number)
+        for row in spectra.itertuples()
+    }
 
 
 def numbers_in_words(effective_rank: float, top_1_percent_share: float, condition_number: float) -> dict[str, str]:

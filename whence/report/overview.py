@@ -10,8 +10,8 @@ from typing import Any
 
 from whence.data.dataset import DatasetInfo
 from whence.evaluation.comparison import PROMPTS
+from whence.evaluation.metrics import Interval
 from whence.report.material import Material
-from whence.report.words import percent
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -25,31 +25,14 @@ WILSON_Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A share with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def text(self) -> str:
-        return percent(self.value)
-
-    @property
-    def bounds(self) -> str:
-        return f"{100 * self.low:.1f} to {100 * self.high:.1f}".replace("-", "−")
-
-
-@dataclass(frozen=True)
 class Row:
     """A measure of both models; models that were not measured are None."""
 
     title: str
     over: str
-    base: Estimate | None
-    finetuned: Estimate | None
-    difference: Estimate | None
+    base: Interval | None
+    finetuned: Interval | None
+    difference: Interval | None
 
 
 def title(material: Material) -> str:
@@ -64,7 +47,7 @@ def measures(material: Material) -> list[Row]:
     rows = []
     for name, measured in material.measured["metrics"].items():
         count = counts.get(measured["over"], material.measured["eval_rows"])
-        found = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
+        found = {role: Interval(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
         over = f"{count:,} {measured['over']}"
         named = NAMES.get(name, name.replace("_", " "))
         rows.append(Row(named, over, found.get("base"), found.get("finetuned"), found.get("difference")))
@@ -144,10 +127,10 @@ def _last_part(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _wilson(share: float, count: int) -> Estimate:
+def _wilson(share: float, count: int) -> Interval:
     if not count:
-        return Estimate(share, 0.0, 1.0)
+        return Interval(share, 0.0, 1.0)
     squared = WILSON_Z**2
     centre = (share + squared / (2 * count)) / (1 + squared / count)
     margin = WILSON_Z * math.sqrt(share * (1 - share) / count + squared / (4 * count**2)) / (1 + squared / count)
-    return Estimate(share, max(0.0, centre - margin), min(1.0, centre + margin))
+    return Interval(share, max(0.0, centre - margin), min(1.0, centre + margin))

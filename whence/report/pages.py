@@ -11,7 +11,6 @@ from whence.influence.spectra import Spectrum
 from whence.report.base import render
 from whence.report.charts import Figure
 from whence.report.model import (
-    ModuleNumbers,
     module_figures,
     numbers_in_words,
     spectra_figures,
@@ -23,12 +22,12 @@ from whence.report.words import number
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: numbers by name, figures, and the spectra of modules in numbers."""
+    """A part of a page: numbers by name, figures, and the numbers of the spectra by module."""
 
     title: str
     numbers: Mapping[str, str] = field(default_factory=dict)
     figures: Sequence[Figure] = ()
-    spectra: Sequence[ModuleNumbers] = ()
+    spectra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     note: str = ""
 
 

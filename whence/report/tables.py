@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from whence.evaluation.metrics import Interval
 from whence.report import data, overview
 from whence.report.answers import DIRECTIONS, entries
 from whence.report.details import Details
 from whence.report.material import Material
-from whence.report.words import Piece, visible
+from whence.report.words import Piece, bounds, percent, visible
 
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|~])")
 
@@ -25,14 +25,13 @@ def write_tables(folder: Path, material: Material, left_out: Sequence[str] = ())
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.md").write_text(summary_text(material, left_out), encoding="utf-8")
     tables = {"prompts": prompt_table(material), "examples": example_table(material)}
-    flow, suspects = data.class_flow(material), data.suspects(material)
+    tables["self_influence"] = data.suspects(material)
+    flow = data.class_flow(material)
     if flow is not None:
         tables["class_flow"] = data.flow_table(flow)
-    files = {name: data.for_spreadsheets(table) for name, table in tables.items()}
-    if suspects:
-        files["self_influence"] = data.suspects_csv(suspects)
-    for name, content in files.items():
-        (folder / f"{name}.csv").write_text(content, encoding="utf-8")
+    for name, table in tables.items():
+        if len(table):
+            (folder / f"{name}.csv").write_text(data.for_spreadsheets(table), encoding="utf-8")
 
 
 def prompt_table(material: Material) -> pd.DataFrame:
@@ -40,9 +39,9 @@ def prompt_table(material: Material) -> pd.DataFrame:
     rows = []
     for entry in entries(material, Details(material)):
         row = {
-            "query_id": visible(entry.name),
-            "prompt": visible(entry.prompt),
-            "reference": None if entry.reference is None else visible(entry.reference),
+            "query_id": entry.name,
+            "prompt": entry.prompt,
+            "reference": entry.reference,
             "base_answer": _joined(entry.base),
             "finetuned_answer": _joined(entry.finetuned),
             "matches_reference": entry.matches,
@@ -60,26 +59,23 @@ def prompt_table(material: Material) -> pd.DataFrame:
 
 def example_table(material: Material) -> pd.DataFrame:
     """One row per listed example: in how many lists of each direction it stands, and its self-influence."""
-    counts: dict[str, Counter[str]] = {direction: Counter() for direction in DIRECTIONS}
-    for row in material.influences.itertuples():
-        counts[row.direction][row.example_id] += 1
-    listed = sorted(set().union(*counts.values()), key=material.places.__getitem__)
+    listed, own = material.influences, material.self_influence
+    counts = pd.crosstab(listed["example_id"], listed["direction"]).reindex(columns=list(DIRECTIONS), fill_value=0)
+    counts = counts.loc[sorted(counts.index, key=material.places.__getitem__)]
+    places = [material.places[example_id] for example_id in counts.index]
     return pd.DataFrame(
         {
-            "example_id": listed,
-            "helpful_to": [counts["helpful"][example_id] for example_id in listed],
-            "harmful_to": [counts["harmful"][example_id] for example_id in listed],
-            "label": [material.examples[material.places[example_id]].label for example_id in listed],
-            "self_influence": [
-                None if material.self_influence is None else float(material.self_influence[material.places[example_id]])
-                for example_id in listed
-            ],
+            "example_id": counts.index,
+            "helpful_to": counts["helpful"].to_numpy(),
+            "harmful_to": counts["harmful"].to_numpy(),
+            "label": [material.examples[place].label for place in places],
+            "self_influence": None if own is None else own[places],
         }
     )
 
 
 def _joined(pieces: list[Piece] | None) -> str | None:
-    return None if pieces is None else visible("".join(piece.text for piece in pieces))
+    return None if pieces is None else "".join(piece.text for piece in pieces)
 
 
 def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
@@ -113,8 +109,8 @@ def _table(rows: Sequence[overview.Row]) -> list[str]:
     return [*head, *(f"| {' | '.join(row)} |" for row in cells)]
 
 
-def _estimate(found: overview.Estimate | None) -> str:
-    return "" if found is None else f"{found.text} ({found.bounds})"
+def _estimate(found: Interval | None) -> str:
+    return "" if found is None else f"{percent(found.value)} ({bounds(found.low, found.high)})"
 
 
 def _plain(text: str) -> str:

@@ -94,6 +94,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %".replace("-", "−")
 
 
+def bounds(low: float, high: float) -> str:
+    """The interval of a share, in percent."""
+    return f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
+
+
 def signed(value: float) -> str:
     """Two decimals with a sign, as z-scores are written; what rounds to nothing has none."""
     text = f"{value:+.2f}".replace("-", "−")
