@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -35,7 +34,8 @@ MakeConfig = Callable[..., Config]
 @pytest.fixture
 def config(uri: str, make_config: MakeConfig, request: pytest.FixtureRequest) -> Config:
     name = f"m-{abs(hash(request.node.nodeid))}"
-    return make_config({"tracking.uri": uri, "tracking.registered_model": name, "tracking.retry_seconds": 1})
+    own = {"tracking.experiment": name, "tracking.registered_model": name}
+    return make_config({"tracking.uri": uri, "tracking.retry_seconds": 1, **own})
 
 
 @pytest.fixture
@@ -219,15 +219,14 @@ def test_a_second_promotion_waits_for_the_first_and_then_sees_that_it_is_stale(
 
 
 PROMOTER = """
-import sys, time
-from pathlib import Path
+import sys
 from whence.config_file import load_config
 from whence.errors import PromotionError
 from whence.tracking.registry import Registry
-config, number, start = sys.argv[1:]
-registry = Registry(load_config(config))
-candidate = registry.version(number)
-time.sleep(max(0.0, float(start) - time.time()))
+registry = Registry(load_config("config.yaml"))
+candidate = registry.version(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
 try:
     print("promoted" if registry.promote(candidate, over=None) else "already")
 except PromotionError as error:
@@ -238,16 +237,23 @@ except PromotionError as error:
 def promoters(config: Config, tmp_path: Path, numbers: list[str]) -> list[str]:
     """What processes say that promote at the same moment, all on the evidence that there is no champion."""
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    start = str(time.time() + 12)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROMOTER, "config.yaml", number, start],
+            [sys.executable, "-c", PROMOTER, number],
             cwd=tmp_path,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         for number in numbers
     ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
     return [process.communicate(timeout=120)[0] for process in processes]
 
 
