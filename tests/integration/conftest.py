@@ -18,6 +18,7 @@ import mlflow_server
 import pytest
 from absent import absent
 from mlflow import MlflowClient
+from packages import PackagesUnavailable
 from swift import Swift, SwiftUnavailable, running
 
 
@@ -27,7 +28,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
     try:
         with running(tmp_path_factory.mktemp("swift")) as server:
             yield server
-    except SwiftUnavailable as error:
+    except (PackagesUnavailable, SwiftUnavailable) as error:
         absent(f"an S3 server: {error}")
 
 

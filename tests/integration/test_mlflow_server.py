@@ -18,6 +18,7 @@ import requests
 from absent import absent
 from mlflow_image import Server
 from mlflow_stack import Stack, client_process, make_buckets
+from packages import PackagesUnavailable
 from swift import Swift
 
 ADMIN = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": "admin-password-1"}
@@ -79,7 +80,7 @@ def stack(swift: Swift) -> Iterator[Stack]:
             made = make_buckets(stack.programs, swift.environment)
             assert made.returncode == 0, made.stderr
             yield stack
-    except (postgres_server.PostgresUnavailable, mlflow_image.PackagesUnavailable) as error:
+    except (postgres_server.PostgresUnavailable, PackagesUnavailable) as error:
         absent(error)
 
 
