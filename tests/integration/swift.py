@@ -129,7 +129,7 @@ def running(folder: Path) -> Iterator[Swift]:
     programs = programs_of(f"swift-{VERSION}", f"swift=={VERSION}")
     servers = Servers(programs, folder)
     rings = [f"{name}={servers.ports[name]}" for name in STORAGE]
-    subprocess.run([programs / "python", "-c", RINGS, *rings], cwd=folder, check=True, capture_output=True, timeout=60)
+    subprocess.run([programs / "python", "-c", RINGS, *rings], cwd=folder, check=True, timeout=START_SECONDS)
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = whence-tests\n")
     try:
         for name, port in reversed(servers.ports.items()):  # the proxy last
