@@ -69,10 +69,8 @@ def test_a_run_is_found_in_the_bucket_as_it_is_on_disk(
     run = (tmp_path / "whence-output" / "latest").resolve()
     address = f"s3://{bucket.name}/runs/{run.name}"
     assert f"Stored at {address}: " in out
-    assert f"Stored at {address}: " in out
     assert bucket.contents(f"runs/{run.name}/") == contents(run)
     assert (run / "artifacts" / "first" / "page").read_text() == "<p>hello</p>"
-    assert [prompt.prompt for prompt in load_prompts(configs[0])] == ["Who built it?"]
     assert [prompt.prompt for prompt in load_prompts(configs[0])] == ["Who built it?"]
 
 
