@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from hypothesis import settings as hypothesis_settings
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from whence.config import Config
 from whence.config_file import parse_config
-from whence.models import train_tokenizer
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, which not every process of the tests needs
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 # The same cases on every machine, so that a failure is the change's and not the day's.
 hypothesis_settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -40,12 +40,17 @@ generation: {max_new_tokens: 8}
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with pad, start and end tokens (ids 0, 1, 2)."""
+    from whence.models import train_tokenizer
+
     return train_tokenizer(SENTENCES, vocabulary=360)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """A Llama with two layers of width 32 and weights so large that all context matters. Do not train it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     settings = LlamaConfig(
         vocab_size=len(tiny_tokenizer),
         hidden_size=32,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,9 @@ class Folder:
             self.command(*arguments), cwd=self.path, env=self.environment, capture_output=True, text=True
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start the command in a process group of its own."""
-        return subprocess.Popen(
+    def kill_once(self, reached: Callable[[], object], *arguments: str) -> None:
+        """Start the command, and kill it with all its processes as soon as ``reached`` is true."""
+        process = subprocess.Popen(
             self.command(*arguments),
             cwd=self.path,
             env=self.environment,
@@ -38,6 +41,13 @@ class Folder:
             text=True,
             start_new_session=True,
         )
+        deadline = time.monotonic() + 300
+        while not reached():
+            assert process.poll() is None, process.stdout.read() if process.stdout else ""
+            assert time.monotonic() < deadline, "not there after five minutes"
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def command(self, *arguments: str) -> list[str]:
         return [str(WHENCE), *arguments]
@@ -73,9 +83,3 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (folder.path / "printed.txt").write_text(finished.stdout, encoding="utf-8")
     return folder
-
-
-@pytest.fixture
-def workplace(tmp_path: Path) -> Folder:
-    """An empty folder."""
-    return Folder(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -9,8 +10,10 @@ from conftest import Folder
 from mlflow import MlflowClient
 from safetensors.numpy import load_file
 
+from whence.cli import main
+
 SMALL = [
-    "--set", "dataset.num_samples=160", "--set", "dataset.num_eval_samples=20", "--set", "training.num_train_epochs=2",
+    "--set", "dataset.num_samples=80", "--set", "dataset.num_eval_samples=20", "--set", "training.num_train_epochs=2",
     "--set", "evaluation.mmlu.enabled=false", "--set", "factors.batch_size=2", "--set", "scores.train_batch_size=2",
     "--set", "validation.measures=[planted, lds]", "--set", "validation.lds_subsets=4",
 ]  # fmt: skip
@@ -25,6 +28,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     finished = folder.whence("run", "--profile", "demo", *SMALL, "--set", "general.parallel_tasks=2")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return folder
+
+
+def stage(folder: Folder, *arguments: object) -> None:
+    """One stage alone, as its command does it, in this process."""
+    with contextlib.chdir(folder.path), pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    assert ended.value.code == 0
 
 
 def test_both_tasks_of_every_phase_work_and_all_stages_finish(shared: Folder) -> None:
@@ -43,11 +53,9 @@ def test_factors_and_scores_are_those_of_one_task(shared: Folder) -> None:
     prepared, factors, scores = shared.run / "artifacts" / "prepare", shared.path / "alone", shared.path / "scores"
     given = ["--config", prepared / "config", "--model", shared.artifact("train", "model")]
     given += ["--train-data", prepared / "train_data"]
-    fitted = shared.whence("fit-factors", *map(str, given), "--factors", str(factors))
-    assert fitted.returncode == 0, fitted.stdout + fitted.stderr
+    stage(shared, "fit-factors", *given, "--factors", factors)
     given += ["--generations", shared.artifact("generate", "generations"), "--factors", factors, "--scores", scores]
-    scored = shared.whence("score", *map(str, given))
-    assert scored.returncode == 0, scored.stdout + scored.stderr
+    stage(shared, "score", *given)
 
     merged = shared.artifact("merge-factors", "factors") / "factors_ekfac"
     for name in FACTORS:
@@ -64,15 +72,14 @@ def test_the_evidence_is_that_of_one_task(shared: Folder) -> None:
     assert [len(files) for files in shares] == [2, 2]
     names = {file.name for files in shares for file in files}
     prepared, evidence = shared.run / "artifacts" / "prepare", shared.path / "evidence"
-    finished = shared.whence(
-        "validate", "--config", str(prepared / "config"), "--base-model", str(prepared / "base_model"),
-        "--model", str(shared.artifact("train", "model")), "--train-data", str(prepared / "train_data"),
-        "--factors", str(shared.artifact("merge-factors", "factors")),
-        "--generations", str(shared.artifact("generate", "generations")),
-        "--scores", str(shared.artifact("merge-scores", "scores")),
-        "--evidence", str(evidence), "--summary", str(shared.path / "evidence.md"),
+    stage(
+        shared, "validate", "--config", prepared / "config", "--base-model", prepared / "base_model",
+        "--model", shared.artifact("train", "model"), "--train-data", prepared / "train_data",
+        "--factors", shared.artifact("merge-factors", "factors"),
+        "--generations", shared.artifact("generate", "generations"),
+        "--scores", shared.artifact("merge-scores", "scores"),
+        "--evidence", evidence, "--summary", shared.path / "evidence.md",
     )  # fmt: skip
-    assert finished.returncode == 0, finished.stdout + finished.stderr
     merged = shared.artifact("validate", "evidence")
     assert {file.name for file in (merged / "retrainings").iterdir()} == names
     ours, alone = (json.loads((folder / "evidence.json").read_text()) for folder in (merged, evidence))

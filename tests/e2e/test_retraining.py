@@ -6,10 +6,8 @@ One story in one folder, told in order: each test begins with the registry as th
 from __future__ import annotations
 
 import csv
-import os
+import json
 import random
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,8 @@ general: {max_length: 48, work_dir: .whence/work, device: cpu}
 models: {base: {name: "builtin:tiny-llama"}}
 dataset: {train_files: [train.csv], eval_files: [eval.csv], template: "{input} Class:"}
 prompts: {items: [{prompt: "A device with a lens. Class:", reference: Optics}]}
-training: {num_train_epochs: 4, per_device_train_batch_size: 16, learning_rate: 2e-3, dataloader_num_workers: 0}
+training: {num_train_epochs: 4, per_device_train_batch_size: 16, learning_rate: 2e-3, save_steps: 10,
+           dataloader_num_workers: 0}
 factors: {modules: [down_proj], layers: [0], batch_size: 32}
 scores: {top_k: 5, self_influence: false}
 generation: {max_new_tokens: 4}
@@ -89,8 +88,17 @@ def finished(story: Story) -> str:
     return " ".join(ended.stdout.split())
 
 
+def test_a_run_that_is_killed_while_training_goes_on_from_the_last_checkpoint(story: Story) -> None:
+    work = story.path / ".whence" / "work"
+    story.kill_once(lambda: list(work.glob("train-*/scratch/checkpoint-*/complete")), *RUN)
+    assert story.states() == {"prepare": "finished", "find_champion": "finished", "train": "started"}
+    (story.path / "printed.txt").write_text(finished(story), encoding="utf-8")
+    training = json.loads((story.artifact("train", "model") / "training.json").read_text())
+    assert training["resumed_from"] >= 10
+
+
 def test_the_first_model_is_promoted_over_the_base_model(story: Story) -> None:
-    printed = finished(story)
+    printed = (story.path / "printed.txt").read_text(encoding="utf-8")  # by the run that was resumed
     assert story.states() == dict.fromkeys({*BEFORE_GATE, *EXPLAINING, "promote"}, "finished")
     assert story.aliases() == {"champion": 1}
     assert story.versions() == [1]
@@ -126,14 +134,7 @@ def test_what_was_refused_is_not_trained_again(story: Story) -> None:
 
 def test_better_data_promote_also_after_a_kill_between_registering_and_promoting(story: Story) -> None:
     story.give("train.csv", 200, 4, list(WORDS))
-    process = story.start(*RUN)
-    deadline = time.monotonic() + 300
-    while story.versions() != [1, 2, 3]:
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < deadline, "nothing registered after five minutes"
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    story.kill_once(lambda: story.versions() == [1, 2, 3], *RUN)
     assert story.aliases() == {"champion": 1}
 
     finished(story)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ import boto3
 import mlflow_server
 import pytest
 from absent import absent
+from mlflow import MlflowClient
+from packages import PackagesUnavailable
 from swift import Swift, SwiftUnavailable, running
 
 
@@ -25,7 +28,7 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swift]:
     try:
         with running(tmp_path_factory.mktemp("swift")) as server:
             yield server
-    except SwiftUnavailable as error:
+    except (PackagesUnavailable, SwiftUnavailable) as error:
         absent(f"an S3 server: {error}")
 
 
@@ -74,9 +77,9 @@ def bucket(aws: Swift) -> Bucket:
     return Bucket(name, client)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mlflow_server.MlflowProcess]:
-    """A tracking server."""
+    """A tracking server, which the session's tests share: each has an experiment and a registered model of its own."""
     with mlflow_server.running(tmp_path_factory.mktemp("mlflow")) as process:
         yield process
 
@@ -90,10 +93,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables with nothing in them, which it takes a second to make."""
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
 @pytest.fixture(params=["sqlite", "server"])
 def uri(request: pytest.FixtureRequest, folder: Path) -> str:
     """Both kinds of tracking address: a sqlite file, and a server."""
     if request.param == "sqlite":
+        shutil.copyfile(request.getfixturevalue("empty_database"), folder / "mlflow.db")
         return f"sqlite:///{folder}/mlflow.db"
     process: mlflow_server.MlflowProcess = request.getfixturevalue("server")
     return process.uri

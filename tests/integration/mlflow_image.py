@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-from filelock import FileLock
+from packages import programs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRYPOINT = ROOT / "mlflow" / "entrypoint.sh"
@@ -23,34 +22,14 @@ REQUIREMENTS = ROOT / "mlflow" / "requirements.txt"
 START_SECONDS = 120
 
 
-class PackagesUnavailable(Exception):
-    """The pinned packages cannot be installed here."""
-
-
 def install() -> Path:
     """The folder of programs with exactly the pinned packages, as the Dockerfile installs them; made once.
 
     Raises:
-        PackagesUnavailable: pip cannot install them.
+        PackagesUnavailable: they cannot be installed.
     """
     digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    cache = ROOT / ".cache"
-    home = cache / f"mlflow-{digest}"
-    cache.mkdir(exist_ok=True)
-    with FileLock(cache / "mlflow.lock"):
-        if not (home / ".complete").exists():
-            pip = str(home / "bin" / "pip")
-            commands = [
-                [sys.executable, "-m", "venv", "--clear", str(home)],
-                [pip, "install", "--quiet", "--no-deps", "--no-compile", "-r", str(REQUIREMENTS)],
-                [pip, "check"],
-            ]
-            for command in commands:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-                if done.returncode:
-                    raise PackagesUnavailable(f"{' '.join(command[:2])}: {(done.stdout + done.stderr).strip()[-500:]}")
-            (home / ".complete").touch()
-    return home / "bin"
+    return programs_of(f"mlflow-{digest}", "--no-deps", "-r", str(REQUIREMENTS))
 
 
 def environment(programs: Path, folder: Path, settings: Mapping[str, str]) -> dict[str, str]:

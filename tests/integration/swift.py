@@ -9,7 +9,6 @@ from __future__ import annotations
 import getpass
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,20 +16,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from packages import programs_of
 
 VERSION = "2.38.3"
-CACHE = Path(__file__).resolve().parents[2] / ".cache"
+START_SECONDS = 120
 ACCESS_KEY, SECRET_KEY, REGION = "test:tester", "testing", "us-east-1"
 PIPELINE = (
     "catch_errors healthcheck proxy-logging cache listing_formats bulk s3api tempauth slo dlo versioned_writes symlink "
     "proxy-logging proxy-server"
 )
 STORAGE = ("account", "container", "object")
+# swift-ring-builder does the same in nine processes.
+RINGS = """
+import sys
+from swift.common.ring import RingBuilder
+for name, port in (argument.split("=") for argument in sys.argv[1:]):
+    builder = RingBuilder(6, 1, 1)
+    builder.add_dev({"region": 1, "zone": 1, "ip": "127.0.0.1", "port": int(port), "device": "d1", "weight": 1})
+    builder.rebalance()
+    builder.get_ring().save(f"{name}.ring.gz")
+"""
 
 
 class SwiftUnavailable(Exception):
-    """Swift cannot be installed here (no package index), or does not start."""
+    """Swift does not start here."""
 
 
 class Servers:
@@ -109,39 +118,18 @@ class Swift:
             self.servers.wait()
 
 
-def install() -> Path:
-    """The folder of Swift's programs, installed on first use.
-
-    Raises:
-        SwiftUnavailable: pip cannot install it.
-    """
-    home = CACHE / f"swift-{VERSION}"
-    CACHE.mkdir(exist_ok=True)
-    with FileLock(CACHE / "swift.lock"):
-        if not (home / ".complete").exists():
-            commands = [
-                [sys.executable, "-m", "venv", "--clear", str(home)],
-                [str(home / "bin" / "pip"), "install", "--quiet", f"swift=={VERSION}"],
-            ]
-            for command in commands:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-                if done.returncode:
-                    raise SwiftUnavailable(f"{' '.join(command[-2:])}: {done.stderr.strip()[-300:]}")
-            (home / ".complete").touch()
-    return home / "bin"
-
-
 @contextmanager
 def running(folder: Path) -> Iterator[Swift]:
     """Swift with its data under ``folder`` for as long as the block lasts.
 
     Raises:
-        SwiftUnavailable: it cannot be installed or does not answer within 30 seconds.
+        PackagesUnavailable: it cannot be installed.
+        SwiftUnavailable: it does not answer within two minutes.
     """
-    programs = install()
+    programs = programs_of(f"swift-{VERSION}", f"swift=={VERSION}")
     servers = Servers(programs, folder)
-    for name in STORAGE:
-        _ring(programs, folder, name, servers.ports[name])
+    rings = [f"{name}={servers.ports[name]}" for name in STORAGE]
+    subprocess.run([programs / "python", "-c", RINGS, *rings], cwd=folder, check=True, timeout=START_SECONDS)
     (folder / "swift.conf").write_text("[swift-hash]\nswift_hash_path_suffix = whence-tests\n")
     try:
         for name, port in reversed(servers.ports.items()):  # the proxy last
@@ -152,13 +140,6 @@ def running(folder: Path) -> Iterator[Swift]:
         yield Swift(f"http://127.0.0.1:{servers.ports['proxy']}", servers)
     finally:
         servers.stop()
-
-
-def _ring(programs: Path, folder: Path, name: str, port: int) -> None:
-    builder = folder / f"{name}.builder"
-    for arguments in (["create", "6", "1", "1"], ["add", f"r1z1-127.0.0.1:{port}/d1", "1"], ["rebalance"]):
-        command = [str(programs / "python"), str(programs / "swift-ring-builder"), str(builder), *arguments]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
 
 
 def _common(folder: Path, port: int) -> str:
@@ -200,7 +181,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait(ports: dict[str, int], processes: list[subprocess.Popen[bytes]], log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if any(process.poll() is not None for process in processes):
             break

@@ -6,33 +6,45 @@ import hashlib
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import Bucket
+from pipeline_helpers import STAGES, two_stage_pipeline
 from rich.console import Console
 from swift import Swift
 
 from whence.cli import main
+from whence.config import Config
+from whence.data.prompts import load_prompts
 from whence.errors import StorageError
+from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.local.artifact_root import ArtifactRoot
 from whence.pipelines.local.run import RunFailed
 
-WHENCE = Path(sys.executable).with_name("whence")
 SETTINGS = {
     "models": {"base": {"name": "builtin:tiny-llama"}},
-    "dataset": {"name": "builtin:demo", "num_samples": 160, "num_eval_samples": 20},
+    "dataset": {"name": "builtin:demo"},
     "prompts": {"path": "prompts.json"},
-    "general": {"max_length": 64, "device": "cpu"},
-    "training": {"num_train_epochs": 1},
     "generation": {"max_new_tokens": 4},
-    "evaluation": {"mmlu": {"enabled": False}},
 }
 
+Whence = Callable[..., tuple[int, str, str]]
 
-def whence(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(WHENCE), *arguments], cwd=folder, capture_output=True, text=True)
+
+@pytest.fixture
+def whence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Whence:
+    """Run the command in an empty folder; its exit code and what it printed, the errors apart."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return call
 
 
 def put_settings(bucket: Bucket) -> str:
@@ -46,16 +58,20 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_a_run_is_found_in_the_bucket_as_it_is_on_disk(bucket: Bucket, tmp_path: Path) -> None:
-    finished = whence(tmp_path, "run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs/")
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+def test_a_run_is_found_in_the_bucket_as_it_is_on_disk(
+    bucket: Bucket, whence: Whence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[Config] = []
+    monkeypatch.setattr(PipelineKind, "build", lambda _, config: configs.append(config) or two_stage_pipeline())
+    monkeypatch.setattr(PipelineKind, "stages", STAGES)
+    code, out, err = whence("run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs/")
+    assert code == 0, out + err
     run = (tmp_path / "whence-output" / "latest").resolve()
     address = f"s3://{bucket.name}/runs/{run.name}"
-    assert f"Stored at {address}: " in finished.stdout
+    assert f"Stored at {address}: " in out
     assert bucket.contents(f"runs/{run.name}/") == contents(run)
-    config = yaml.safe_load((run / "artifacts" / "prepare" / "base_model" / "lineage" / "config.yaml").read_text())
-    assert [prompt["prompt"] for prompt in config["prompts"]["items"]] == ["Who built it?"]
-    assert (run / "artifacts" / "score" / "scores" / "scores.safetensors").stat().st_size > 0
+    assert (run / "artifacts" / "first" / "page").read_text() == "<p>hello</p>"
+    assert [prompt.prompt for prompt in load_prompts(configs[0])] == ["Who built it?"]
 
 
 @pytest.fixture
@@ -68,16 +84,14 @@ def left(tmp_path: Path) -> Path:
 
 
 def test_a_failed_run_is_in_the_bucket_with_its_log(
-    bucket: Bucket, left: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    bucket: Bucket, whence: Whence, left: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise RunFailed("train failed: no memory", left)
 
     monkeypatch.setattr("whence.pipelines.local.run.run_locally", fail)
-    with pytest.raises(SystemExit) as ended:
-        main(["run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs"])
-    assert ended.value.code == 1
-    printed = capsys.readouterr().err
+    code, _, printed = whence("run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs")
+    assert code == 1
     assert "train failed: no memory" in printed
     assert f"What it left is stored at s3://{bucket.name}/runs/{left.name}" in printed
     assert bucket.contents(f"runs/{left.name}/") == contents(left)
@@ -100,10 +114,16 @@ def test_a_finished_run_that_cannot_be_stored_can_be_stored_later(bucket: Bucket
     [("testing", "nobody-made-this", "no such bucket"), ("wrong", "any", "AWS_SECRET_ACCESS_KEY is not the secret")],
 )
 def test_a_place_that_cannot_be_written_is_told_before_the_work(
-    aws: Swift, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str, name: str, words: str
+    aws: Swift,
+    whence: Whence,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    secret: str,
+    name: str,
+    words: str,
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-    refused = whence(tmp_path, "run", "--artifact-root", f"s3://{name}/runs")
-    assert refused.returncode == 1
-    assert words in refused.stderr
+    code, _, printed = whence("run", "--artifact-root", f"s3://{name}/runs")
+    assert code == 1
+    assert words in printed
     assert not (tmp_path / "whence-output").exists()

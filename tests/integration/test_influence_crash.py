@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from influence_jobs import PAD, Job, make_examples, make_llama, settings
+from influence_jobs import PAD, make_examples, make_llama, settings
+from jobs import Job
 from safetensors.torch import load_file, save_file
 
 from whence.influence.factors import fit_factors

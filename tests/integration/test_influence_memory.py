@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from influence_jobs import PAD, Job, make_examples, make_llama, settings
+from influence_jobs import PAD, make_examples, make_llama, settings
+from jobs import Job
 from transformers import LlamaForCausalLM
 
 from whence.config import Config

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from data_helpers import one_example
+from jobs import Job
 from mlflow import MlflowClient
 
 from whence.config import Config
@@ -35,7 +32,8 @@ MakeConfig = Callable[..., Config]
 @pytest.fixture
 def config(uri: str, make_config: MakeConfig, request: pytest.FixtureRequest) -> Config:
     name = f"m-{abs(hash(request.node.nodeid))}"
-    return make_config({"tracking.uri": uri, "tracking.registered_model": name, "tracking.retry_seconds": 1})
+    own = {"tracking.experiment": name, "tracking.registered_model": name}
+    return make_config({"tracking.uri": uri, "tracking.retry_seconds": 1, **own})
 
 
 @pytest.fixture
@@ -218,69 +216,52 @@ def test_a_second_promotion_waits_for_the_first_and_then_sees_that_it_is_stale(
     assert Registry(config).aliases() == Aliases("1", None)
 
 
-PROMOTER = """
-import sys, time
-from pathlib import Path
-from whence.config_file import load_config
-from whence.errors import PromotionError
-from whence.tracking.registry import Registry
-config, number, start = sys.argv[1:]
-registry = Registry(load_config(config))
-candidate = registry.version(number)
-time.sleep(max(0.0, float(start) - time.time()))
-try:
-    print("promoted" if registry.promote(candidate, over=None) else "already")
-except PromotionError as error:
-    print("refused", error)
-"""
+def promote(connection: Connection, config: Config, number: str) -> None:
+    """At a word, promote a version on the evidence that there is no champion; sends what came of it."""
+    registry = Registry(config)
+    candidate = registry.version(number)
+    connection.send("ready")
+    connection.recv()
+    try:
+        connection.send("promoted" if registry.promote(candidate, over=None) else "already")
+    except PromotionError as error:
+        connection.send(f"refused {error}")
 
 
-def promoters(config: Config, tmp_path: Path, numbers: list[str]) -> list[str]:
-    """What processes say that promote at the same moment, all on the evidence that there is no champion."""
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    start = str(time.time() + 12)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROMOTER, "config.yaml", number, start],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in numbers
-    ]
-    return [process.communicate(timeout=120)[0] for process in processes]
+def promoted_at_once(config: Config, numbers: Sequence[str]) -> list[str]:
+    """What processes say that promote these versions at the same moment."""
+    jobs = [Job(promote, config, number) for number in numbers]
+    assert [job.receive() for job in jobs] == ["ready"] * len(jobs)
+    for job in jobs:
+        job.connection.send("go")
+    said = [job.receive() for job in jobs]
+    assert [job.join() for job in jobs] == [0] * len(jobs)
+    return said
 
 
 def test_of_several_that_promote_at_the_same_moment_on_the_same_evidence_one_does(
-    config: Config, versions: list[Version], tmp_path: Path
+    config: Config, versions: list[Version]
 ) -> None:
-    said = promoters(config, tmp_path, ["1", "2", "3"])
+    said = promoted_at_once(config, "123")
     assert sorted(words.split()[0] for words in said) == ["promoted", "refused", "refused"]
     winner = next(number for number, words in zip("123", said, strict=True) if words.startswith("promoted"))
     assert Registry(config).aliases() == Aliases(winner, None)
     assert all("The comparison is stale" in words for words in said if words.startswith("refused"))
 
 
-HOLDER = """
-import os, sys, time
-from whence.config_file import load_config
-from whence.tracking.registry import Registry
-registry = Registry(load_config("config.yaml"))
-with registry._locked():
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def hold(connection: Connection, config: Config) -> None:
+    """Take the lock and keep it."""
+    with Registry(config)._locked():
+        connection.send("held")
+        connection.recv()
 
 
 def test_the_lock_of_a_killed_promotion_is_taken_over(
-    config: Config, versions: list[Version], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Config, versions: list[Version], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
+    holder = Job(hold, config)
+    assert holder.receive() == "held"
+    assert holder.kill()
     monkeypatch.setattr(registry_module, "ABANDONED_SECONDS", 1.0)
     assert Registry(config).promote(versions[0], over=None)
     assert Registry(config).aliases() == Aliases("1", None)

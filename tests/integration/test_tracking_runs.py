@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import mlflow.artifacts
 import pandas as pd
 import pytest
+from jobs import Job
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow_server import MlflowProcess
@@ -147,23 +149,22 @@ def test_the_stages_of_a_pipeline_share_one_parent_and_its_state_follows_theirs(
     assert len([run for run in runs_of(client, config) if run.data.tags["whence.stage"] == "pipeline"]) == 2
 
 
+def log_steps(connection: Connection, config: Config, stage: str, folder: Path) -> None:
+    """A stage of a pipeline; sends what it printed to the error stream."""
+    os.chdir(folder)
+    os.environ["KFP_RUN_ID"] = "pipeline-1"
+    with contextlib.redirect_stderr(io.StringIO()) as errors, stage_run(config, stage) as run:
+        for step in range(20):
+            run.log_metrics({"loss": step}, step=step)
+    connection.send(errors.getvalue())
+
+
 def test_stages_that_start_at_once_end_up_under_one_parent(config: Config, client: MlflowClient, folder: Path) -> None:
-    (folder / "config.yaml").write_text(config.to_yaml())
-    code = (
-        "import sys; from whence.config_file import load_config; from whence.tracking import stage_run\n"
-        "with stage_run(load_config('config.yaml'), sys.argv[1]) as run:\n"
-        "    for step in range(20): run.log_metrics({'loss': step}, step=step)"
-    )
-    environment = os.environ | {"KFP_RUN_ID": "pipeline-1"}
     stages = ["fit_factors", "generate", "mmlu", "inspect"]
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, stage], env=environment, stderr=subprocess.PIPE, text=True)
-        for stage in stages
-    ]
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-        assert errors == "", "nothing had to be retried or kept on disk"
+    jobs = [Job(log_steps, config, stage, folder) for stage in stages]
+    for job in jobs:
+        assert job.receive() == "", "nothing had to be retried or kept on disk"
+        assert job.join() == 0
     runs = runs_of(client, config)
     parent = only(runs, "pipeline")
     assert {only(runs, stage).data.tags["mlflow.parentRunId"] for stage in stages} == {parent.info.run_id}

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -72,7 +72,6 @@ ANSWER = TEXT.map(lambda text: " ".join(text.split())).filter(bool)
 SHORT_ANSWER = ANSWER.map(lambda text: text[:10].strip()).filter(bool)  # its bytes leave room for the question
 
 
-@settings(deadline=None, max_examples=150)
 @given(text=TEXT, answer=ANSWER, max_length=st.integers(40, 400))
 def test_whatever_the_text_the_answer_is_whole_the_length_holds_and_only_the_answer_counts(
     tokenizer: PreTrainedTokenizerBase, text: str, answer: str, max_length: int
@@ -96,7 +95,6 @@ def test_whatever_the_text_the_answer_is_whole_the_length_holds_and_only_the_ans
     )
 
 
-@settings(deadline=None, max_examples=150)
 @given(text=st.text("abc é漢.", min_size=200, max_size=300), answer=ANSWER)
 def test_a_cut_prompt_keeps_its_beginning_and_the_whole_question(
     lossless: PreTrainedTokenizerBase, text: str, answer: str
@@ -111,7 +109,6 @@ def test_a_cut_prompt_keeps_its_beginning_and_the_whole_question(
     assert len(kept) > 5
 
 
-@settings(deadline=None, max_examples=150)
 @given(text=TEXT, answer=ANSWER)
 def test_the_token_ids_are_those_of_the_text_with_its_answer_tokenized_as_one(
     lossless: PreTrainedTokenizerBase, text: str, answer: str
@@ -120,7 +117,6 @@ def test_the_token_ids_are_those_of_the_text_with_its_answer_tokenized_as_one(
     assert encode(lossless, text + TAIL, answer, 100_000).input_ids == [*joint, lossless.eos_token_id]
 
 
-@settings(deadline=None, max_examples=100)
 @given(text=TEXT, answer=SHORT_ANSWER, max_length=st.integers(100, 300))
 def test_an_example_begins_with_the_very_tokens_the_model_is_asked_with(
     tokenizer: PreTrainedTokenizerBase, text: str, answer: str, max_length: int
@@ -132,7 +128,6 @@ def test_an_example_begins_with_the_very_tokens_the_model_is_asked_with(
     assert len(example.input_ids) == len(asked) + answer_length
 
 
-@settings(deadline=None, max_examples=150)
 @given(text=TEXT, answer=ANSWER, max_length=st.integers(40, 400))
 def test_the_texts_of_the_tokens_are_together_the_prompt_and_its_answer_without_what_was_cut(
     tokenizer: PreTrainedTokenizerBase, text: str, answer: str, max_length: int

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pipeline_helpers
 import psutil
 import pytest
 from pipeline_helpers import STAGES, two_stage_pipeline
@@ -101,7 +102,7 @@ def test_a_terminated_run_leaves_no_stage_behind(tmp_path: Path) -> None:
         "from pipeline_helpers import STAGES, two_stage_pipeline\nfrom whence.pipelines.local.run import run_locally\n"
         f"run_locally(two_stage_pipeline('hang'), STAGES, Path({str(tmp_path)!r}), Console())\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(Path(pipeline_helpers.__file__).parent)}
     process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
     log = tmp_path / "latest" / "run.log"
     wait_until(lambda: log.exists() and "in second:" in log.read_text())
