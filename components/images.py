@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from kfp import dsl
-
 from whence import __version__
 from whence.errors import PipelineError
 from whence.stages import stage
@@ -40,4 +38,6 @@ def component(function: Callable[..., Any]) -> Any:
     The function is what Kubeflow executes, and every byte of it is kept several times in each task's Workflow object,
     so it has no docstring, and its body is one call; what inputs and outputs are stands in the stage's declaration.
     """
+    from kfp import dsl  # half a second, which commands that only need an image's name do not pay
+
     return dsl.component(function, base_image=image(stage(function.__name__).image), install_kfp_package=False)

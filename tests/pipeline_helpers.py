@@ -35,7 +35,13 @@ def second(page: dsl.Input[dsl.HTML], mode: str) -> None:
     if mode == "die":
         os._exit(9)
     if mode == "hang":
-        time.sleep(120)
+        try:
+            for line in range(600):
+                print("training", line)
+                time.sleep(0.2)
+        except BaseException as error:  # as the stage runner does
+            emit("second", "failed", message=type(error).__name__)
+            raise
     emit("second", "finished", seconds=0.2, metrics={})
 
 
@@ -47,3 +53,14 @@ def two_stage_pipeline(mode: str = "pass") -> GraphComponent:
         second(page=first().outputs["page"], mode=mode)
 
     return pipeline
+
+
+if __name__ == "__main__":  # `whence run` of a pipeline that hangs, into the given folder
+    import sys
+
+    from whence.cli import main
+    from whence.pipelines.graphs.catalog import PipelineKind
+
+    PipelineKind.build = lambda kind, config: two_stage_pipeline("hang")
+    PipelineKind.stages = STAGES
+    main(["run", "--artifact-root", sys.argv[1]])

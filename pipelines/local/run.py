@@ -20,23 +20,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 import psutil
 from kfp import local
 from kfp.dsl.graph_component import GraphComponent
 from rich.console import Console
-from rich.live import Live
 
 from whence.environment import environment
 from whence.errors import PipelineError
 from whence.files import point
 from whence.pipelines.graphs.placement import RUN_ID_VARIABLE
-from whence.pipelines.local.board import Board, EventFile, StageState, format_seconds
+from whence.pipelines.local.board import Board, EventFile, show
 
 EVENTS_VARIABLE = "WHENCE_EVENTS"
 POLL_SECONDS = 0.2
-PLAIN_PROGRESS_SECONDS = 15.0
 LAST_LINES = 12
 STOP_SECONDS = 10.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -75,7 +73,7 @@ class LocalRun:
 def run_locally(
     pipeline: GraphComponent, stages: Sequence[str], artifact_root: Path, console: Console, verbose: bool = False
 ) -> LocalRun:
-    """Run ``pipeline`` with the defaults of its form and show its progress on ``console``.
+    """Run ``pipeline`` with the defaults of its form and show its progress on ``console``; from the main thread.
 
     Args:
         stages: names of the stages as their events have them, in the order they are shown.
@@ -88,29 +86,24 @@ def run_locally(
         KeyboardInterrupt: the run was interrupted or asked to terminate; its processes are ended first.
     """
     run = _new_run(artifact_root, Board(stages))
+    inherited = {RUN_ID_VARIABLE: run.run_id, EVENTS_VARIABLE: str(run.events), "PYTHONUNBUFFERED": "1"}
     with open(run.log, "w", encoding="utf-8", buffering=1) as file:
         log = RunLog(file, run.board.show_line, echo=sys.stdout if verbose else None)
-        with environment(_inherited(run)), _terminate_like_interrupt(), _watched(run, console, verbose):
-            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(run.folder))
-            try:
+        try:
+            with environment(inherited), _interruptible(run.board), _watched(run, console, live=not verbose):
+                local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(run.folder))
                 with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # images of ours have no "python" in their name
                     pipeline()
-            except KeyboardInterrupt:
-                _end_children()
-                raise
-            except Exception as error:
-                failure: Exception | None = error
-            else:
-                failure = None
-    _name_artifacts(run, pipeline.name)
-    if failure is not None:
-        raise RunFailed(_explain(run, log, failure), run.folder) from failure
+        except Exception as error:
+            raise RunFailed(_explain(run, log, error), run.folder) from error
+        finally:
+            _name_artifacts(run, str(pipeline.name))
     return run
 
 
 class RunLog(io.TextIOBase):
-    """Stands in for stdout while kfp runs: a file, the last lines, and whoever wants every line as it comes."""
+    """What stdout is while kfp runs: a file, its last lines, and a call for every line as it comes."""
 
     def __init__(self, file: TextIO, on_line: Callable[[str], None], echo: TextIO | None = None) -> None:
         self._file, self._on_line, self._echo = file, on_line, echo
@@ -130,64 +123,65 @@ class RunLog(io.TextIOBase):
         self._file.flush()
 
 
-class _PlainView:
-    """For logs and pipes: a line when a stage starts or ends, and now and then its progress."""
-
-    def __init__(self, board: Board, console: Console) -> None:
-        self._board, self._console = board, console
-        self._next_progress = 0.0
-
-    def changed(self, stage: StageState) -> None:
-        seconds = "" if stage.seconds is None else f" in {stage.seconds:.1f} s"
-        summary = f": {stage.summary()}" if stage.summary() else ""
-        self._print(f"{stage.name} {stage.state}{seconds}{summary}")
-        self._next_progress = time.time() + PLAIN_PROGRESS_SECONDS
-
-    def tick(self) -> None:
-        stage = self._board.running()
-        if stage is not None and stage.progress and time.time() >= self._next_progress:
-            self._print(f"{stage.name}: {stage.progress}")
-            self._next_progress = time.time() + PLAIN_PROGRESS_SECONDS
-
-    def _print(self, text: str) -> None:
-        elapsed = format_seconds(time.time() - self._board.began)
-        self._console.print(f"[{elapsed:>5}] {text}", markup=False, highlight=False, soft_wrap=True)
-
-
 @contextlib.contextmanager
-def _watched(run: LocalRun, console: Console, verbose: bool) -> Iterator[None]:
-    """Keep the board up to date with the events while the pipeline runs, and show it."""
-    live = console.is_terminal and not verbose
-    view = None if live else _PlainView(run.board, console)
-    events, ended = EventFile(run.events), threading.Event()
+def _watched(run: LocalRun, console: Console, live: bool) -> Iterator[None]:
+    """Keep the board up to date with the events while the pipeline runs, and show it.
 
-    def poll() -> None:
-        for event in events.read_new():
-            stage = run.board.apply(event)
-            if view is not None:
-                view.changed(stage)
-        if view is not None:
-            view.tick()
+    After an interruption no process is left, nor one that kfp starts meanwhile for what still waited.
+    """
+    events, ended = EventFile(run.events), threading.Event()
 
     def watch() -> None:
         while not ended.wait(POLL_SECONDS):
-            poll()
+            if run.board.closed:
+                _signal(psutil.Process().children(recursive=True), signal.SIGTERM)
+            run.board.read(events)
 
     watcher = threading.Thread(target=watch, name="events", daemon=True)
-    screen = (
-        Live(run.board, console=console, redirect_stdout=False, redirect_stderr=False, transient=True)
-        if live
-        else contextlib.nullcontext()
-    )
-    with screen:
+    with show(run.board, console, live):
         watcher.start()
         try:
             yield
         finally:
+            if run.board.closed:
+                _end_children()
             ended.set()
             watcher.join()
-            poll()
+            run.board.read(events)
             run.board.close()
+
+
+@contextlib.contextmanager
+def _interruptible(board: Board) -> Iterator[None]:
+    """Ctrl-C and SIGTERM close the board before anything else: what stages say that are cut off is no failure.
+
+    Once is enough: while the stages end, further signals change nothing.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not board.closed:
+            board.close()
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_children() -> None:
+    children = psutil.Process().children(recursive=True)
+    _signal(children, signal.SIGTERM)
+    _, alive = psutil.wait_procs(children, timeout=STOP_SECONDS)
+    _signal(alive, signal.SIGKILL)
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _new_run(artifact_root: Path, board: Board) -> LocalRun:
@@ -199,39 +193,6 @@ def _new_run(artifact_root: Path, board: Board) -> LocalRun:
     except OSError as error:
         raise PipelineError(f"--artifact-root {artifact_root}: cannot write there: {error.strerror}") from error
     return LocalRun(run_id, folder, board)
-
-
-def _inherited(run: LocalRun) -> dict[str, str]:
-    """What the stages' processes inherit."""
-    return {RUN_ID_VARIABLE: run.run_id, EVENTS_VARIABLE: str(run.events), "PYTHONUNBUFFERED": "1"}
-
-
-@contextlib.contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that no stage outlives its run."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _end_children() -> None:
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
-    _, alive = psutil.wait_procs(children, timeout=STOP_SECONDS)
-    for child in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
 
 
 def _name_artifacts(run: LocalRun, pipeline: str) -> None:
@@ -253,10 +214,10 @@ def _name_artifacts(run: LocalRun, pipeline: str) -> None:
 
 def _explain(run: LocalRun, log: RunLog, error: Exception) -> str:
     """The failing stage's own message; what it printed last when it had no time for one."""
-    failed = run.board.failed()
+    failed = run.board.first("failed")
     if failed is not None:
         return f"{failed.name} failed: {failed.message}\nThe whole log: {run.log}"
-    stopped = next((stage for stage in run.board.stages.values() if stage.state == "stopped"), None)
+    stopped = run.board.first("stopped")
     what = f"{stopped.name} ended without a message, killed perhaps" if stopped else ANSI.sub("", str(error))
     last = "\n".join(f"  {line}" for line in log.last_lines)
     return f"{what}\nThe last lines of the log:\n{last}\nThe whole log: {run.log}"

@@ -14,11 +14,11 @@ from rich.table import Table
 
 from whence.config import Config
 from whence.pipelines.local.board import format_number
-from whence.pipelines.local.evidence_table import print_evidence
 from whence.pipelines.local.run import LocalRun
 from whence.running.artifacts import ANSWERS_FILE, COMPARISON_FILE, EVIDENCE_FILE
 from whence.tracking.address import Address
-from whence.validation.evidence import Evidence
+from whence.validation.evidence import METHOD_NAMES, METHODS, Evidence
+from whence.validation.summary import wide_rows
 
 PAGES = {
     "The report": "report/report",
@@ -49,6 +49,23 @@ def print_result(console: Console, result: LocalRun, config: Config) -> None:
         console.print()
         print_evidence(console, Evidence.read(evidence))
     _print_places(console, result, config)
+
+
+def print_evidence(console: Console, evidence: Evidence) -> None:
+    """A row per measure, influence beside the baselines; what could not be measured; the grade with its sentence."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("Evidence")
+    for method in METHODS:
+        table.add_column(METHOD_NAMES[method], justify="right")
+    for row in wide_rows(evidence):
+        table.add_row(*map(escape, row))
+    if table.row_count:
+        console.print(table)
+    asked = evidence.settings.get("measures", [])
+    for missing in evidence.not_measured:
+        if missing.name in asked:
+            console.print(f"{missing.name} was not measured: {escape(missing.why)}", highlight=False)
+    console.print(f"[bold]Evidence: {evidence.grade.word}.[/] {escape(evidence.grade.sentence)}", highlight=False)
 
 
 def _print_headline(console: Console, headline: dict[str, float], ids: dict[str, str]) -> None:

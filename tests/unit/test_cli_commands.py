@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,18 @@ from whence.errors import ConfigError
 from whence.stages import stages
 
 STAGES = tuple(stages())
+HEAVY = (
+    "torch",
+    "transformers",
+    "mlflow",
+    "kfp",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "datasets",
+    "kronfluence",
+    "deepeval",
+)
 
 
 class Outcome:
@@ -42,7 +56,7 @@ def test_version_is_the_library_s(whence) -> None:
 
 def test_help_names_every_command(whence) -> None:
     out = whence("--help").out
-    for command in ("run", "compile", "evaluate", "config", "champion", *(stage.replace("_", "-") for stage in STAGES)):
+    for command in ("run", "compile", "evaluate", "config", "champion", *(stage.title for stage in stages().values())):
         assert f" {command} " in out
 
 
@@ -58,6 +72,42 @@ def test_the_command_of_a_stage_takes_what_the_stage_declares(name: str) -> None
         assert offered == artifacts | {parameter.name for parameter in stage.parameters}
     required = {parameter.name for parameter in command.params if parameter.required}
     assert required == {one.name for one in (*stage.inputs, *stage.outputs) if not one.optional}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "not_imported"),
+    [
+        (("--help",), (*HEAVY, "pandas")),
+        (("config", "show"), (*HEAVY, "pandas")),
+        (("config", "check", "--profile", "demo"), HEAVY),
+        (("compile", "-o", "{folder}/pipeline.yaml"), tuple(set(HEAVY) - {"kfp"})),
+    ],
+)
+def test_a_command_imports_no_more_than_it_needs(
+    arguments: tuple[str, ...], not_imported: tuple[str, ...], tmp_path: Path
+) -> None:
+    script = (
+        "import sys; from whence.cli import main\ntry: main(sys.argv[1:])\nfinally: print('modules:', *sys.modules)"
+    )
+    command = [sys.executable, "-c", script, *(argument.format(folder=tmp_path) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    imported = done.stdout.rpartition("modules:")[2].split()
+    assert "whence.config" in imported
+    assert not set(not_imported) & set(imported)
+
+
+def test_config_check_says_what_it_looks_at_before_it_says_that_all_is_well(whence) -> None:
+    outcome = whence("config", "check", "--profile", "demo")
+    assert outcome.code == 0
+    assert outcome.err.split("\n") == [
+        "checking prompts",
+        "checking benchmark",
+        "checking tracking",
+        "checking base model",
+        "",
+    ]
+    assert outcome.out.endswith("nothing wrong found\n")
 
 
 def test_an_unknown_key_is_refused_with_the_one_that_was_meant(whence) -> None:

@@ -47,7 +47,7 @@ def test_evidence_is_read_graded_and_shown_without_torch():
     code = (
         "import sys; from whence.validation import bm25, evidence, grade, planted, lds; "
         "from whence.validation import mislabeled, summary, counterfactual; "
-        "bm25.bm25_scores(['a b'], ['b c']); import whence.pipelines.local.evidence_table; "
+        "bm25.bm25_scores(['a b'], ['b c']); import whence.pipelines.local.summary; "
         "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

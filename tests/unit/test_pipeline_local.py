@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -96,22 +97,57 @@ def test_a_stage_that_dies_without_a_word_is_named_with_what_it_printed_last(tmp
     assert "in second:" in str(caught.value)
 
 
-def test_a_terminated_run_leaves_no_stage_behind(tmp_path: Path) -> None:
-    script = (
-        "from pathlib import Path\nfrom rich.console import Console\n"
-        "from pipeline_helpers import STAGES, two_stage_pipeline\nfrom whence.pipelines.local.run import run_locally\n"
-        f"run_locally(two_stage_pipeline('hang'), STAGES, Path({str(tmp_path)!r}), Console())\n"
-    )
-    environment = os.environ | {"PYTHONPATH": str(Path(pipeline_helpers.__file__).parent)}
-    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "latest" / "run.log"
+@pytest.mark.parametrize("terminal", [False, True], ids=["plain", "terminal"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_an_interrupted_run_says_so_and_leaves_no_stage_behind(
+    tmp_path: Path, number: signal.Signals, terminal: bool
+) -> None:
+    """Ctrl-C goes to the whole process group, stages included; SIGTERM, as from a service manager, to the run alone."""
+    artifacts, shown = tmp_path / "%41 runs?", tmp_path / "shown"
+    with open(shown, "wb") as stream:
+        run = subprocess.Popen(
+            [sys.executable, pipeline_helpers.__file__, str(artifacts)],
+            env=os.environ | ({"FORCE_COLOR": "1"} if terminal else {}),
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+    log = artifacts / "latest" / "run.log"
     wait_until(lambda: log.exists() and "in second:" in log.read_text())
-    children = psutil.Process(process.pid).children(recursive=True)
+    children = psutil.Process(run.pid).children(recursive=True)
     assert children
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert "KeyboardInterrupt" in errors
+    if number == signal.SIGINT:
+        os.killpg(run.pid, number)
+    else:
+        run.send_signal(number)
+    assert run.wait(timeout=60) == 130
+    text = shown.read_text()
+    assert "Interrupted. The same command goes on from what is finished." in text
+    assert not re.search(r"fail|error|Traceback", text, re.IGNORECASE), text
+    assert ("running for" in text) == terminal
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_what_a_stage_says_after_an_interruption_is_no_failure(tmp_path: Path) -> None:
+    (events := tmp_path / "events.jsonl").write_text(
+        '{"stage": "first", "state": "failed", "message": "BrokenPipeError", "seconds": 1}\n'
+    )
+    board = Board(STAGES)
+    board.apply({"stage": "first", "state": "started", "time": time.time()})
+    board.close()
+    board.read(EventFile(events))
+    assert board.stages["first"].state == "stopped"
+
+
+def test_runs_of_one_moment_do_not_meet_and_folders_may_have_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whence.pipelines.local.run.time.strftime", lambda form, *moment: "20260101-000000")
+    results = [run(tmp_path / "100%25 sure? [x]")[0] for _ in range(2)]
+    assert results[0].folder != results[1].folder
+    for result in results:
+        assert (result.artifacts / "first" / "page").read_text() == "<p>hello</p>"
+    assert (tmp_path / "100%25 sure? [x]" / "latest").resolve() == results[1].folder
 
 
 def test_an_artifact_root_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -42,24 +42,29 @@ def run(
     kind = pipeline or PipelineKind.ATTRIBUTION
     resolved = inline_prompts(find_settings(profile, config, set_).load())
     console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
-    with console.status("checking the settings"):
+    try:
+        _run(kind, resolved, ArtifactRoot.parse(artifact_root), console, verbose)
+    except KeyboardInterrupt:
+        console.print("Interrupted. " + _how_to_go_on(resolved))
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _run(kind: PipelineKind, config: Config, root: ArtifactRoot, console: Console, verbose: bool) -> None:
+    with console.status("checking the settings") as status:
         from whence.stages.prepare import check
 
-        check(resolved)
-        root = ArtifactRoot.parse(artifact_root)
+        check(config, lambda subject: status.update(f"checking the settings: {subject}"))
         root.check()
         from whence.pipelines.local.run import RunFailed, run_locally
-        from whence.pipelines.local.summary import print_result
 
-        graph = kind.build(resolved)
+        graph = kind.build(config)
     try:
         result = run_locally(graph, kind.stages, root.folder, console, verbose)
     except RunFailed as failure:
         raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
-    except KeyboardInterrupt:
-        console.print("Interrupted. " + _how_to_go_on(resolved))
-        raise typer.Exit(INTERRUPTED) from None
-    print_result(console, result, resolved)
+    from whence.pipelines.local.summary import print_result
+
+    print_result(console, result, config)
     root.keep(result.folder, console)
 
 

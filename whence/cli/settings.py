@@ -102,5 +102,5 @@ def config_check(profile: ProfileOption = None, config: ConfigOption = None, set
     resolved = settings.load()
     from whence.stages.prepare import check
 
-    check(resolved)
+    check(resolved, lambda subject: typer.echo(f"checking {subject}", err=True))
     typer.echo(f"{settings.file}: nothing wrong found")

@@ -104,7 +104,7 @@ def _run(stage: Stage, values: dict[str, Any]) -> None:
 def _print_evidence(folder: Path) -> None:
     from rich.console import Console
 
-    from whence.pipelines.local.evidence_table import print_evidence
+    from whence.pipelines.local.summary import print_evidence
     from whence.running.artifacts import EVIDENCE_FILE
     from whence.validation.evidence import Evidence
 

@@ -1,28 +1,32 @@
-"""What ``prepare`` and ``whence config check`` look at before anything expensive: settings against the real world."""
+"""What ``prepare`` and ``whence config check`` look at before anything expensive: settings against the real world.
+
+The cheapest check comes first, and torch and transformers are imported by those that need them alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from whence.config import BUILTIN_DEMO, Config
+from whence.config import BUILTIN_DEMO, BUILTIN_TINY_LLAMA, Config
 from whence.data.prompts import check_prompts, load_prompts
 from whence.errors import ConfigError, DataError
 from whence.influence.layout import layer_of
-from whence.influence.modules import select_modules
-from whence.models import check_model, empty_base, load_base_tokenizer
 from whence.tracking import check_tracking
 
 
-def check_world(config: Config) -> None:
+def check_world(config: Config, announce: Callable[[str], None] = lambda subject: None) -> None:
     """Everything that can be judged in seconds without loading data or weights.
+
+    Args:
+        announce: is told what is looked at next, before the imports and requests that this takes.
 
     Raises:
         WhenceError: the first thing that is wrong, with its place and the way out.
     """
-    check_references(config)
-    check_benchmark(config)
-    check_model(config)
-    check_tracking(config)
+    for subject, look in CHECKS.items():
+        announce(subject)
+        look(config)
 
 
 def check_references(config: Config) -> None:
@@ -50,12 +54,32 @@ def check_benchmark(config: Config) -> None:
                 )
 
 
+def check_model(config: Config) -> None:
+    """The device is there, and the base model is one that can be had; the built-in one always is."""
+    if config.models.base.name == BUILTIN_TINY_LLAMA and config.general.device != "cuda":
+        return
+    from whence import models
+
+    models.check_model(config)
+
+
+CHECKS: dict[str, Callable[[Config], None]] = {
+    "prompts": check_references,
+    "benchmark": check_benchmark,
+    "tracking": check_tracking,
+    "base model": check_model,
+}
+
+
 def check_base_model(config: Config, base_model: Path) -> None:
     """Settings that depend on the model's structure and tokenizer: prompts fit, modules exist, the layer is there.
 
     Args:
         base_model: the base-model artifact.
     """
+    from whence.influence.modules import select_modules
+    from whence.models import empty_base, load_base_tokenizer
+
     check_prompts(load_prompts(config), load_base_tokenizer(base_model), config)
     modules = select_modules(empty_base(base_model), config.factors)
     layers = sorted({layer for name in modules if (layer := layer_of(name)) is not None})

@@ -10,8 +10,6 @@ from typing import Any
 from whence.config import Config, General, Training
 from whence.config.base import Section
 from whence.config_file import get_dotted
-from whence.data.dataset import ExampleSet
-from whence.data.prompts import load_prompts
 from whence.files import digest_of, digests
 from whence.running.lineage import LINEAGE
 
@@ -41,6 +39,8 @@ def provenance(config: Config, base_model: Path, train_data: Path) -> dict[str, 
 
     Two models of the same provenance are the same model, as far as arithmetic on accelerators repeats itself.
     """
+    from whence.data.dataset import ExampleSet
+
     return {
         DATA_TAG: ExampleSet.read(train_data).info.fingerprint,
         BASE_TAG: model_digest(base_model),
@@ -73,6 +73,9 @@ def judged_by(config: Config, eval_data: Path, champion_version: str) -> str:
     Args:
         champion_version: its version number, empty where the base model stands in for it.
     """
+    from whence.data.dataset import ExampleSet
+    from whence.data.prompts import load_prompts
+
     rules, evaluation = config.retraining, config.evaluation
     content = [
         champion_version,

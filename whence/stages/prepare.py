@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from whence.running import artifacts
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 TASKS = Parameter("tasks", list[int], "The numbers of the tasks that share the work.")
 
 
-def check(config: Config) -> None:
+def check(config: Config, announce: Callable[[str], None] = lambda subject: None) -> None:
     """Everything that can be judged in seconds without loading data or weights.
+
+    Args:
+        announce: is told what is looked at next, before the imports and requests that this takes.
 
     Raises:
         WhenceError: the first thing that is wrong, with its place and the way out.
@@ -28,7 +31,7 @@ def check(config: Config) -> None:
     from whence.running.checks import check_world
 
     check_stage_names(config)
-    check_world(config)
+    check_world(config, announce)
 
 
 def resolve(arguments: Mapping[str, Any]) -> Config:
