@@ -240,7 +240,7 @@ def test_mlflow_holds_one_parent_run_with_a_nested_run_per_stage(demo: Folder) -
 
     train = nested["train"]
     assert len(client.get_metric_history(train.info.run_id, "loss")) > 10
-    assert train.data.params["train.training.learning_rate"] == "0.002"
+    assert train.data.params["train.training.learning_rate"] == "0.001"
     factors = [item.path for item in client.list_artifacts(nested["fit_factors"].info.run_id, "factors")]
     assert any("factors.json" in path for path in factors)
     assert {item.path for item in client.list_artifacts(nested["inspect"].info.run_id, "plots")}
