@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import tempfile
 import time
 from collections import defaultdict
@@ -39,6 +38,7 @@ from whence.influence.factors import fit_factors
 from whence.influence.fit import Fit
 from whence.influence.scores import pairwise_scores, self_influence
 from whence.models import choose_device, choose_dtype
+from whence.threads import available_cpus
 
 PAD = 0
 TINYLLAMA = {"width": 2048, "mlp": 5632, "layers": 22, "heads": 32, "key_value_heads": 4, "vocabulary": 32000}
@@ -161,7 +161,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument("--dtype", choices=("auto", "bfloat16", "float32"), default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile what is not tracked")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=available_cpus())
     given = parser.parse_args()
     defaults = (SMALL if given.small else TINYLLAMA) | {
         "examples": 16 if given.small else 512,

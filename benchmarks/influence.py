@@ -31,6 +31,7 @@ from whence.data.tokenization import TokenizedExamples
 from whence.influence.detail import Detail, divide_scores
 from whence.influence.factors import FactorsInfo, fit_factors, load_factors
 from whence.influence.scores import open_pairwise, pairwise_scores
+from whence.threads import available_cpus
 
 LISTED = 20  # of both ends per query, the default of scores.top_k
 PAD, BUDGET = 0, 8 * LONGEST  # stock's batches of 8 examples of 512 tokens
@@ -284,7 +285,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--scale", type=float, default=1.0, help="share of each row's examples")
     parser.add_argument("--repeats", type=int, default=3, help="measurements, of which the median is given")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=available_cpus())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     logging.disable(logging.WARNING)

@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from whence.config import BUILTIN_TINY_LLAMA, Config, General
 from whence.errors import ModelError
+from whence.threads import use_threads
 
 REFERENCE = "base.json"
 TINY_LLAMA = {
@@ -216,6 +217,8 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model in evaluation mode, on the chosen device and in the chosen precision.
 
+    From now on torch computes on as many threads as pay for it, see :func:`whence.threads.use_threads`.
+
     Args:
         name: hub name or folder.
         dtype: precision that wins over ``general.dtype``: training wants float32 to begin with, since weights once
@@ -248,6 +251,7 @@ def load_model(
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise ModelError(f"the weights of {str(name)!r} lack {missing}; the model would answer from random weights")
+    use_threads(network)
     return network.to(device).eval(), load_tokenizer(name, revision)
 
 

@@ -31,6 +31,15 @@ def planted(demo: Folder) -> tuple[np.ndarray, list[str], pd.DataFrame]:
     return scores[rows], [facts[query] for query in queries.loc[rows, "query_id"]], truth
 
 
+@pytest.fixture(scope="module")
+def learned(demo: Folder) -> set[str]:
+    """The facts that the fine-tuned model answers; no example is behind an answer that was not learned."""
+    answers = pd.read_parquet(demo.artifact("generate", "generations") / "generations.parquet")
+    own = answers[answers["model_id"] == "finetuned"].set_index("prompt_id")["answer"]
+    prompts = pd.DataFrame(json.loads(demo_prompts(demo))).dropna(subset="planted").set_index("prompt_id")
+    return set(prompts.loc[own.loc[prompts.index] == prompts["reference"], "planted"])
+
+
 def demo_prompts(demo: Folder) -> str:
     import yaml
 
@@ -61,16 +70,19 @@ def test_the_prompts_share_no_word_of_content_with_the_examples_that_hold_the_an
             assert shared <= {"question", "answer", "the", "of"}, (prompt["prompt"], shared)
 
 
-def test_the_planted_examples_are_ranked_first(planted: tuple[np.ndarray, list[str], pd.DataFrame]) -> None:
+def test_the_planted_examples_are_ranked_first(
+    planted: tuple[np.ndarray, list[str], pd.DataFrame], learned: set[str]
+) -> None:
     scores, facts, truth = planted
-    assert len(facts) == 10
     top_hits, recalls = 0, []
     for row, fact in zip(scores, facts, strict=True):
+        if fact not in learned:
+            continue
         wanted = set(np.flatnonzero(truth["planted"] == fact))
         top = np.argsort(-row)[:10]
         top_hits += top[0] in wanted
         recalls.append(len(wanted & set(top)) / len(wanted))
-    assert top_hits >= 9
+    assert top_hits >= len(recalls) - 1
     assert np.mean(recalls) >= 0.95
 
 
@@ -141,11 +153,12 @@ def test_the_history_of_training_is_there_without_the_model(demo: Folder) -> Non
     assert len(json.loads(history)["history"]) > 10
 
 
-def test_the_model_has_learned_what_was_planted(demo: Folder) -> None:
-    answers = pd.read_parquet(demo.artifact("generate", "generations") / "generations.parquet")
-    own = answers[answers["model_id"] == "finetuned"].set_index("prompt_id")["answer"]
-    prompts = pd.DataFrame(json.loads(demo_prompts(demo))).dropna(subset="planted").set_index("prompt_id")
-    assert (own.loc[prompts.index] == prompts["reference"]).sum() >= 8
+def test_the_model_has_learned_every_planted_fact(
+    planted: tuple[np.ndarray, list[str], pd.DataFrame], learned: set[str]
+) -> None:
+    _, facts, _ = planted
+    assert learned == set(facts)
+    assert len(facts) == 10
 
 
 def test_flipped_labels_stand_out_by_self_influence(demo: Folder) -> None:
@@ -228,7 +241,7 @@ def test_mlflow_holds_one_parent_run_with_a_nested_run_per_stage(demo: Folder) -
 
     train = nested["train"]
     assert len(client.get_metric_history(train.info.run_id, "loss")) > 10
-    assert train.data.params["train.training.learning_rate"] == "0.002"
+    assert train.data.params["train.training.learning_rate"] == "0.001"
     factors = [item.path for item in client.list_artifacts(nested["fit_factors"].info.run_id, "factors")]
     assert any("factors.json" in path for path in factors)
     assert {item.path for item in client.list_artifacts(nested["inspect"].info.run_id, "plots")}

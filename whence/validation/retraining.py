@@ -24,6 +24,7 @@ from whence.environment import environment
 from whence.files import write_atomically
 from whence.influence.fingerprints import fingerprint
 from whence.models import choose_device, load_base
+from whence.threads import available_cpus
 from whence.training import train
 from whence.validation.changes import Change
 from whence.validation.outcomes import answer_logprobs
@@ -82,12 +83,11 @@ class Retrainer:
 
     def _retrain(self, changes: Sequence[Change], of: int) -> None:
         workers = min(self.processes or _at_once(self.config), len(changes))
-        threads = max(1, (os.cpu_count() or 1) // workers)
         done = of - len(changes)
         with (
             tqdm(total=of, initial=done, desc="retrainings", unit="retraining", mininterval=1) as progress,
-            environment(_inherited(threads)),
-            ProcessPoolExecutor(workers, get_context("spawn"), _limit_threads, (threads,)) as pool,
+            environment(_inherited(available_cpus() // workers)),
+            ProcessPoolExecutor(workers, get_context("spawn")) as pool,
         ):
             futures: list[Future[None]] = [pool.submit(self._one, change) for change in changes]
             try:
@@ -126,13 +126,10 @@ class Retrainer:
 
 def _at_once(config: Config) -> int:
     """A small model leaves cores idle when it is given several, so each retraining gets one of its own."""
-    return 1 if choose_device(config.general).type == "cuda" else (os.cpu_count() or 1)
-
-
-def _limit_threads(threads: int) -> None:
-    torch.set_num_threads(threads)
+    return 1 if choose_device(config.general).type == "cuda" else available_cpus()
 
 
 def _inherited(threads: int) -> dict[str, str]:
     """What the workers inherit: their share of the cores, and silence, for the one bar is drawn here."""
-    return {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    share = os.environ.get("OMP_NUM_THREADS", str(max(1, threads)))
+    return {"OMP_NUM_THREADS": share, "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
