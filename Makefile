@@ -24,16 +24,12 @@ demo: setup ## Run the whole pipeline on the built-in demo: train, fit factors, 
 
 # The artifacts of the last `whence run`.
 LAST := whence-output/latest/artifacts
-GIVEN = --config $(LAST)/prepare/config --train-data $(LAST)/prepare/train_data \
-  --generations $(LAST)/generate/generations --scores $(LAST)/score/scores
 evidence: setup ## The full evidence on the last run, and its report anew: trains many times; goes on where it was stopped
-	$(BIN)/whence validate --full $(GIVEN) --base-model $(LAST)/prepare/base_model --model $(LAST)/train/model \
-	  --factors $(LAST)/fit-factors/factors \
-	  --evidence whence-output/latest/evidence --summary whence-output/latest/evidence.md
-	$(BIN)/whence report $(GIVEN) --history $(LAST)/train/history --comparison $(LAST)/compare/comparison \
-	  --spectra $(LAST)/inspect/spectra --evidence whence-output/latest/evidence \
-	  $(if $(wildcard $(LAST)/mmlu/benchmark),--benchmark $(LAST)/mmlu/benchmark) --report whence-output/latest/report.html \
-	  --summary whence-output/latest/report.md --tables whence-output/latest/tables
+	$(BIN)/whence validate --full --model $(LAST)/train/model --factors $(LAST)/fit-factors/factors \
+	  --train-data $(LAST)/prepare/train_data --scores $(LAST)/score/scores --evidence whence-output/latest/evidence
+	$(BIN)/whence report --scores $(LAST)/score/scores --comparison $(LAST)/compare/comparison \
+	  --spectra $(LAST)/inspect/spectra --evidence whence-output/latest/evidence --benchmark $(LAST)/mmlu/benchmark \
+	  --report whence-output/latest/report.html --tables whence-output/latest/tables
 
 ui: setup ## Open MLflow's UI on the runs made here (http://127.0.0.1:5000)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db

@@ -43,7 +43,7 @@ def learned(demo: Folder) -> set[str]:
 def demo_prompts(demo: Folder) -> str:
     import yaml
 
-    return json.dumps(yaml.safe_load(demo.artifact("prepare", "config").read_text())["prompts"]["items"])
+    return json.dumps(yaml.safe_load((demo.artifact("prepare", "base_model") / "lineage" / "config.yaml").read_text())["prompts"]["items"])
 
 
 def test_all_stages_finish_and_the_table_says_so(demo: Folder) -> None:
@@ -147,10 +147,12 @@ def test_the_spectra_of_all_modules_are_those_of_the_factors(demo: Folder) -> No
     assert (demo.artifact("inspect", "spectra") / "all_layers.png").stat().st_size > 10_000
 
 
-def test_the_history_of_training_is_there_without_the_model(demo: Folder) -> None:
-    history = demo.artifact("train", "history").read_bytes()
-    assert history == (demo.artifact("train", "model") / "training.json").read_bytes()
-    assert len(json.loads(history)["history"]) > 10
+def test_the_history_of_training_and_the_configuration_go_with_every_folder(demo: Folder) -> None:
+    model = demo.artifact("train", "model") / "lineage"
+    assert len(json.loads((model / "training.json").read_text())["history"]) > 10
+    for stage, name in [("fit-factors", "factors"), ("score", "scores"), ("compare", "comparison")]:
+        for file in ("config.yaml", "training.json"):
+            assert (demo.artifact(stage, name) / "lineage" / file).read_bytes() == (model / file).read_bytes()
 
 
 def test_the_model_has_learned_every_planted_fact(

@@ -40,45 +40,42 @@ def stage(folder: Folder, *arguments: object) -> None:
 def test_both_tasks_of_every_phase_work_and_all_stages_finish(shared: Folder) -> None:
     states = shared.states()
     assert set(states.values()) - {"skipped"} == {"finished"}
-    for name in ("fit_covariances-1", "fit_covariances-2", "fit_lambdas-1", "fit_lambdas-2", "score_part-2",
-                 "retrain_share-1", "retrain_share-2"):  # fmt: skip
-        assert name in states
+    assert {"fit_factors-covariance-1", "fit_factors-covariance-2", "fit_factors-eigenvectors", "fit_factors-lambda-1",
+            "fit_factors-lambda-2", "fit_factors", "score-1", "score-2", "score", "validate-1", "validate-2",
+            "validate"} <= states.keys()  # fmt: skip
     parts = [event["metrics"]["data_partitions"] for event in shared.events() if event["state"] == "finished"
-             and event["stage"].startswith("score_part")]  # fmt: skip
+             and event["stage"].startswith("score-")]  # fmt: skip
     assert len(parts) == 2
     assert min(parts) >= 1
 
 
 def test_factors_and_scores_are_those_of_one_task(shared: Folder) -> None:
-    prepared, factors, scores = shared.run / "artifacts" / "prepare", shared.path / "alone", shared.path / "scores"
-    given = ["--config", prepared / "config", "--model", shared.artifact("train", "model")]
-    given += ["--train-data", prepared / "train_data"]
-    stage(shared, "fit-factors", *given, "--factors", factors)
-    given += ["--generations", shared.artifact("generate", "generations"), "--factors", factors, "--scores", scores]
-    stage(shared, "score", *given)
+    factors, scores = shared.path / "alone", shared.path / "scores"
+    inputs = ["--model", shared.artifact("train", "model"), "--train-data", shared.artifact("prepare", "train_data")]
+    stage(shared, "fit-factors", *inputs, "--factors", factors)
+    inputs += ["--generations", shared.artifact("generate", "generations"), "--factors", factors, "--scores", scores]
+    stage(shared, "score", *inputs)
 
-    merged = shared.artifact("merge-factors", "factors") / "factors_ekfac"
+    merged = shared.artifact("fit-factors", "factors") / "factors_ekfac"
     for name in FACTORS:
         ours, alone = (load_file(folder / f"{name}.safetensors") for folder in (merged, factors / "factors_ekfac"))
         assert {module: value.tobytes() for module, value in ours.items()} == {
             module: value.tobytes() for module, value in alone.items()
         }
     for file in SCORES:
-        assert (shared.artifact("merge-scores", "scores") / file).read_bytes() == (scores / file).read_bytes()
+        assert (shared.artifact("score", "scores") / file).read_bytes() == (scores / file).read_bytes()
 
 
 def test_the_evidence_is_that_of_one_task(shared: Folder) -> None:
-    shares = [set(folder.rglob("*.json")) for folder in shared.run.rglob("retrain-share*/retrainings")]
+    shares = [set(folder.glob("*.json")) for folder in shared.run.rglob("retrain*/evidence")]
     assert [len(files) for files in shares] == [2, 2]
     names = {file.name for files in shares for file in files}
-    prepared, evidence = shared.run / "artifacts" / "prepare", shared.path / "evidence"
+    evidence = shared.path / "evidence"
     stage(
-        shared, "validate", "--config", prepared / "config", "--base-model", prepared / "base_model",
-        "--model", shared.artifact("train", "model"), "--train-data", prepared / "train_data",
-        "--factors", shared.artifact("merge-factors", "factors"),
-        "--generations", shared.artifact("generate", "generations"),
-        "--scores", shared.artifact("merge-scores", "scores"),
-        "--evidence", evidence, "--summary", shared.path / "evidence.md",
+        shared, "validate", "--model", shared.artifact("train", "model"),
+        "--train-data", shared.artifact("prepare", "train_data"),
+        "--factors", shared.artifact("fit-factors", "factors"),
+        "--scores", shared.artifact("score", "scores"), "--evidence", evidence,
     )  # fmt: skip
     merged = shared.artifact("validate", "evidence")
     assert {file.name for file in (merged / "retrainings").iterdir()} == names
@@ -91,5 +88,4 @@ def test_every_task_has_its_run_in_mlflow(shared: Folder) -> None:
     client = MlflowClient(f"sqlite:///{shared.path}/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("whence").experiment_id])
     stages = {run.data.tags.get("whence.stage") for run in runs if run.data.tags.get("mlflow.parentRunId")}
-    assert {"fit_covariances-1", "fit_covariances-2", "merge_factors", "score_part-1", "merge_scores",
-            "retrain_share-2", "validate"} <= stages  # fmt: skip
+    assert {"fit_factors-covariance-1", "fit_factors", "score-1", "score", "validate-2", "validate"} <= stages

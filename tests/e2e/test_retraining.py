@@ -68,8 +68,9 @@ class Story(Folder):
     def versions(self) -> list[int]:
         return sorted(int(version.version) for version in self.client.search_model_versions("name='story'"))
 
-    def summary(self, stage: str) -> str:
-        return self.artifact(stage, "summary").read_text(encoding="utf-8")
+    @property
+    def verdict(self) -> str:
+        return self.artifact("gate", "verdict").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_run_that_is_killed_while_training_goes_on_from_the_last_checkpoint(st
     story.kill_once(lambda: list(work.glob("train-*/scratch/checkpoint-*/complete")), *RUN)
     assert story.states() == {"prepare": "finished", "find_champion": "finished", "train": "started"}
     (story.path / "printed.txt").write_text(finished(story), encoding="utf-8")
-    training = json.loads((story.artifact("train", "model") / "training.json").read_text())
+    training = json.loads((story.artifact("train", "model") / "lineage" / "training.json").read_text())
     assert training["resumed_from"] >= 10
 
 
@@ -121,7 +122,7 @@ def test_poisoned_data_are_refused_and_the_champion_stays(story: Story) -> None:
     assert "Refused against the champion, version 1: accuracy: more than +0.0000 is asked for" in printed
     assert story.aliases() == {"champion": 1}
     assert story.versions() == [1, 2]
-    [table] = [run for run in runs_of(story, "gate") if "Refused" in text_of(story, run, "gate/summary.md")]
+    [table] = [run for run in runs_of(story, "gate") if "Refused" in text_of(story, run, "gate/verdict.md")]
     assert "gate.json" in {item.path for item in story.client.list_artifacts(table)}
 
 
@@ -142,7 +143,7 @@ def test_better_data_promote_also_after_a_kill_between_registering_and_promoting
     assert story.states()["promote"] == "finished"
     assert story.versions() == [1, 2, 3]  # the same model is not registered again
     assert story.aliases() == {"champion": 3, "previous": 1}
-    assert "Passed" in story.summary("gate")
+    assert "Passed" in story.verdict
 
 
 def test_a_second_run_does_not_promote_again(story: Story) -> None:
