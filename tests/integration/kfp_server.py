@@ -156,7 +156,8 @@ class KubeflowState:
             require(name in self.namespaces, f'namespaces "{name}" not found', 404)
 
     def healthz(self, call: Call) -> Json:
-        return {"multi_user": True} if self.namespaces is not None else {}
+        multi_user = self.namespaces is not None
+        return {"commit_sha": "unknown", "tag_name": "2.17.0", "multi_user": multi_user, "pipeline_store": "database"}
 
     def create_pipeline(self, call: Call) -> Json:
         check(call.body, "V2beta1Pipeline", "pipeline")
@@ -192,7 +193,8 @@ class KubeflowState:
         cron = call.body["trigger"]["cron_schedule"]["cron"]
         require(len(cron.split()) == 6, f"cron {cron}: five fields would be read with their minutes as seconds")
         status = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}[call.body["mode"]]
-        return put(self.schedules, "recurring_run_id", {**call.body, "status": status})
+        namespace = self.experiments[call.body["experiment_id"]].get("namespace")
+        return put(self.schedules, "recurring_run_id", {**call.body, "status": status, "namespace": namespace})
 
     def get_run(self, call: Call, run_id: str) -> Json:
         require(run_id in self.runs, f"Run {run_id} not found", 404)
@@ -245,7 +247,9 @@ def listed(entries: dict[str, Json], name: str, call: Call) -> Json:
     """One page of the entries that the filter of the request leaves, two at most, so that pages are turned."""
     found = list(entries.values())
     if call.query.get("filter"):
-        chosen = json.loads(call.query["filter"])
+        # The server reads protobuf's JSON: kfp writes the operation as its number, and one key in camel case.
+        text = call.query["filter"].replace('"stringValue"', '"string_value"')
+        chosen = json.loads(text.replace('"operation": 1', '"operation": "EQUALS"'))
         check(chosen, "V2beta1Filter", "filter")
         for predicate in chosen["predicates"]:
             require(predicate["operation"] == "EQUALS", "only EQUALS")

@@ -20,7 +20,7 @@ import yaml
 from kfp_server import HANG_UP, Call, KubeflowState, serving
 
 from whence.cli import main
-from whence.pipelines.cluster import connection, progress
+from whence.pipelines.cluster import client, progress
 
 TOKEN = "eyJ-not-to-be-shown"
 PIPELINE = """
@@ -77,7 +77,7 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
     monkeypatch.setenv("KF_PIPELINES_TOKEN", TOKEN)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(connection, "PAUSE", tenacity.wait_none())
+    monkeypatch.setattr(client, "PAUSE", tenacity.wait_none())
     monkeypatch.setattr(progress, "POLL", 0.01)
 
 
@@ -267,7 +267,6 @@ def steps(*states: dict[str, str]) -> Callable[[dict], None]:
                     "state": state,
                     "start_time": (began + timedelta(seconds=place)).isoformat(),
                     "end_time": "1970-01-01T00:00:00Z",
-                    **({"error": {"code": 2, "message": "exit code 137"}} if state == "FAILED" else {}),
                 }
                 for place, (name, state) in enumerate(pods.items())
             ]
@@ -318,14 +317,15 @@ def test_follow_ends_non_zero_and_names_the_failed_task(whence, host, state, com
     )
     outcome = whence("submit", "--file", compiled, "--follow")
     assert outcome.code == 1
-    assert "failed: task train failed (exit code 137)" in outcome.err
+    run = only(state.runs)["run_id"]
+    assert f"failed: task train failed; its log: whence logs {run} train\n" in outcome.err
     assert "condition-1 failed" not in outcome.err
 
 
 def test_follow_goes_on_over_an_outage_of_the_server(whence, host, state, compiled: Path) -> None:
     state.progress = steps({"run": "RUNNING", "train": "RUNNING"}, {"run": "SUCCEEDED", "train": "SUCCEEDED"})
     whence("submit", "--file", compiled)
-    state.faults = failing(2 * connection.ATTEMPTS, 503, "GET", only(state.runs)["run_id"])
+    state.faults = failing(2 * client.ATTEMPTS, 503, "GET", only(state.runs)["run_id"])
     outcome = whence("status", only(state.runs)["run_id"], "--follow")
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("still trying") == 1
@@ -607,7 +607,7 @@ def test_another_server_s_404_is_the_address_s_fault(whence, host) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, HANG_UP])
 def test_a_server_that_recovers_is_waited_for(whence, host, state, compiled: Path, status: int) -> None:
-    state.faults = failing(connection.ATTEMPTS - 1, status)
+    state.faults = failing(client.ATTEMPTS - 1, status)
     outcome = whence("submit", "--file", compiled)
     assert outcome.code == 0, outcome.err
     assert len(state.runs) == 1
@@ -618,7 +618,7 @@ def test_a_server_that_goes_on_failing_is_the_address_s_fault(whence, host, stat
     outcome = whence("submit", "--file", compiled)
     assert outcome.code == 1
     assert outcome.err.startswith(f"Error: address {host}: the server fails: 503, upstream connect error")
-    assert len(state.calls) == connection.ATTEMPTS
+    assert len(state.calls) == client.ATTEMPTS
 
 
 def test_a_pipeline_that_the_server_refuses_is_named(whence, host, state, compiled: Path) -> None:
