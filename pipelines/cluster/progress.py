@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import kfp_server_api as api
+import tenacity
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -62,12 +63,9 @@ class RunView:
             return "Kubeflow stops reporting the tasks of a large run, and its Workflow object is gone or out of reach."
         waiting = [task.name for task in tasks if task.state == "WAITING" and not task.message]
         if self.workflow is None and waiting and run.state not in ENDED:
-            return f"Why {', '.join(waiting)} waits: {self.command()} ({self.unreadable or 'it has no Workflow'})"
+            look = f"kubectl describe pods -n {self.workflows.namespace} -l pipeline/runid={self.run_id}"
+            return f"Why {', '.join(waiting)} waits: {look} ({self.unreadable or 'it has no Workflow'})"
         return ""
-
-    def command(self) -> str:
-        """What shows the events of the run's pods."""
-        return f"kubectl describe pods -n {self.workflows.namespace} -l pipeline/runid={self.run_id}"
 
 
 def task_table(tasks: list[Task]) -> Table:
@@ -95,32 +93,35 @@ def follow(view: RunView, console: Console) -> None:
         PipelineError: the run failed or was cancelled; names the tasks that failed.
         ClusterError: the server did not answer for minutes, or the login expired; the run goes on.
     """
+
+    def say(outage: tenacity.RetryCallState) -> None:
+        if outage.attempt_number == 1 and outage.outcome is not None:
+            error = escape(str(outage.outcome.exception()))
+            console.print(f"[yellow]{error}; still trying[/]", soft_wrap=True, highlight=False)
+
+    patiently = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Unanswered),
+        wait=tenacity.wait_fixed(POLL),
+        stop=tenacity.stop_after_delay(PATIENCE),
+        before_sleep=say,
+        reraise=True,
+    )
     seen: dict[str, tuple[str, str]] = {}
-    answered, changed, silent, noted = time.monotonic(), time.monotonic(), False, ""
+    changed, noted = time.monotonic(), ""
     while True:
-        try:
-            run, tasks = view.look()
-            answered, silent = time.monotonic(), False
-        except Unanswered as error:
-            if time.monotonic() - answered > PATIENCE:
-                raise
-            if not silent:
-                console.print(f"[yellow]{escape(str(error))}; still trying[/]", soft_wrap=True, highlight=False)
-            silent = True
-            time.sleep(POLL)
-            continue
+        run, tasks = patiently(view.look)
         for task in tasks:
             if seen.get(task.name) != (task.state, task.message):
                 seen[task.name] = (task.state, task.message)
-                _print_change(console, task)
                 changed = time.monotonic()
+                _print_change(console, task)
         if run.state in ENDED:
             raise_unless_succeeded(run, tasks)
             return
         note = view.note(run, tasks)
         if note != noted and time.monotonic() - changed >= WAITS_LONG:
-            console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True, highlight=False)
             noted = note
+            console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True, highlight=False)
         time.sleep(POLL)
 
 

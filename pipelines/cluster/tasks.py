@@ -15,7 +15,7 @@ from whence.pipelines.cluster.workflow import nodes_of
 
 DRIVER = "-driver"  # the pod that prepares a task
 EXECUTOR = re.compile(r"executor\(\d+\)")  # the pods that do a task's work, one per attempt
-SCAFFOLD = re.compile(r"root|executor|iteration-(item|iterations).*")  # nodes that no pipeline names
+SCAFFOLD = re.compile(r"root|executor|iteration(-.*)?")  # nodes that no pipeline names
 GROUP = re.compile(r"(condition|condition-branches|for-loop|exit-handler)-\d+")
 ATTEMPT = re.compile(r"\(\d+\)")  # what Argo puts behind the name of a node for each attempt
 ITERATION = re.compile(r"\((\d+):")  # and for each iteration of a loop

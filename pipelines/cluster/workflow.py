@@ -60,9 +60,14 @@ class Workflows:
             Unreadable: the log is not for this user, or the pod has not begun.
         """
         try:
-            return kubernetes.client.CoreV1Api(self._api).read_namespaced_pod_log(
-                pod, self.namespace, container="main", _request_timeout=TIMEOUT
+            answer = kubernetes.client.CoreV1Api(self._api).read_namespaced_pod_log(
+                pod,
+                self.namespace,
+                container="main",
+                _request_timeout=TIMEOUT,
+                _preload_content=False,  # else a log that happens to be JSON comes back as Python writes it
             )
+            return answer.data.decode("utf-8", "replace")
         except kubernetes.client.ApiException as error:
             if error.status == 404:
                 return None
