@@ -144,16 +144,23 @@ class Client(kfp.Client):
         before = find()
         return self.ask(subject, lambda: next(iter(find() - before), None) or request())
 
-    def list_all(self, request: Callable[..., Any], entries: str, **options: Any) -> list[Any]:
-        """All entries of a list, page by page."""
+    def list_all(self, entries: str, **options: Any) -> list[Any]:
+        """All ``pipelines``, ``pipeline_versions``, ``runs`` or ``recurring_runs``, page by page."""
+        if entries != "pipeline_versions":
+            options["namespace"] = self.namespace
         found: list[Any] = []
         token = ""
         while True:
-            page = self.ask(None, request, page_token=token, page_size=PAGE, **options)
+            page = self.ask(None, getattr(self, f"list_{entries}"), page_token=token, page_size=PAGE, **options)
             found += getattr(page, entries) or []
             token = page.next_page_token or ""
             if not token:
                 return found
+
+    def ids(self, entries: str, name: str, **options: Any) -> set[str]:
+        """The ids of those of that name."""
+        found = self.list_all(entries, filter=equals(display_name=name), **options)
+        return {getattr(entry, f"{entries.removesuffix('s')}_id") for entry in found}
 
     def link(self, path: str) -> str:
         """Where ``path`` is in Kubeflow's UI."""

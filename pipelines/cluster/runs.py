@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import kfp_server_api as api
 
 from whence.errors import PipelineError
-from whence.pipelines.cluster.client import TIMEOUT, Client, equals
+from whence.pipelines.cluster.client import TIMEOUT, Client
 from whence.pipelines.cluster.package import Package
 
 ENDED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
@@ -25,43 +25,28 @@ class Version(NamedTuple):
 def upload(client: Client, package: Package) -> Version:
     """The version of ``package`` in Kubeflow, uploaded (and the pipeline created) only if it is not there."""
     subject = f"pipeline {package.name}"
-    pipeline = api.V2beta1Pipeline(
-        name=package.name, display_name=package.name, description=package.description, namespace=client.namespace
-    )
 
     def pipelines() -> set[str]:
-        entries = client.list_all(
-            client.list_pipelines,
-            "pipelines",
-            namespace=client.namespace,
-            filter=equals(display_name=package.name),
+        return client.ids("pipelines", package.name)
+
+    def create_pipeline() -> str:  # kfp's own way would call the first version like the pipeline
+        pipeline = api.V2beta1Pipeline(
+            name=package.name, display_name=package.name, description=package.description, namespace=client.namespace
         )
-        return {entry.pipeline_id for entry in entries}
+        return client.pipelines.pipeline_service_create_pipeline(pipeline=pipeline).pipeline_id
 
     def versions() -> set[str]:
-        filter_ = equals(display_name=package.version)
-        entries = client.list_all(
-            client.list_pipeline_versions, "pipeline_versions", pipeline_id=pipeline_id, filter=filter_
-        )
-        return {entry.pipeline_version_id for entry in entries}
+        return client.ids("pipeline_versions", package.version, pipeline_id=pipeline_id)
 
-    pipeline_id, _ = _find_or_create(
-        client,
-        subject,
-        pipelines,
-        lambda: client.pipelines.pipeline_service_create_pipeline(pipeline=pipeline).pipeline_id,
-    )
-    version_id, uploaded = _find_or_create(
-        client,
-        subject,
-        versions,
-        lambda: (
-            client.upload_pipeline_version(
-                str(package.file), package.version, pipeline_id=pipeline_id
-            ).pipeline_version_id
-        ),
-    )
-    return Version(pipeline_id, version_id, uploaded)
+    def upload_version() -> str:
+        version = client.upload_pipeline_version(str(package.file), package.version, pipeline_id=pipeline_id)
+        return version.pipeline_version_id
+
+    pipeline_id = next(iter(pipelines()), None) or client.create(subject, pipelines, create_pipeline)
+    version_id = next(iter(versions()), None)
+    if version_id is not None:
+        return Version(pipeline_id, version_id, uploaded=False)
+    return Version(pipeline_id, client.create(subject, versions, upload_version), uploaded=True)
 
 
 def experiment_id(client: Client, name: str) -> str:
@@ -80,26 +65,17 @@ def create_run(
 ) -> str:
     """Start a run and return its id."""
 
-    def find() -> set[str]:
-        entries = client.list_all(
-            client.list_runs, "runs", namespace=client.namespace, filter=equals(display_name=name)
-        )
-        return {entry.run_id for entry in entries}
+    def request() -> str:
+        return client.run_pipeline(
+            experiment,
+            name,
+            params=dict(arguments),
+            pipeline_id=version.pipeline_id,
+            version_id=version.version_id,
+            service_account=service_account,
+        ).run_id
 
-    return client.create(
-        f"run {name}",
-        find,
-        lambda: (
-            client.run_pipeline(
-                experiment,
-                name,
-                params=dict(arguments),
-                pipeline_id=version.pipeline_id,
-                version_id=version.version_id,
-                service_account=service_account,
-            ).run_id
-        ),
-    )
+    return client.create(f"run {name}", lambda: client.ids("runs", name), request)
 
 
 def get_run(client: Client, run_id: str) -> api.V2beta1Run:
@@ -148,11 +124,3 @@ def state_of(run: api.V2beta1Run) -> str:
     state = run.state or "PENDING"
     last_two = [entry.state for entry in (run.state_history or ())[-2:]]
     return "CANCELED" if last_two == ["CANCELING", "FAILED"] else state
-
-
-def _find_or_create(
-    client: Client, subject: str, find: Callable[[], set[str]], request: Callable[[], str]
-) -> tuple[str, bool]:
-    """The id of what is there or has been created now, and whether it is new."""
-    found = next(iter(find()), None)
-    return (found, False) if found is not None else (client.create(subject, find, request), True)

@@ -6,8 +6,6 @@ goes only when none of its runs goes on, or after those have been cancelled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import kfp_server_api as api
@@ -22,28 +20,6 @@ CANCELLED_WITHIN = 120  # seconds for the pods of a cancelled run to end
 POLL = 5  # seconds between two looks at it
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What a schedule shall be.
-
-    Attributes:
-        name: shown in the UI; a schedule of the same name and pipeline is replaced.
-        cron: six fields.
-        experiment: id of the experiment its runs are in.
-        arguments: of the pipeline's form.
-        max_concurrency: runs at once, 1-10; a run that would be more waits.
-        catch_up: whether times that passed while it was paused or the cluster down are run afterwards.
-    """
-
-    name: str
-    cron: str
-    experiment: str
-    arguments: Mapping[str, Any]
-    max_concurrency: int = 1
-    catch_up: bool = False
-    service_account: str | None = None
-
-
 class Created(NamedTuple):
     """A schedule that was made: its id, how many it replaced, and whether it is paused as those were."""
 
@@ -52,33 +28,49 @@ class Created(NamedTuple):
     paused: bool
 
 
-def create_or_replace(client: Client, version: Version, schedule: Schedule, *, force: bool = False) -> Created:
-    """Create ``schedule``, in place of those of its name.
+def create_or_replace(
+    client: Client, version: Version, name: str, *, experiment: str, force: bool = False, **options: Any
+) -> Created:
+    """Create a schedule, in place of those of its name.
 
     Args:
+        name: shown in the UI.
+        experiment: id of the experiment its runs are in.
         force: cancel the runs of the old one that go on.
+        **options: as kfp's ``create_recurring_run`` takes them.
 
     Raises:
         PipelineError: another pipeline has a schedule of that name, or a run of the old one goes on.
         ClusterError: the old one could not be deleted; it was kept, and the new one is not there (or the message says
             that both are).
     """
-    old = find(client, schedule.name)
+    old = find(client, name)
     foreign = [entry for entry in old if _pipeline_of(entry) != version.pipeline_id]
     if foreign:
         raise PipelineError(
-            f"schedule {schedule.name}: another pipeline has one of that name ({foreign[0].recurring_run_id}); give "
+            f"schedule {name}: another pipeline has one of that name ({foreign[0].recurring_run_id}); give "
             f"another --name, or delete it first: whence schedule delete {foreign[0].recurring_run_id}"
         )
     for entry in old:
         _end_runs(client, entry, force)
     paused = bool(old) and all(entry.status == DISABLED for entry in old)
-    new = _create(client, version, schedule, paused)
+
+    def request() -> str:
+        return client.create_recurring_run(
+            experiment,
+            name,
+            pipeline_id=version.pipeline_id,
+            version_id=version.version_id,
+            enabled=not paused,
+            **options,
+        ).recurring_run_id
+
+    new = client.create(f"schedule {name}", lambda: client.ids("recurring_runs", name), request)
     for entry in old:
         try:
             _delete(client, entry.recurring_run_id)
         except WhenceError as error:
-            raise _restored(client, schedule.name, entry.recurring_run_id, new, error) from error
+            raise _restored(client, name, entry.recurring_run_id, new, error) from error
     return Created(new, len(old), paused)
 
 
@@ -90,13 +82,7 @@ def find(client: Client, name_or_id: str) -> list[api.V2beta1RecurringRun]:
 
 def list_all(client: Client, **options: str) -> list[api.V2beta1RecurringRun]:
     """All schedules of the namespace, the newest first."""
-    return client.list_all(
-        client.list_recurring_runs,
-        "recurring_runs",
-        namespace=client.namespace,
-        sort_by="created_at desc",
-        **options,
-    )
+    return client.list_all("recurring_runs", sort_by="created_at desc", **options)
 
 
 def set_paused(client: Client, schedule_id: str, paused: bool) -> None:
@@ -130,12 +116,7 @@ def _delete(client: Client, schedule_id: str) -> None:
 
 
 def _end_runs(client: Client, schedule: api.V2beta1RecurringRun, force: bool) -> list[str]:
-    runs = client.list_all(
-        client.list_runs,
-        "runs",
-        namespace=client.namespace,
-        filter=equals(recurring_run_id=schedule.recurring_run_id),
-    )
+    runs = client.list_all("runs", filter=equals(recurring_run_id=schedule.recurring_run_id))
     active = [run.run_id for run in runs if run.state not in ENDED]
     if active and not force:
         raise PipelineError(
@@ -154,26 +135,6 @@ def _end_runs(client: Client, schedule: api.V2beta1RecurringRun, force: bool) ->
                 f"{schedule.display_name} is still there; try again later"
             ) from error
     return active
-
-
-def _create(client: Client, version: Version, schedule: Schedule, paused: bool) -> str:
-    def request() -> str:
-        return client.create_recurring_run(
-            schedule.experiment,
-            schedule.name,
-            cron_expression=schedule.cron,
-            max_concurrency=str(schedule.max_concurrency),  # an int64 in JSON
-            no_catchup=not schedule.catch_up,
-            params=dict(schedule.arguments),
-            pipeline_id=version.pipeline_id,
-            version_id=version.version_id,
-            enabled=not paused,
-            service_account=schedule.service_account,
-        ).recurring_run_id
-
-    return client.create(
-        f"schedule {schedule.name}", lambda: {entry.recurring_run_id for entry in find(client, schedule.name)}, request
-    )
 
 
 def _restored(client: Client, name: str, old: str, new: str, error: WhenceError) -> WhenceError:

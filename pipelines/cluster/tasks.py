@@ -110,7 +110,7 @@ def _task_at(path: str, nodes: list[Node], pods: list[Node], drivers: list[Node]
     pod = pods[-1] if pods else None
     if drivers and state in ("WAITING", "SKIPPED") and not pods and drivers[-1]["phase"] != "Succeeded":
         pod = drivers[-1]
-        state = PHASES.get(pod["phase"], "WAITING") if pod["phase"] in ("Failed", "Error") else "WAITING"
+        state = "FAILED" if pod["phase"] in ("Failed", "Error") else "WAITING"
     elif state == "RUNNING" and not group:
         state = "WAITING" if pod is None or pod["phase"] == "Pending" else "RUNNING"
     begun = outer or pod or {}

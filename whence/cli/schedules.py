@@ -88,22 +88,25 @@ def schedule(
         arguments = package.arguments(param or ())
         client = kubeflow.connect()
         version = runs.upload(client, package)
-    wanted = schedules.Schedule(
-        name=name or package.name,
-        cron=fields,
+    name = name or package.name
+    created = schedules.create_or_replace(
+        client,
+        version,
+        name,
         experiment=runs.experiment_id(client, experiment),
-        arguments=arguments,
-        max_concurrency=max_concurrency,
-        catch_up=catch_up,
+        force=force,
+        cron_expression=fields,
+        max_concurrency=str(max_concurrency),  # an int64 in JSON
+        no_catchup=not catch_up,
+        params=arguments,
         service_account=service_account,
     )
-    created = schedules.create_or_replace(client, version, wanted, force=force)
-    typer.echo(f"schedule {wanted.name}: {'replaced' if created.replaced else 'created'} ({created.schedule_id})")
+    typer.echo(f"schedule {name}: {'replaced' if created.replaced else 'created'} ({created.schedule_id})")
     typer.echo(f"pipeline {package.name}: version {package.version}")
     typer.echo(client.link(f"recurringrun/details/{created.schedule_id}"))
-    _print_times(fields, zone, wanted.max_concurrency, wanted.catch_up)
+    _print_times(fields, zone, max_concurrency, catch_up)
     if created.paused:
-        typer.echo(f"It is paused, as the one before was: whence schedule resume {wanted.name}")
+        typer.echo(f"It is paused, as the one before was: whence schedule resume {name}")
 
 
 @schedule_app.command("list")
