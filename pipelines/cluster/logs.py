@@ -48,7 +48,7 @@ def _choose(tasks: list[Task], name: str | None, run_id: str) -> Task:
             known = ", ".join(task.name for task in tasks if task.node is not None) or "none yet"
             raise PipelineError(f"run {run_id}: has no task {name}; tasks with a log: {known}")
         return found[0]
-    candidates = failed_tasks(tasks) or [task for task in tasks if task.node is not None and not task.group]
+    candidates = failed_tasks(tasks)[:1] or [task for task in tasks if task.node is not None and not task.group]
     if not candidates:
         raise PipelineError(f"run {run_id}: no task of it has begun")
     return candidates[-1]

@@ -116,6 +116,7 @@ def _delete(client: Client, schedule_id: str) -> None:
 
 
 def _end_runs(client: Client, schedule: api.V2beta1RecurringRun, force: bool) -> list[str]:
+    """Cancel the runs of a schedule that go on, wait for their end, and return them; refuse without ``force``."""
     runs = client.list_all("runs", filter=equals(recurring_run_id=schedule.recurring_run_id))
     active = [run.run_id for run in runs if run.state not in ENDED]
     if active and not force:
@@ -124,6 +125,8 @@ def _end_runs(client: Client, schedule: api.V2beta1RecurringRun, force: bool) ->
             f"wait for its end (whence status {active[0]} --follow; meanwhile whence schedule pause "
             f"{schedule.display_name} starts no more), or have it cancelled with --force"
         )
+    if active:
+        set_paused(client, schedule.recurring_run_id, True)  # or the next one begins meanwhile
     for run_id in active:
         client.ask(f"run {run_id}", client.terminate_run, run_id)
     for run_id in active:
@@ -132,7 +135,7 @@ def _end_runs(client: Client, schedule: api.V2beta1RecurringRun, force: bool) ->
         except TimeoutError as error:
             raise ClusterError(
                 f"run {run_id}: is cancelled but has not ended within {CANCELLED_WITHIN} s, so its schedule "
-                f"{schedule.display_name} is still there; try again later"
+                f"{schedule.display_name} is still there, paused; try again later"
             ) from error
     return active
 

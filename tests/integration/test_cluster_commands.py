@@ -708,7 +708,7 @@ def test_a_schedule_whose_run_goes_on_is_not_deleted_unasked(whence, state, runn
         for call in state.calls
         if (call.method != "GET" and schedule in call.path) or (run in call.path and call.method == "POST")
     ]
-    assert changes == [f"{run}:terminate", schedule]
+    assert changes == [f"{schedule}:disable", f"{run}:terminate", schedule]
 
 
 def test_a_schedule_whose_run_goes_on_is_not_replaced_unasked(whence, state, running, compiled: Path) -> None:

@@ -29,50 +29,6 @@ PANEL = "On a cluster"
 CONNECTION = "Kubeflow Pipelines"
 WIDEST = 1000  # characters of a table's line
 
-HostOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        envvar="KF_PIPELINES_ENDPOINT",
-        rich_help_panel=CONNECTION,
-        help="Address of the API; else the service of this cluster, or the kubeconfig's.",
-    ),
-]
-NamespaceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--namespace",
-        "-n",
-        rich_help_panel=CONNECTION,
-        help="Namespace of your profile, where Kubeflow has several users.",
-    ),
-]
-TokenOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar="KF_PIPELINES_TOKEN",
-        rich_help_panel=CONNECTION,
-        help="Bearer token; better in the variable than on the command line, where others see it. Else by kfp's ways: "
-        "the file in KF_PIPELINES_SA_TOKEN_PATH, IAP, cookies in ~/.config/kfp/context.json.",
-    ),
-]
-ContextOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=CONNECTION,
-        help="Context of the kubeconfig: the way to the API without a --host, and to what pods wait for and print.",
-    ),
-]
-FileOption = Annotated[
-    Path | None,
-    typer.Option(
-        exists=True, dir_okay=False, metavar="YAML", help="A compiled pipeline, in place of a profile or settings."
-    ),
-]
-PipelineNameOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Its name in Kubeflow; else the pipeline's, e.g. whence-demo.")
-]
 ParamOption = Annotated[
     list[str] | None,
     typer.Option("--param", "-p", metavar="NAME=VALUE", help="One field of the pipeline's form; repeatable."),
@@ -91,10 +47,41 @@ ServiceAccountOption = Annotated[
 class Kubeflow(NamedTuple):
     """The options that say which Kubeflow a command works on."""
 
-    host: HostOption = None
-    namespace: NamespaceOption = None
-    token: TokenOption = None
-    kube_context: ContextOption = None
+    host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="KF_PIPELINES_ENDPOINT",
+            rich_help_panel=CONNECTION,
+            help="Address of the API; else the service of this cluster, or the kubeconfig's.",
+        ),
+    ] = None
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace",
+            "-n",
+            rich_help_panel=CONNECTION,
+            help="Namespace of your profile, where Kubeflow has several users.",
+        ),
+    ] = None
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KF_PIPELINES_TOKEN",
+            rich_help_panel=CONNECTION,
+            help="Bearer token; better in the variable than on the command line, where others see it. Else by kfp's "
+            "ways: the file in KF_PIPELINES_SA_TOKEN_PATH, IAP, cookies in ~/.config/kfp/context.json.",
+        ),
+    ] = None
+    kube_context: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=CONNECTION,
+            help="Context of the kubeconfig: the way to the API without a --host, and to what pods wait for and print.",
+        ),
+    ] = None
 
     def connect(self) -> Client:
         """Connect; kfp is imported only now, which takes seconds."""
@@ -116,8 +103,15 @@ class Source(NamedTuple):
     config_file: ConfigOption = None
     set_: SetOption = None
     pipeline: KindOption = None
-    file: FileOption = None
-    pipeline_name: PipelineNameOption = None
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, metavar="YAML", help="A compiled pipeline, in place of a profile or settings."
+        ),
+    ] = None
+    pipeline_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name in Kubeflow; else the pipeline's, e.g. whence-demo.")
+    ] = None
 
     @contextmanager
     def package(self) -> Iterator[Package]:
