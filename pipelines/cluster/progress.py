@@ -32,6 +32,7 @@ STYLES = {
 }
 POLL = 5.0  # seconds between two looks at a run
 PATIENCE = 300.0  # seconds without an answer after which following ends
+LARGE = 60  # nodes in Kubeflow's answer from which on it may be the last: Argo compresses them, Kubeflow reads no more
 WAITS_LONG = 60.0  # seconds of waiting after which it is said how to look
 
 
@@ -61,6 +62,12 @@ class RunView:
         """What the states leave open, and how to find out; empty if nothing."""
         if any(task.state == "UNKNOWN" for task in tasks):
             return "Kubeflow stops reporting the tasks of a large run, and its Workflow object is gone or out of reach."
+        if self.workflow is None and run.state not in ENDED and len(run.run_details.task_details or ()) >= LARGE:
+            last = max(moment for task in tasks for moment in (task.started, task.ended) if moment)
+            return (
+                f"Kubeflow stops reporting the tasks of a run as large as this; the last it said is of {last:%H:%M} UTC. "
+                f"Its Workflow object knows more: {self.unreadable or 'it is gone'}"
+            )
         waiting = [task.name for task in tasks if task.state == "WAITING" and not task.message]
         if self.workflow is None and waiting and run.state not in ENDED:
             look = f"kubectl describe pods -n {self.workflows.namespace} -l pipeline/runid={self.run_id}"

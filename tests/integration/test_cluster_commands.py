@@ -487,6 +487,15 @@ def test_a_task_that_kubeflow_stopped_reporting_is_not_called_running(whence, ho
     assert "Kubeflow stops reporting the tasks of a large run" in out
 
 
+def test_a_large_run_that_goes_on_may_no_longer_be_reported(whence, host, state, monkeypatch) -> None:
+    run = state.record("demo-finished")
+    state.runs[run]["state"] = "RUNNING"
+    monkeypatch.setattr(progress, "LARGE", 30)  # the recording is shortened
+    out = whence("status", run).out
+    assert "Kubeflow stops reporting the tasks of a run as large as this; the last it said is of 22:43 UTC" in out
+    assert "there is no kubeconfig" in out
+
+
 def test_a_terminated_run_is_cancelled_and_not_failed(whence, host, state) -> None:
     run = state.record("terminated")
     out = whence("status", run).out
@@ -895,6 +904,16 @@ def test_retraining_is_submitted_and_scheduled_as_a_pipeline_of_its_own(whence, 
     scheduled = whence("schedule", "--cron", "0 3 * * 1", "--profile", "demo", "--pipeline", "retraining")
     assert "schedule whence-retraining-demo: created" in scheduled.out
     assert (submitted.code, scheduled.code, state.violations) == (0, 0, [])
+
+
+def test_help_and_settings_need_no_kubeflow() -> None:
+    heavy = "{'kfp', 'kubernetes', 'torch', 'mlflow'} & set(sys.modules)"
+    for command in ("['submit', '--help']", "['config', 'show']", "['schedule', '--cron', 'x']"):
+        code = (
+            f"import sys; from whence.cli import main\ntry: main({command})\nfinally: print({heavy}, file=sys.stderr)"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+        assert ended.stderr.endswith("set()\n"), ended.stderr
 
 
 # kfp's own conventions
