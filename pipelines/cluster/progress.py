@@ -65,8 +65,8 @@ class RunView:
         if self.workflow is None and run.state not in ENDED and len(run.run_details.task_details or ()) >= LARGE:
             last = max(moment for task in tasks for moment in (task.started, task.ended) if moment)
             return (
-                f"Kubeflow stops reporting the tasks of a run as large as this; the last it said is of {last:%H:%M} UTC. "
-                f"Its Workflow object knows more: {self.unreadable or 'it is gone'}"
+                "Kubeflow stops reporting the tasks of a run as large as this; the last it said is of "
+                f"{last:%H:%M} UTC. Its Workflow object knows more: {self.unreadable or 'it is gone'}"
             )
         waiting = [task.name for task in tasks if task.state == "WAITING" and not task.message]
         if self.workflow is None and waiting and run.state not in ENDED:
