@@ -1,182 +1,200 @@
-"""Pipelines, runs and schedules in Kubeflow: what the commands do there.
+"""kfp's client with errors in words; every request goes through :meth:`Client.ask`.
 
-Creating is not repeatable: after a fault of the server it may have happened or not. So every creation can be found
-again - a version by its content, a run or schedule by a mark in its description - and is looked for before a retry.
+Address, login and namespace are found by kfp's own conventions.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
-from uuid import uuid4
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-import kfp_server_api as api
+import kfp
+import kfp_server_api
+import tenacity
+import urllib3
+from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
 
-from whence.errors import PipelineError
-from whence.pipelines.cluster.connection import Connection
-from whence.pipelines.cluster.package import Package
+from whence.errors import ClusterError
+from whence.pipelines.cluster.faults import explain, is_transient, web_page
+
+Answer = TypeVar("Answer")
+
+ATTEMPTS = 6
+PAUSE = tenacity.wait_exponential(multiplier=0.5, max=8)  # seconds: 0.5, 1, 2, 4, 8
+TIMEOUT = (10, 30)  # seconds to connect, to answer
+PAGE = 100  # entries of a list per request
+
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each retry would be a warning on the terminal
 
 
-@dataclass(frozen=True)
-class Version:
-    """A version of a pipeline in Kubeflow; ``uploaded`` says whether it is new."""
+class Client(kfp.Client):
+    """An answering Kubeflow Pipelines API.
 
-    pipeline_id: str
-    version_id: str
-    uploaded: bool
+    Attributes:
+        address: of the API.
+        namespace: whose pipelines and runs are meant; None where Kubeflow has one user.
+    """
 
-    def reference(self) -> api.V2beta1PipelineVersionReference:
-        return api.V2beta1PipelineVersionReference(pipeline_id=self.pipeline_id, pipeline_version_id=self.version_id)
+    def __init__(
+        self,
+        host: str | None = None,
+        namespace: str | None = None,
+        token: str | None = None,
+        kube_context: str | None = None,
+    ) -> None:
+        """Connect.
 
+        Args:
+            host: address of the API; else ``KF_PIPELINES_ENDPOINT``, the service in this cluster, or the kubeconfig.
+            namespace: of the user's profile, where Kubeflow has several users.
+            token: bearer token; else a projected service account token, IAP or cookies, as kfp finds them.
+            kube_context: context of the kubeconfig.
 
-def upload(cluster: Connection, package: Package) -> Version:
-    """The version of ``package`` in Kubeflow, uploaded (and the pipeline created) only if it is not there."""
-    subject = f"pipeline {package.name}"
-    pipeline_id = _pipeline_id(cluster, package.name)
-    if pipeline_id is None:
-        made = api.V2beta1Pipeline(
-            name=package.name,
-            display_name=package.name,
-            description=package.description,
-            namespace=cluster.namespace,
+        Raises:
+            ClusterError: there is no address, nobody or something else answers there, or the login is refused.
+        """
+        host = host or os.environ.get("KF_PIPELINES_ENDPOINT") or None
+        _check_environment(host or "")
+        self.namespace = namespace
+        self._ui = (os.environ.get("KF_PIPELINES_UI_ENDPOINT") or host or "").rstrip("/")
+        self._health: kfp_server_api.V2beta1GetHealthzResponse | None = None
+        # kfp reads it only inside of a cluster without an address; it is as good a token with one.
+        projected = ServiceAccountTokenVolumeCredentials() if os.environ.get("KF_PIPELINES_SA_TOKEN_PATH") else None
+        # kfp warns of servers before 2.0 every time, and prints that there is no kubeconfig.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            super().__init__(
+                host=host,
+                existing_token=token,
+                kube_context=kube_context,
+                credentials=projected,
+                ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or None,
+            )
+        health = self.get_kfp_healthz()
+        self.namespace = namespace or self.get_user_namespace() or None
+        if health.multi_user and self.namespace is None:
+            raise ClusterError("namespace: this Kubeflow has several users; give that of your profile with --namespace")
+
+    @property
+    def api_client(self) -> kfp_server_api.ApiClient:
+        """The HTTP client that kfp's services share."""
+        return self.runs.run_service_get_run.__self__.api_client
+
+    @property
+    def address(self) -> str:
+        return str(self.api_client.configuration.host)
+
+    def get_kfp_healthz(self, sleep_duration: int = 5) -> kfp_server_api.V2beta1GetHealthzResponse:
+        """Whether Kubeflow answers; kfp looks while it is set up, and by itself would for 25 s, with stack traces."""
+        if self._health is None:
+            configuration = self.api_client.configuration
+            if configuration.host == kfp_server_api.Configuration().host:
+                raise ClusterError(
+                    "address: none is known: give --host or set KF_PIPELINES_ENDPOINT (e.g. http://localhost:8888 "
+                    "after `kubectl port-forward -n kubeflow svc/ml-pipeline 8888`), or have a kubeconfig that reaches "
+                    "the cluster"
+                )
+            _keep_host(configuration)
+            self._health = self.ask(None, self.healthzs.healthz_service_get_healthz, _request_timeout=TIMEOUT)
+        return self._health
+
+    def ask(self, subject: str | None, request: Callable[..., Answer], *arguments: Any, **options: Any) -> Answer:
+        """Send one request; the server's own faults are waited out.
+
+        Args:
+            subject: what it is about, for errors; None when it is only what the namespace holds.
+            request: a method of this client or of one of its services.
+
+        Raises:
+            Unanswered: nobody answers, or the server went on failing.
+            ClusterError: the login or the namespace is refused, or a web page answers.
+            PipelineError: the subject is not there or not accepted.
+        """
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=PAUSE,
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            reraise=True,
         )
-        pipeline_id = cluster.ask(
-            subject,
-            lambda **options: cluster.pipelines.pipeline_service_create_pipeline(pipeline=made, **options).pipeline_id,
-            done=lambda: _pipeline_id(cluster, package.name),
-        )
-    version_id = _version_id(cluster, pipeline_id, package.version)
-    if version_id is not None:
-        return Version(pipeline_id, version_id, uploaded=False)
-    version_id = cluster.ask(
-        subject,
-        lambda **options: (
-            cluster.uploads.upload_pipeline_version(
-                str(package.file), name=package.version, pipelineid=pipeline_id, **options
-            ).pipeline_version_id
-        ),
-        done=lambda: _version_id(cluster, pipeline_id, package.version),
-    )
-    return Version(pipeline_id, version_id, uploaded=True)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # kfp prints links of its own
+                answer = attempts(request, *arguments, **options)
+        except (kfp_server_api.ApiException, urllib3.exceptions.HTTPError) as error:
+            raise explain(error, self.address, self.namespace, subject) from error
+        response = self.api_client.last_response
+        if isinstance(response.data, str) and not response.data.lstrip().startswith("{"):  # kfp takes it for empty
+            raise web_page(response.data, response.urllib3_response.geturl(), self.address)
+        return answer
+
+    def create(self, subject: str, find: Callable[[], set[str]], request: Callable[[], str]) -> str:
+        """Create once: a fault may have lost the answer and not the work, so it is looked for before a retry.
+
+        Args:
+            find: the ids of all there are of its name.
+            request: creates it and returns its id.
+        """
+        before = find()
+        return self.ask(subject, lambda: next(iter(find() - before), None) or request())
+
+    def list_all(self, entries: str, **options: Any) -> list[Any]:
+        """All ``pipelines``, ``pipeline_versions``, ``runs`` or ``recurring_runs``, page by page."""
+        if entries != "pipeline_versions":
+            options["namespace"] = self.namespace
+        found: list[Any] = []
+        token = ""
+        while True:
+            page = self.ask(None, getattr(self, f"list_{entries}"), page_token=token, page_size=PAGE, **options)
+            found += getattr(page, entries) or []
+            token = page.next_page_token or ""
+            if not token:
+                return found
+
+    def ids(self, entries: str, name: str, **options: Any) -> set[str]:
+        """The ids of those of that name."""
+        found = self.list_all(entries, filter=equals(display_name=name), **options)
+        return {getattr(entry, f"{entries.removesuffix('s')}_id") for entry in found}
+
+    def link(self, path: str) -> str:
+        """Where ``path`` is in Kubeflow's UI."""
+        if self._ui.startswith("http"):
+            return f"{self._ui}/#/{path}"
+        return f"#/{path} (a path of Kubeflow's UI; with KF_PIPELINES_UI_ENDPOINT set, a link)"
 
 
-def experiment_id(cluster: Connection, name: str) -> str:
-    """The experiment of that name, created if it is not there."""
-
-    def find() -> str | None:
-        found = cluster.list(
-            cluster.experiments.experiment_service_list_experiments, "experiments", **_named(cluster, name)
-        )
-        return found[0].experiment_id if found else None
-
-    made = api.V2beta1Experiment(display_name=name, namespace=cluster.namespace)
-    return find() or cluster.ask(
-        f"experiment {name}",
-        lambda **options: (
-            cluster.experiments.experiment_service_create_experiment(experiment=made, **options).experiment_id
-        ),
-        done=find,
-    )
+def equals(**values: str) -> str:
+    """The filter of a list for the entries with these values."""
+    predicates = [{"operation": "EQUALS", "key": key, "string_value": value} for key, value in values.items()]
+    return json.dumps({"predicates": predicates})
 
 
-def create_run(
-    cluster: Connection,
-    version: Version,
-    *,
-    name: str,
-    experiment: str,
-    arguments: Mapping[str, Any],
-    service_account: str | None,
-) -> str:
-    """Start a run and return its id."""
-    own = mark()
-    run = api.V2beta1Run(
-        display_name=name,
-        description=own,
-        experiment_id=experiment,
-        pipeline_version_reference=version.reference(),
-        runtime_config=api.V2beta1RuntimeConfig(parameters=dict(arguments)),
-        service_account=service_account,
-    )
-
-    def find() -> str | None:
-        found = cluster.list(cluster.runs.run_service_list_runs, "runs", **_named(cluster, name))
-        return next((run.run_id for run in found if run.description == own), None)
-
-    return cluster.ask(
-        f"run {name}",
-        lambda **options: cluster.runs.run_service_create_run(run=run, **options).run_id,
-        done=find,
-    )
+def _check_environment(host: str) -> None:
+    if "@" in urlsplit(host if "//" in host else f"//{host}").netloc:
+        raise ClusterError("address: a user name or password in it is not sent; give a token in KF_PIPELINES_TOKEN")
+    for variable in ("KF_PIPELINES_SA_TOKEN_PATH", "SSL_CERT_FILE"):
+        if not Path(os.environ.get(variable) or __file__).is_file():
+            raise ClusterError(f"login: {variable} names {os.environ[variable]}, which is no file; correct or unset it")
 
 
-def get_run(cluster: Connection, run_id: str) -> api.V2beta1Run:
-    """A run with its tasks."""
-    return cluster.ask(f"run {run_id}", cluster.runs.run_service_get_run, run_id=run_id)
+def _keep_host(configuration: kfp_server_api.Configuration) -> None:
+    """Leave the address alone when a token is renewed.
 
+    The hook of a kubeconfig, called before every request, sets it back to the Kubernetes API's, without the path to
+    Kubeflow that kfp has put behind it.
+    """
+    host, renew = configuration.host.rstrip("/"), configuration.refresh_api_key_hook
 
-def last_runs(cluster: Connection, count: int, experiment: str | None = None) -> list[api.V2beta1Run]:
-    """The newest runs, of one experiment or of all."""
-    options: dict[str, Any] = {"namespace": cluster.namespace}
-    if experiment is not None:
-        found = cluster.list(
-            cluster.experiments.experiment_service_list_experiments, "experiments", **_named(cluster, experiment)
-        )
-        if not found:
-            raise PipelineError(f"experiment {experiment}: there is none")
-        options = {"experiment_id": found[0].experiment_id}
-    page = cluster.ask(None, cluster.runs.run_service_list_runs, page_size=count, sort_by="created_at desc", **options)
-    return page.runs or []
+    def renew_token(renewed: kfp_server_api.Configuration) -> None:
+        renew(renewed)  # puts the host back, and itself in this function's place
+        renewed.host, renewed.refresh_api_key_hook = host, renew_token
 
-
-def task_names(cluster: Connection, run: api.V2beta1Run) -> dict[str, bool]:
-    """The tasks of a run's pipeline by name, and whether each is one that does work (not a loop or condition)."""
-    spec = run.pipeline_spec
-    reference = run.pipeline_version_reference
-    if spec is None and reference is not None and reference.pipeline_version_id:
-        version = cluster.ask(
-            f"pipeline version {reference.pipeline_version_id}",
-            cluster.pipelines.pipeline_service_get_pipeline_version,
-            reference.pipeline_id,
-            reference.pipeline_version_id,
-        )
-        spec = version.pipeline_spec
-    spec = (spec or {}).get("pipeline_spec", spec or {})  # nested where there is a platform part beside it
-    components = spec.get("components", {})
-    graphs = [spec.get("root", {}), *components.values()]
-    return {
-        name: "executorLabel" in components.get(task.get("componentRef", {}).get("name"), {})
-        for graph in graphs
-        for name, task in graph.get("dag", {}).get("tasks", {}).items()
-    }
-
-
-def _pipeline_id(cluster: Connection, name: str) -> str | None:
-    found = cluster.list(cluster.pipelines.pipeline_service_list_pipelines, "pipelines", **_named(cluster, name))
-    return found[0].pipeline_id if found else None
-
-
-def _version_id(cluster: Connection, pipeline_id: str, name: str) -> str | None:
-    found = cluster.list(
-        lambda **options: cluster.pipelines.pipeline_service_list_pipeline_versions(pipeline_id, **options),
-        "pipeline_versions",
-        filter=named(name),
-    )
-    return found[0].pipeline_version_id if found else None
-
-
-def named(name: str) -> str:
-    """The filter of a list for entries of that name."""
-    predicate = {"operation": "EQUALS", "key": "display_name", "string_value": name}
-    return json.dumps({"predicates": [predicate]})
-
-
-def _named(cluster: Connection, name: str) -> dict[str, Any]:
-    return {"filter": named(name), "namespace": cluster.namespace}
-
-
-def mark() -> str:
-    """A description that no other creation has."""
-    return f"Created by whence ({uuid4()})"
+    configuration.host = host
+    if renew is not None:
+        configuration.refresh_api_key_hook = renew_token

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import urllib3
@@ -21,21 +20,6 @@ class Unanswered(ClusterError):
     """No answer for the moment; the same request may succeed later."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a request was about.
-
-    Attributes:
-        host: the address, without credentials.
-        namespace: of the request, if it names one.
-        subject: what was asked for, e.g. ``run 5b1e``; none when it is only what the namespace holds.
-    """
-
-    host: str
-    namespace: str | None
-    subject: str | None
-
-
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed in a moment: the server's own faults, and answers that broke off."""
     if isinstance(error, ApiException):
@@ -45,67 +29,74 @@ def is_transient(error: BaseException) -> bool:
     )
 
 
-def explain(error: Exception, asked: Asked) -> WhenceError:
-    """The error to raise instead of one of the HTTP client's."""
+def explain(error: Exception, address: str, namespace: str | None, subject: str | None) -> WhenceError:
+    """The error to raise instead of one of the HTTP client's.
+
+    Args:
+        error: of the HTTP client.
+        address: of the API, without credentials.
+        namespace: of the request, if it names one.
+        subject: what was asked for, e.g. ``run 5b1e``; None when it is only what the namespace holds.
+    """
     if isinstance(error, ApiException) and error.status:
-        return _refused(error, asked)
+        return _refused(error, address, namespace, subject)
     reason = _reason(error)
     if "certificate" in reason.lower():
         return ClusterError(
-            f"address {asked.host}: its certificate is not trusted: {reason}; name the file of your authorities in "
+            f"address {address}: its certificate is not trusted: {reason}; name the file of your authorities in "
             "SSL_CERT_FILE"
         )
     if "ssl" in reason.lower():
-        return ClusterError(f"address {asked.host}: no secure connection: {reason}; is it http:// there?")
+        return ClusterError(f"address {address}: no secure connection: {reason}; is it http:// there?")
     return Unanswered(
-        f"address {asked.host}: no answer: {reason}; check --host and KF_PIPELINES_ENDPOINT, and that a port-forward "
+        f"address {address}: no answer: {reason}; check --host and KF_PIPELINES_ENDPOINT, and that a port-forward "
         "or VPN is up"
     )
 
 
-def web_page(text: str, url: str | None, asked: Asked) -> ClusterError:
+def web_page(text: str, url: str | None, address: str) -> ClusterError:
     """The error for an answer that is a web page: a login in front of the API, or the wrong address."""
     title = re.search(r"<title[^>]*>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
     shown = f" ({_line(html.unescape(title[1]))})" if title else ""
-    elsewhere = url is not None and "://" in url and not url.startswith(asked.host)
+    elsewhere = url is not None and "://" in url and not url.startswith(address)
     if elsewhere or re.search(r"log.?in|sign.?in|password|dex|oauth", text, re.IGNORECASE):
         return ClusterError(
-            f"login at {asked.host}: a login page{shown} stands before the Kubeflow Pipelines API; give a token in "
+            f"login at {address}: a login page{shown} stands before the Kubeflow Pipelines API; give a token in "
             "KF_PIPELINES_TOKEN, or sign in with kfp's own ways (KF_PIPELINES_IAP_OAUTH2_CLIENT_ID, "
             "~/.config/kfp/context.json)"
         )
     return ClusterError(
-        f"address {asked.host}: answers, but not as a Kubeflow Pipelines API{shown}; under Kubeflow's dashboard it is "
+        f"address {address}: answers, but not as a Kubeflow Pipelines API{shown}; under Kubeflow's dashboard it is "
         "https://HOST/pipeline"
     )
 
 
-def _refused(error: ApiException, asked: Asked) -> WhenceError:
+def _refused(error: ApiException, address: str, namespace: str | None, subject: str | None) -> WhenceError:
     said = _message(error)
-    where = f" in namespace {asked.namespace}" if asked.namespace else ""
+    where = f" in namespace {namespace}" if namespace else ""
     if error.status == 401:
         return ClusterError(
-            f"login at {asked.host}: 401, {said}; the token is missing or has expired: put a fresh one in "
+            f"login at {address}: 401, {said}; the token is missing or has expired: put a fresh one in "
             "KF_PIPELINES_TOKEN"
         )
     if error.status == 403:
         return ClusterError(
-            f"login at {asked.host}: 403, {said}; this user may not do that{where} (a namespace that does not exist is "
+            f"login at {address}: 403, {said}; this user may not do that{where} (a namespace that does not exist is "
             "refused the same way): check --namespace, or ask for the role"
         )
     if error.status in TRANSIENT:
-        return Unanswered(f"address {asked.host}: the server fails: {error.status}, {said}; try again later")
-    if error.status == 404 and asked.subject is None and asked.namespace is None:
+        return Unanswered(f"address {address}: the server fails: {error.status}, {said}; try again later")
+    if error.status == 404 and subject is None and namespace is None:
         return ClusterError(
-            f"address {asked.host}: answers 404, so it is no Kubeflow Pipelines API; under Kubeflow's dashboard it is "
+            f"address {address}: answers 404, so it is no Kubeflow Pipelines API; under Kubeflow's dashboard it is "
             "https://HOST/pipeline"
         )
-    if asked.subject is None or "namespace" in said.lower():
+    if subject is None or "namespace" in said.lower():
         return ClusterError(
-            f"namespace {asked.namespace or '(none)'}: {error.status}, {said}; give the namespace of your Kubeflow "
+            f"namespace {namespace or '(none)'}: {error.status}, {said}; give the namespace of your Kubeflow "
             "profile with --namespace"
         )
-    return PipelineError(f"{asked.subject}{where}: {error.status}, {said}")
+    return PipelineError(f"{subject}{where}: {error.status}, {said}")
 
 
 def _message(error: ApiException) -> str:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import kfp_server_api as api
+import tenacity
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from whence.errors import PipelineError
-from whence.pipelines.cluster import client as cluster
-from whence.pipelines.cluster.connection import Connection
+from whence.pipelines.cluster.client import Client
 from whence.pipelines.cluster.faults import Unanswered
+from whence.pipelines.cluster.runs import ENDED, get_run, state_of
+from whence.pipelines.cluster.tasks import Node, Task, failed_tasks, tasks_of
+from whence.pipelines.cluster.workflow import Unreadable, Workflows
 from whence.pipelines.local.board import format_seconds
 
-FINISHED = {"SUCCEEDED", "FAILED", "SKIPPED", "CANCELED"}
 STYLES = {
     "SUCCEEDED": "green",
     "RUNNING": "bold cyan",
+    "WAITING": "yellow",
     "FAILED": "bold red",
     "CANCELED": "yellow",
     "CANCELING": "yellow",
@@ -31,49 +32,47 @@ STYLES = {
 }
 POLL = 5.0  # seconds between two looks at a run
 PATIENCE = 300.0  # seconds without an answer after which following ends
-DRIVER = "-driver"  # the pod that prepares a task; only its failure is of interest
+LARGE = 60  # nodes in Kubeflow's answer from which on it may be the last: Argo compresses them, Kubeflow reads no more
+WAITS_LONG = 60.0  # seconds of waiting after which it is said how to look
 
 
-@dataclass
-class Task:
-    """One task of a run: ``leaf`` if it does work, which loops, conditions and nested pipelines do not."""
+class RunView:
+    """Looks at one run; the Workflow object is read as long as the kubeconfig lets us.
 
-    task_id: str
-    name: str
-    state: str
-    leaf: bool
-    started: datetime | None
-    ended: datetime | None
-    message: str
-
-    def seconds(self) -> float | None:
-        """How long it took, or has taken so far."""
-        if self.started is None:
-            return None
-        end = self.ended if self.state in FINISHED and self.ended is not None else datetime.now(UTC)
-        return max((end - self.started).total_seconds(), 0.0)
-
-
-def tasks_of(run: api.V2beta1Run, names: Mapping[str, bool]) -> list[Task]:
-    """The tasks of ``run`` in the order they began; the pods around them (drivers, executors) are left out.
-
-    Args:
-        run: as the API gives it: one entry per pod and per group of pods.
-        names: the tasks of its pipeline by name, and whether each does work.
+    Attributes:
+        unreadable: why the Workflow object cannot be read; None while it can.
     """
-    details = (run.run_details.task_details if run.run_details is not None else None) or []
-    tasks = []
-    for detail in details:
-        shown = str(detail.display_name or "")
-        name = shown.removesuffix(DRIVER)
-        failed_driver = shown != name and detail.state == "FAILED"
-        if name not in names or (shown != name and not failed_driver):
-            continue
-        started, ended = _moment(detail.start_time), _moment(detail.end_time)
-        tasks.append(
-            Task(detail.task_id, name, detail.state or "PENDING", names[name], started, ended, _message(detail.error))
-        )
-    return sorted(tasks, key=lambda task: task.started or datetime.max.replace(tzinfo=UTC))
+
+    def __init__(self, client: Client, run_id: str, workflows: Workflows) -> None:
+        self.client, self.run_id, self.workflows = client, run_id, workflows
+        self.unreadable: str | None = None
+        self.workflow: Node | None = None
+
+    def look(self) -> tuple[api.V2beta1Run, list[Task]]:
+        """The run and its tasks as they are now."""
+        run = get_run(self.client, self.run_id)
+        if self.unreadable is None:
+            try:
+                self.workflow = self.workflows.of_run(self.run_id) or self.workflow
+            except Unreadable as error:
+                self.unreadable, self.workflow = str(error), None
+        return run, tasks_of(run, self.workflow)
+
+    def note(self, run: api.V2beta1Run, tasks: list[Task]) -> str:
+        """What the states leave open, and how to find out; empty if nothing."""
+        if any(task.state == "UNKNOWN" for task in tasks):
+            return "Kubeflow stops reporting the tasks of a large run, and its Workflow object is gone or out of reach."
+        if self.workflow is None and run.state not in ENDED and len(run.run_details.task_details or ()) >= LARGE:
+            last = max(moment for task in tasks for moment in (task.started, task.ended) if moment)
+            return (
+                "Kubeflow stops reporting the tasks of a run as large as this; the last it said is of "
+                f"{last:%H:%M} UTC. Its Workflow object knows more: {self.unreadable or 'it is gone'}"
+            )
+        waiting = [task.name for task in tasks if task.state == "WAITING" and not task.message]
+        if self.workflow is None and waiting and run.state not in ENDED:
+            look = f"kubectl describe pods -n {self.workflows.namespace} -l pipeline/runid={self.run_id}"
+            return f"Why {', '.join(waiting)} waits: {look} ({self.unreadable or 'it has no Workflow'})"
+        return ""
 
 
 def task_table(tasks: list[Task]) -> Table:
@@ -89,44 +88,47 @@ def task_table(tasks: list[Task]) -> Table:
     return table
 
 
-def state_text(state: str | None) -> Text:
-    """A state in its colour; a run that has none yet waits."""
-    state = state or "PENDING"
+def state_text(state: str) -> Text:
+    """A state in its colour."""
     return Text(state.lower(), style=STYLES.get(state, "dim"))
 
 
-def follow(connection: Connection, run_id: str, console: Console) -> None:
+def follow(view: RunView, console: Console) -> None:
     """Print every change of a task's state until the run has ended.
 
     Raises:
         PipelineError: the run failed or was cancelled; names the tasks that failed.
         ClusterError: the server did not answer for minutes, or the login expired; the run goes on.
     """
-    seen: dict[str, str] = {}
-    answered, silent = time.monotonic(), False
-    names: dict[str, bool] | None = None
+
+    def say(outage: tenacity.RetryCallState) -> None:
+        if outage.attempt_number == 1 and outage.outcome is not None:
+            error = escape(str(outage.outcome.exception()))
+            console.print(f"[yellow]{error}; still trying[/]", soft_wrap=True, highlight=False)
+
+    patiently = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Unanswered),
+        wait=tenacity.wait_fixed(POLL),
+        stop=tenacity.stop_after_delay(PATIENCE),
+        before_sleep=say,
+        reraise=True,
+    )
+    seen: dict[str, tuple[str, str]] = {}
+    changed, noted = time.monotonic(), ""
     while True:
-        try:
-            run = cluster.get_run(connection, run_id)
-            names = cluster.task_names(connection, run) if names is None else names
-            answered, silent = time.monotonic(), False
-        except Unanswered as error:
-            if time.monotonic() - answered > PATIENCE:
-                raise
-            if not silent:
-                console.print(f"[yellow]{escape(str(error))}; still trying[/]", soft_wrap=True, highlight=False)
-            silent = True
-            time.sleep(POLL)
-            continue
-        tasks = tasks_of(run, names)
+        run, tasks = patiently(view.look)
         for task in tasks:
-            if seen.get(task.task_id) != task.state:
-                seen[task.task_id] = task.state
-                clock = datetime.now().strftime("%H:%M:%S")
-                console.print(f"{clock}  {escape(task.name)}", state_text(task.state), highlight=False)
-        if run.state in FINISHED:
+            if seen.get(task.name) != (task.state, task.message):
+                seen[task.name] = (task.state, task.message)
+                changed = time.monotonic()
+                _print_change(console, task)
+        if run.state in ENDED:
             raise_unless_succeeded(run, tasks)
             return
+        note = view.note(run, tasks)
+        if note != noted and time.monotonic() - changed >= WAITS_LONG:
+            noted = note
+            console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True, highlight=False)
         time.sleep(POLL)
 
 
@@ -136,24 +138,17 @@ def raise_unless_succeeded(run: api.V2beta1Run, tasks: list[Task]) -> None:
     Raises:
         PipelineError: it failed or was cancelled.
     """
-    if run.state in ("SUCCEEDED", "SKIPPED"):
+    state = state_of(run)
+    if state in ("SUCCEEDED", "SKIPPED"):
         return
-    failed = [task for task in tasks if task.state == "FAILED"]
-    failed = [task for task in failed if task.leaf] or failed
+    if state == "CANCELED":
+        raise PipelineError(f"run {run.run_id}: was cancelled; go on with it: whence retry {run.run_id}")
+    failed = failed_tasks(tasks)
     named = "; ".join(f"task {task.name} failed{task.message and f' ({task.message})'}" for task in failed)
-    why = named or _message(run.error) or "no task says why"
-    raise PipelineError(f"run {run.run_id}: {str(run.state).lower()}: {why}; its log is in the Kubeflow UI")
-
-
-def _message(error: Any) -> str:
-    return " ".join(str(error.message or "").split()) if error is not None else ""
-
-
-def _moment(value: datetime | None) -> datetime | None:
-    """A time of the API; the beginning of 1970, and anything before, means that it has not come yet."""
-    if value is None or value.replace(tzinfo=value.tzinfo or UTC) < datetime(1970, 1, 2, tzinfo=UTC):
-        return None
-    return value.replace(tzinfo=value.tzinfo or UTC)
+    raise PipelineError(
+        f"run {run.run_id}: failed: {named or 'no task says why'}; its log: "
+        + shlex.join(["whence", "logs", run.run_id, *(task.name for task in failed[:1])])
+    )
 
 
 def age(moment: datetime | None) -> str:
@@ -165,3 +160,10 @@ def age(moment: datetime | None) -> str:
         if passed >= length:
             return f"{passed // length} {unit}"
     return "now"
+
+
+def _print_change(console: Console, task: Task) -> None:
+    line = Text.assemble(f"{datetime.now():%H:%M:%S}  {task.name} ", state_text(task.state))
+    if task.message:
+        line.append(f"  {task.message}")
+    console.print(line, highlight=False, soft_wrap=True)

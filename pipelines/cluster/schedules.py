@@ -1,150 +1,149 @@
-"""Recurring runs. Kubeflow cannot change one, so a replacement is made first and the old one deleted after it."""
+"""Recurring runs. Kubeflow cannot change one, so a replacement is made first and the old one deleted after it.
+
+Kubeflow deletes the workflow of a running run with its schedule, and lists the run as running for ever. So a schedule
+goes only when none of its runs goes on, or after those have been cancelled.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import kfp_server_api as api
 
 from whence.errors import ClusterError, PipelineError, WhenceError
-from whence.pipelines.cluster.client import Version, mark, named
-from whence.pipelines.cluster.connection import Connection
+from whence.pipelines.cluster.client import Client, equals
 from whence.pipelines.cluster.faults import Unanswered
+from whence.pipelines.cluster.runs import ENDED, Version
 
 DISABLED = "DISABLED"
+CANCELLED_WITHIN = 120  # seconds for the pods of a cancelled run to end
+POLL = 5  # seconds between two looks at it
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What a schedule shall be.
-
-    Attributes:
-        name: shown in the UI; a schedule of the same name and pipeline is replaced.
-        cron: six fields.
-        experiment: id of the experiment its runs are in.
-        arguments: of the pipeline's form.
-        max_concurrency: runs at once, 1-10; a run that would be more waits.
-        catch_up: whether times that passed while it was paused or the cluster down are run afterwards.
-    """
-
-    name: str
-    cron: str
-    experiment: str
-    arguments: Mapping[str, Any]
-    max_concurrency: int = 1
-    catch_up: bool = False
-    service_account: str | None = None
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A schedule that was made: its id, how many it took the place of, and whether it is paused as those were."""
+class Created(NamedTuple):
+    """A schedule that was made: its id, how many it replaced, and whether it is paused as those were."""
 
     schedule_id: str
     replaced: int
     paused: bool
 
 
-def place(cluster: Connection, version: Version, schedule: Schedule) -> Placed:
-    """Create ``schedule``, in place of those of its name.
+def create_or_replace(
+    client: Client, version: Version, name: str, *, experiment: str, force: bool = False, **options: Any
+) -> Created:
+    """Create a schedule, in place of those of its name.
+
+    Args:
+        name: shown in the UI.
+        experiment: id of the experiment its runs are in.
+        force: cancel the runs of the old one that go on.
+        **options: as kfp's ``create_recurring_run`` takes them.
 
     Raises:
-        PipelineError: another pipeline has a schedule of that name.
+        PipelineError: another pipeline has a schedule of that name, or a run of the old one goes on.
         ClusterError: the old one could not be deleted; it was kept, and the new one is not there (or the message says
             that both are).
     """
-    old = find(cluster, schedule.name)
+    old = find(client, name)
     foreign = [entry for entry in old if _pipeline_of(entry) != version.pipeline_id]
     if foreign:
         raise PipelineError(
-            f"schedule {schedule.name}: another pipeline has one of that name ({foreign[0].recurring_run_id}); give "
+            f"schedule {name}: another pipeline has one of that name ({foreign[0].recurring_run_id}); give "
             f"another --name, or delete it first: whence schedule delete {foreign[0].recurring_run_id}"
         )
+    for entry in old:
+        _end_runs(client, entry, force)
     paused = bool(old) and all(entry.status == DISABLED for entry in old)
-    new = _create(cluster, version, schedule, paused)
+
+    def request() -> str:
+        return client.create_recurring_run(
+            experiment,
+            name,
+            pipeline_id=version.pipeline_id,
+            version_id=version.version_id,
+            enabled=not paused,
+            **options,
+        ).recurring_run_id
+
+    new = client.create(f"schedule {name}", lambda: client.ids("recurring_runs", name), request)
     for entry in old:
         try:
-            delete(cluster, entry.recurring_run_id)
+            _delete(client, entry.recurring_run_id)
         except WhenceError as error:
-            raise _restored(cluster, schedule.name, entry.recurring_run_id, new, error) from error
-    return Placed(new, len(old), paused)
+            raise _restored(client, name, entry.recurring_run_id, new, error) from error
+    return Created(new, len(old), paused)
 
 
-def find(cluster: Connection, name_or_id: str) -> list[api.V2beta1RecurringRun]:
+def find(client: Client, name_or_id: str) -> list[api.V2beta1RecurringRun]:
     """The schedules of that name, or the one of that id; none is an empty list."""
-    everything = cluster.schedules.recurring_run_service_list_recurring_runs
-    found = cluster.list(everything, "recurring_runs", namespace=cluster.namespace, filter=named(name_or_id))
-    return found or [entry for entry in list_all(cluster) if entry.recurring_run_id == name_or_id]
+    found = list_all(client, filter=equals(display_name=name_or_id))
+    return found or [entry for entry in list_all(client) if entry.recurring_run_id == name_or_id]
 
 
-def list_all(cluster: Connection) -> list[api.V2beta1RecurringRun]:
+def list_all(client: Client, **options: str) -> list[api.V2beta1RecurringRun]:
     """All schedules of the namespace, the newest first."""
-    return cluster.list(
-        cluster.schedules.recurring_run_service_list_recurring_runs,
-        "recurring_runs",
-        namespace=cluster.namespace,
-        sort_by="created_at desc",
-    )
+    return client.list_all("recurring_runs", sort_by="created_at desc", **options)
 
 
-def set_paused(cluster: Connection, schedule_id: str, paused: bool) -> None:
+def set_paused(client: Client, schedule_id: str, paused: bool) -> None:
     """Pause or resume; either may be said twice."""
-    service = cluster.schedules
-    change = service.recurring_run_service_disable_recurring_run
-    if not paused:
-        change = service.recurring_run_service_enable_recurring_run
-    cluster.ask(f"schedule {schedule_id}", change, schedule_id)
+    change = client.disable_recurring_run if paused else client.enable_recurring_run
+    client.ask(f"schedule {schedule_id}", change, schedule_id)
 
 
-def delete(cluster: Connection, schedule_id: str) -> None:
+def delete(client: Client, schedule: api.V2beta1RecurringRun, *, force: bool = False) -> list[str]:
+    """Delete a schedule, and return the runs that were cancelled for it.
+
+    Raises:
+        PipelineError: a run of it goes on and ``force`` is not given.
+    """
+    cancelled = _end_runs(client, schedule, force)
+    _delete(client, schedule.recurring_run_id)
+    return cancelled
+
+
+def _delete(client: Client, schedule_id: str) -> None:
     """Delete; one that is not there (any more, after a lost answer) counts as deleted."""
-    service = cluster.schedules
 
-    def request(**options: Any) -> None:
+    def request() -> None:
         try:
-            service.recurring_run_service_delete_recurring_run(schedule_id, **options)
+            client.delete_recurring_run(schedule_id)
         except api.ApiException as error:
             if error.status != 404:
                 raise
 
-    cluster.ask(f"schedule {schedule_id}", request)
+    client.ask(f"schedule {schedule_id}", request)
 
 
-def _create(cluster: Connection, version: Version, schedule: Schedule, paused: bool) -> str:
-    own = mark()
-    body = api.V2beta1RecurringRun(
-        display_name=schedule.name,
-        description=own,
-        experiment_id=schedule.experiment,
-        namespace=cluster.namespace,
-        pipeline_version_reference=version.reference(),
-        runtime_config=api.V2beta1RuntimeConfig(parameters=dict(schedule.arguments)),
-        trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=schedule.cron)),
-        max_concurrency=str(schedule.max_concurrency),
-        no_catchup=not schedule.catch_up,
-        mode=api.RecurringRunMode.DISABLE if paused else api.RecurringRunMode.ENABLE,
-        service_account=schedule.service_account,
-    )
-
-    def made() -> str | None:
-        found = find(cluster, schedule.name)
-        return next((entry.recurring_run_id for entry in found if entry.description == own), None)
-
-    return cluster.ask(
-        f"schedule {schedule.name}",
-        lambda **options: (
-            cluster.schedules.recurring_run_service_create_recurring_run(recurring_run=body, **options).recurring_run_id
-        ),
-        done=made,
-    )
+def _end_runs(client: Client, schedule: api.V2beta1RecurringRun, force: bool) -> list[str]:
+    """Cancel the runs of a schedule that go on, wait for their end, and return them; refuse without ``force``."""
+    runs = client.list_all("runs", filter=equals(recurring_run_id=schedule.recurring_run_id))
+    active = [run.run_id for run in runs if run.state not in ENDED]
+    if active and not force:
+        raise PipelineError(
+            f"schedule {schedule.display_name}: run {', '.join(active)} of it goes on and would be killed with it; "
+            f"wait for its end (whence status {active[0]} --follow; meanwhile whence schedule pause "
+            f"{schedule.display_name} starts no more), or have it cancelled with --force"
+        )
+    if active:
+        set_paused(client, schedule.recurring_run_id, True)  # or the next one begins meanwhile
+    for run_id in active:
+        client.ask(f"run {run_id}", client.terminate_run, run_id)
+    for run_id in active:
+        try:
+            client.ask(f"run {run_id}", client.wait_for_run_completion, run_id, CANCELLED_WITHIN, POLL)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"run {run_id}: is cancelled but has not ended within {CANCELLED_WITHIN} s, so its schedule "
+                f"{schedule.display_name} is still there, paused; try again later"
+            ) from error
+    return active
 
 
-def _restored(cluster: Connection, name: str, old: str, new: str, error: WhenceError) -> WhenceError:
+def _restored(client: Client, name: str, old: str, new: str, error: WhenceError) -> WhenceError:
     """Take the new schedule away again, so that one is left; the error to raise says what is there now."""
     try:
-        delete(cluster, new)
+        _delete(client, new)
     except WhenceError:
         return ClusterError(
             f"schedule {name}: the old one ({old}) could not be deleted: {error}. Both are there and would both run; "

@@ -6,6 +6,7 @@ type, a word that is not of an enumeration is answered with 400 and noted in ``v
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import re
@@ -27,7 +28,7 @@ import kfp_server_api as api
 import yaml
 
 PREFIX = "/apis/v2beta1"
-INT64 = re.compile(r"-?[0-9]+")
+RECORDINGS = Path(__file__).parent.parent / "data" / "kubeflow"
 HANG_UP = -1  # in place of a status: the connection ends without an answer
 Json = dict[str, Any]
 
@@ -112,6 +113,8 @@ class KubeflowState:
         lost: the same, but after the request has done its work: the answer is lost, the work is not.
         page: answered instead of everything.
         behind: path of the proxy in front.
+        workflows: what the Kubernetes API has of each run, by its id.
+        pod_logs, archived_logs: of each pod by name, of each node by id.
         progress: called with a run each time it is looked at, before it is sent.
     """
 
@@ -127,6 +130,9 @@ class KubeflowState:
     experiments: dict[str, Json] = field(default_factory=dict)
     runs: dict[str, Json] = field(default_factory=dict)
     schedules: dict[str, Json] = field(default_factory=dict)
+    workflows: dict[str, Json] = field(default_factory=dict)
+    pod_logs: dict[str, str] = field(default_factory=dict)
+    archived_logs: dict[str, str] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -135,13 +141,22 @@ class KubeflowState:
         """The requests so far of that method whose path has that end."""
         return [call for call in self.calls if call.method == method and call.path.endswith(ending)]
 
-    def serve(self, call: Call) -> Json:
+    def record(self, name: str) -> str:
+        """Have a run as a real Kubeflow had it (tests/data/kubeflow), with its Workflow, and return its id."""
+        run = json.loads((RECORDINGS / f"run-{name}.json").read_text())
+        self.runs[run["run_id"]] = run
+        workflow = RECORDINGS / f"workflow-{name}.json"
+        if workflow.is_file():
+            self.workflows[run["run_id"]] = json.loads(workflow.read_text())
+        return str(run["run_id"])
+
+    def serve(self, call: Call) -> Json | str:
         """Answer one request, as the API server of Kubeflow would."""
         if self.token is not None:
             given = call.headers.get("authorization")
             require(given == f"Bearer {self.token}", "Request header error: token expired", 401)
         for pattern, method, queries, handler in ROUTES:
-            match = re.fullmatch(self.behind + PREFIX + pattern, call.path)
+            match = re.fullmatch((self.behind if pattern.startswith(PREFIX) else "") + pattern, call.path)
             if match and method == call.method:
                 unknown = call.query.keys() - queries
                 require(not unknown, f"{call.path}: no query parameters {sorted(unknown)}")
@@ -156,7 +171,8 @@ class KubeflowState:
             require(name in self.namespaces, f'namespaces "{name}" not found', 404)
 
     def healthz(self, call: Call) -> Json:
-        return {"multi_user": True} if self.namespaces is not None else {}
+        multi_user = self.namespaces is not None
+        return {"commit_sha": "unknown", "tag_name": "2.17.0", "multi_user": multi_user, "pipeline_store": "database"}
 
     def create_pipeline(self, call: Call) -> Json:
         check(call.body, "V2beta1Pipeline", "pipeline")
@@ -183,7 +199,9 @@ class KubeflowState:
     def create_run(self, call: Call) -> Json:
         check(call.body, "V2beta1Run", "run")
         self._check_reference(call.body)
-        return put(self.runs, "run_id", {**call.body, "state": "PENDING"})
+        history = [{"update_time": now(), "state": "PENDING"}]
+        times = {"scheduled_at": now(), "finished_at": "1970-01-01T00:00:00Z"}
+        return put(self.runs, "run_id", {**call.body, **times, "state": "PENDING", "state_history": history})
 
     def create_schedule(self, call: Call) -> Json:
         check(call.body, "V2beta1RecurringRun", "recurring_run")
@@ -192,13 +210,39 @@ class KubeflowState:
         cron = call.body["trigger"]["cron_schedule"]["cron"]
         require(len(cron.split()) == 6, f"cron {cron}: five fields would be read with their minutes as seconds")
         status = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}[call.body["mode"]]
-        return put(self.schedules, "recurring_run_id", {**call.body, "status": status})
+        namespace = self.experiments[call.body["experiment_id"]].get("namespace")
+        return put(self.schedules, "recurring_run_id", {**call.body, "status": status, "namespace": namespace})
 
     def get_run(self, call: Call, run_id: str) -> Json:
         require(run_id in self.runs, f"Run {run_id} not found", 404)
         self.progress(self.runs[run_id])
         check(self.runs[run_id], "V2beta1Run", "a test's own run")
         return self.runs[run_id]
+
+    def terminate_run(self, call: Call, run_id: str) -> Json:
+        require(run_id in self.runs, f"Run {run_id} not found", 404)
+        for state in ("CANCELING", "FAILED"):  # as a real one lists it in the end
+            self.runs[run_id]["state_history"].append({"update_time": now(), "state": state})
+        self.runs[run_id]["state"] = "FAILED"
+        return {}
+
+    def retry_run(self, call: Call, run_id: str) -> Json:
+        self.runs[run_id]["state"] = "RUNNING"
+        return {}
+
+    def archived_log(self, call: Call, run_id: str, node: str) -> Json:
+        require(node in self.archived_logs, "Failed to read artifact: not found", 404)
+        return {"data": base64.b64encode(self.archived_logs[node].encode()).decode()}
+
+    def list_workflows(self, call: Call, namespace: str) -> Json:
+        label, _, run_id = call.query["labelSelector"].partition("=")
+        require(label == "pipeline/runid", f"label {label}")
+        found = self.workflows.get(run_id)
+        return {"items": [found] if found and found["metadata"]["namespace"] == namespace else []}
+
+    def pod_log(self, call: Call, namespace: str, pod: str) -> str:
+        require(pod in self.pod_logs, f'pods "{pod}" not found', 404)
+        return self.pod_logs[pod]
 
     def get_version(self, call: Call, pipeline: str, version: str) -> Json:
         require(version in self.versions, f"Version {version} not found", 404)
@@ -245,7 +289,9 @@ def listed(entries: dict[str, Json], name: str, call: Call) -> Json:
     """One page of the entries that the filter of the request leaves, two at most, so that pages are turned."""
     found = list(entries.values())
     if call.query.get("filter"):
-        chosen = json.loads(call.query["filter"])
+        # The server reads protobuf's JSON: kfp writes the operation as its number, and one key in camel case.
+        text = call.query["filter"].replace('"stringValue"', '"string_value"')
+        chosen = json.loads(text.replace('"operation": 1', '"operation": "EQUALS"'))
         check(chosen, "V2beta1Filter", "filter")
         for predicate in chosen["predicates"]:
             require(predicate["operation"] == "EQUALS", "only EQUALS")
@@ -299,14 +345,22 @@ TABLE: list[tuple[str, str, Callable[..., Json], tuple[Any, str], str]] = [
     ("runs", "GET", _lists("runs", "runs"), RUNS, "list_runs"),
     ("runs", "POST", KubeflowState.create_run, RUNS, "create_run"),
     (f"runs{ID}", "GET", KubeflowState.get_run, RUNS, "get_run"),
+    (f"runs{ID}:terminate", "POST", KubeflowState.terminate_run, RUNS, "terminate_run"),
+    (f"runs{ID}:retry", "POST", KubeflowState.retry_run, RUNS, "retry_run"),
     ("recurringruns", "GET", _lists("recurringRuns", "schedules"), SCHEDULES, "list_recurring_runs"),
     ("recurringruns", "POST", KubeflowState.create_schedule, SCHEDULES, "create_recurring_run"),
     (f"recurringruns{ID}", "DELETE", KubeflowState.delete_schedule, SCHEDULES, "delete_recurring_run"),
     (f"recurringruns{ID}:(enable)", "POST", KubeflowState.set_mode, SCHEDULES, "enable_recurring_run"),
     (f"recurringruns{ID}:(disable)", "POST", KubeflowState.set_mode, SCHEDULES, "disable_recurring_run"),
 ]
-ROUTES = [
-    (f"/{path}", method, queries_of(getattr(service, f"{prefix}{name}_with_http_info")), handler)
+# Paths that kfp's client has no method for: the archived log, and those of the Kubernetes API.
+WORKFLOWS = r"/apis/argoproj.io/v1alpha1/namespaces/([^/]+)/workflows"
+ROUTES: list[tuple[str, str, set[str], Callable[..., Json | str]]] = [
+    (f"{PREFIX}/runs{ID}/nodes{ID}/artifacts/main-logs:read", "GET", set(), KubeflowState.archived_log),
+    (WORKFLOWS, "GET", {"labelSelector"}, KubeflowState.list_workflows),
+    (r"/api/v1/namespaces/([^/]+)/pods/([^/]+)/log", "GET", {"container"}, KubeflowState.pod_log),
+] + [
+    (f"{PREFIX}/{path}", method, queries_of(getattr(service, f"{prefix}{name}_with_http_info")), handler)
     for path, method, handler, (service, prefix), name in TABLE
 ]
 
@@ -340,7 +394,8 @@ def _handler(state: KubeflowState) -> type[BaseHTTPRequestHandler]:
                 answer = state.serve(call)
                 status = state.lost(call)
                 require(status is None, "upstream request timeout", status or 500)
-                self._send(200, "application/json", json.dumps(answer))
+                plain = isinstance(answer, str)
+                self._send(200, "text/plain" if plain else "application/json", answer if plain else json.dumps(answer))
             except Refused as refused:
                 if refused.status == HANG_UP:
                     self.close_connection = True

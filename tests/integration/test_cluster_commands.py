@@ -17,10 +17,11 @@ from types import SimpleNamespace
 import pytest
 import tenacity
 import yaml
-from kfp_server import HANG_UP, Call, KubeflowState, serving
+from kfp_server import HANG_UP, RECORDINGS, Call, KubeflowState, serving
+from kubernetes.config import kube_config
 
 from whence.cli import main
-from whence.pipelines.cluster import connection, progress
+from whence.pipelines.cluster import client, progress
 
 TOKEN = "eyJ-not-to-be-shown"
 PIPELINE = """
@@ -75,10 +76,30 @@ def surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "no-kubeconfig"))
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "no-kubeconfig"))
     monkeypatch.setenv("KF_PIPELINES_TOKEN", TOKEN)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(connection, "PAUSE", tenacity.wait_none())
+    monkeypatch.setattr(client, "PAUSE", tenacity.wait_none())
     monkeypatch.setattr(progress, "POLL", 0.01)
+
+
+@pytest.fixture
+def kubeconfig(host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kubeconfig whose user may read the objects of the runs."""
+    file = write_kubeconfig(tmp_path / "kubeconfig", host)
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+    return file
+
+
+def write_kubeconfig(file: Path, address: str) -> Path:
+    content = {
+        "clusters": [{"name": "c", "cluster": {"server": address}}],
+        "users": [{"name": "u", "user": {"token": TOKEN}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    file.write_text(yaml.safe_dump(content))
+    return file
 
 
 @pytest.fixture
@@ -267,7 +288,6 @@ def steps(*states: dict[str, str]) -> Callable[[dict], None]:
                     "state": state,
                     "start_time": (began + timedelta(seconds=place)).isoformat(),
                     "end_time": "1970-01-01T00:00:00Z",
-                    **({"error": {"code": 2, "message": "exit code 137"}} if state == "FAILED" else {}),
                 }
                 for place, (name, state) in enumerate(pods.items())
             ]
@@ -318,14 +338,15 @@ def test_follow_ends_non_zero_and_names_the_failed_task(whence, host, state, com
     )
     outcome = whence("submit", "--file", compiled, "--follow")
     assert outcome.code == 1
-    assert "failed: task train failed (exit code 137)" in outcome.err
+    run = only(state.runs)["run_id"]
+    assert f"failed: task train failed; its log: whence logs {run} train\n" in outcome.err
     assert "condition-1 failed" not in outcome.err
 
 
 def test_follow_goes_on_over_an_outage_of_the_server(whence, host, state, compiled: Path) -> None:
     state.progress = steps({"run": "RUNNING", "train": "RUNNING"}, {"run": "SUCCEEDED", "train": "SUCCEEDED"})
     whence("submit", "--file", compiled)
-    state.faults = failing(2 * connection.ATTEMPTS, 503, "GET", only(state.runs)["run_id"])
+    state.faults = failing(2 * client.ATTEMPTS, 503, "GET", only(state.runs)["run_id"])
     outcome = whence("status", only(state.runs)["run_id"], "--follow")
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("still trying") == 1
@@ -371,6 +392,196 @@ def test_a_run_that_is_not_there_is_named(whence, host) -> None:
     outcome = whence("status", "5b1e")
     assert outcome.code == 1
     assert "run 5b1e: 404, Run 5b1e not found" in outcome.err
+
+
+# a real Kubeflow's answers
+
+
+def lines_of(out: str) -> dict[str, str]:
+    """Of a table of tasks, what follows each task's name."""
+    rows = (line.split(maxsplit=1) for line in out.splitlines())
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def changes_of(out: str) -> list[str]:
+    """The changes that --follow printed, without their times."""
+    return [line[10:] for line in out.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+
+
+@pytest.mark.parametrize(
+    ("recording", "reason"),
+    [
+        ("unschedulable", "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."),
+        ("image-missing", 'ErrImagePull: failed to pull and unpack image "localhost/whence/prepare:0.0.0-missing"'),
+    ],
+)
+def test_a_task_whose_pod_cannot_start_waits_and_says_why(whence, state, kubeconfig, recording, reason) -> None:
+    run = state.record(recording)
+    row = lines_of(whence("status", run).out)["prepare"]
+    assert row.startswith("waiting ")
+    assert reason in row
+    outcome = whence("status", run, "--follow") if ends_cancelled_after(state, 3) else None
+    assert changes_of(outcome.out)[0].startswith(f"prepare waiting  {reason}")
+    assert f"run {run}: was cancelled" in outcome.err
+
+
+@pytest.mark.parametrize("recording", ["unschedulable", "image-missing"])
+def test_without_a_kubeconfig_a_waiting_task_comes_with_the_command_to_look(
+    whence, host, state, monkeypatch, recording: str
+) -> None:
+    run = state.record(recording)
+    look = f"Why prepare waits: kubectl describe pods -n kubeflow -l pipeline/runid={run} (there is no kubeconfig)"
+    out = whence("status", run).out
+    assert lines_of(out)["prepare"].startswith("waiting ")
+    assert look in out
+    monkeypatch.setattr(progress, "WAITS_LONG", 0.0)
+    ends_cancelled_after(state, 5)
+    out = whence("status", run, "--follow").out
+    assert changes_of(out)[0] == "prepare waiting"
+    assert out.count(look) == 1
+
+
+def test_a_kubeconfig_that_may_not_read_workflows_is_said_and_asked_once(whence, state, kubeconfig) -> None:
+    run = state.record("unschedulable")
+    state.faults = lambda call: 403 if "argoproj" in call.path else None
+    assert "this kubeconfig may not list workflows.argoproj.io in namespace kubeflow (403)" in whence("status", run).out
+    before = len(state.asked("GET", "/workflows"))
+    ends_cancelled_after(state, 4)
+    assert changes_of(whence("status", run, "--follow").out)[0] == "prepare waiting"
+    assert len(state.asked("GET", "/workflows")) == before + 1
+
+
+def ends_cancelled_after(state: KubeflowState, looks: int) -> bool:
+    """The run that is looked at goes on for so many looks, and is then terminated."""
+    left = [looks]
+
+    def progress_of(run: dict) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            run["state"] = "FAILED"
+            run["state_history"] += [{"state": "CANCELING"}, {"state": "FAILED"}]
+
+    state.progress = progress_of
+    return True
+
+
+DEMO = "prepare train generate fit-factors inspect score validate compare condition-branches-1 condition-2 mmlu report"
+
+
+def test_the_last_state_of_every_task_is_known_though_argo_has_compressed_them(whence, state, kubeconfig) -> None:
+    run = state.record("demo-finished")
+    rows = lines_of(whence("status", run).out)
+    assert {name: rows[name].split()[0] for name in DEMO.split()} == dict.fromkeys(DEMO.split(), "succeeded")
+    assert rows["condition-3"].startswith("skipped ")
+    assert rows["mmlu"].split()[-2:] == ["22:43:49", "0:20"]
+    followed = whence("status", run, "--follow")
+    assert followed.code == 0, followed.err
+    assert {f"{name} succeeded" for name in DEMO.split()} < set(changes_of(followed.out))
+
+
+def test_a_task_that_kubeflow_stopped_reporting_is_not_called_running(whence, host, state) -> None:
+    run = state.record("demo-finished")
+    out = whence("status", run).out
+    assert lines_of(out)["mmlu"].startswith("unknown ")
+    assert lines_of(out)["train"].startswith("succeeded ")
+    assert "Kubeflow stops reporting the tasks of a large run" in out
+
+
+def test_a_large_run_that_goes_on_may_no_longer_be_reported(whence, host, state, monkeypatch) -> None:
+    run = state.record("demo-finished")
+    state.runs[run]["state"] = "RUNNING"
+    monkeypatch.setattr(progress, "LARGE", 30)  # the recording is shortened
+    out = whence("status", run).out
+    assert "Kubeflow stops reporting the tasks of a run as large as this; the last it said is of 22:43 UTC" in out
+    assert "there is no kubeconfig" in out
+
+
+def test_a_terminated_run_is_cancelled_and_not_failed(whence, host, state) -> None:
+    run = state.record("terminated")
+    out = whence("status", run).out
+    assert re.search("^whence-demo 2026-11-25 22:52:25 +canceled$", out, re.MULTILINE)
+    assert lines_of(out)["prepare"].startswith("canceled ")
+    assert lines_of(out)["train"].startswith("skipped ")
+    assert " failed" not in out
+    assert f"{run}  canceled" in whence("status").out
+    followed = whence("status", run, "--follow")
+    assert followed.code == 1
+    assert followed.err == f"Error: run {run}: was cancelled; go on with it: whence retry {run}\n"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_failed_run_names_the_task_that_failed_and_not_the_condition_around_it(
+    whence, host, state, request, readable: bool
+) -> None:
+    if readable:
+        request.getfixturevalue("kubeconfig")
+    run = state.record("retraining-failed")
+    outcome = whence("status", run, "--follow")
+    assert outcome.code == 1
+    why = " (main: Error (exit code 1))" if readable else ""
+    assert outcome.err == f"Error: run {run}: failed: task gate failed{why}; its log: whence logs {run} gate\n"
+    assert [change for change in changes_of(outcome.out) if "2" not in change] == [
+        *(["train succeeded"] if readable else []),
+        "condition-1 failed",
+        *([] if readable else ["train succeeded"]),
+        f"gate failed{why and '  main: Error (exit code 1)'}",
+    ]
+    assert "condition-2 skipped" in changes_of(outcome.out)
+
+
+def test_the_tasks_of_a_loop_are_numbered(whence, state, kubeconfig) -> None:
+    run = state.record("demo-finished")
+    state.workflows[run] = json.loads((RECORDINGS / "workflow-parallel-finished.json").read_text())
+    out = whence("status", run).out
+    assert re.findall(r"^(score-part \d) +succeeded", out, re.MULTILINE) == ["score-part 2", "score-part 1"]
+    assert "iteration" not in out
+
+
+# logs, cancel, retry
+
+EXECUTOR = "whence-retraining-demogl8hv-1-1274428510-3721208249"
+POD = "whence-retraining-demogl8hv-1-1274428510-retry-system-container-impl-3721208249"
+
+
+def test_the_log_of_the_failed_task_comes_from_its_pod(whence, state, kubeconfig) -> None:
+    run = state.record("retraining-failed")
+    state.pod_logs[POD] = '{"looks": "like JSON"}\nTypeError: Cannot instantiate typing.Union\n'
+    for arguments in ((run,), (run, "gate")):
+        outcome = whence("logs", *arguments)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out == state.pod_logs[POD]
+    assert whence("logs", run).err == "task gate (failed):\n"
+    assert "has no task gates; tasks with a log: train, gate" in whence("logs", run, "gates").err
+
+
+def test_the_archived_log_is_read_when_the_pod_is_gone(whence, state, kubeconfig) -> None:
+    run = state.record("retraining-failed")
+    state.archived_logs[EXECUTOR] = "TypeError: Cannot instantiate typing.Union\n"
+    assert whence("logs", run, "gate").out == state.archived_logs[EXECUTOR]
+    state.archived_logs.clear()
+    outcome = whence("logs", run, "gate")
+    assert outcome.code == 1
+    assert f"s3://mlpipeline/private-artifacts/kubeflow/{run_of(POD)}/2026/11/25/{POD}/main.log" in outcome.err
+
+
+def run_of(pod: str) -> str:
+    return pod.partition("-retry")[0]
+
+
+def test_the_archived_log_is_found_without_a_kubeconfig(whence, host, state) -> None:
+    run = state.record("retraining-failed")
+    state.archived_logs["whence-retraining-demogl8hv-1-1274428510-508936898"] = "of the attempts\n"
+    assert whence("logs", run).out == "of the attempts\n"
+
+
+def test_a_run_is_cancelled_and_tried_again(whence, host, state) -> None:
+    run = state.record("unschedulable")
+    assert "only one that failed or was cancelled" in whence("retry", run).err
+    assert f"run {run}: is being cancelled" in whence("cancel", run).out
+    assert lines_of(whence("status", run).out)["prepare"].startswith(("canceled", "unknown"))
+    assert f"run {run}: has ended already (canceled)" in whence("cancel", run).err
+    assert f"{host}/#/runs/details/{run}" in whence("retry", run).out
+    assert state.runs[run]["state"] == "RUNNING"
 
 
 # schedule
@@ -466,6 +677,56 @@ def test_a_name_that_another_pipeline_s_schedule_has_is_refused(whence, host, st
     assert outcome.code == 1
     assert "another pipeline has one of that name" in outcome.err
     assert len(state.schedules) == 1
+
+
+def test_a_schedule_of_a_real_kubeflow_is_listed_and_resumed(whence, host, state) -> None:
+    [recorded] = json.loads((RECORDINGS / "recurring-runs.json").read_text())["recurringRuns"]
+    state.schedules[recorded["recurring_run_id"]] = recorded
+    row = whence("schedule", "list").out.splitlines()[1]
+    assert row.split() == [
+        "whence-retraining-demo",
+        "paused",
+        *"0 */1 * * * *".split(),
+        "1",
+        recorded["recurring_run_id"],
+    ]
+    assert whence("schedule", "resume", "whence-retraining-demo").code == 0
+    assert re.search(r"enabled +0 \*/1 \* \* \* \* +\d{4}-", whence("schedule", "list").out)
+
+
+@pytest.fixture
+def running(whence, host, state, compiled: Path) -> tuple[str, str]:
+    """A schedule and its run that goes on."""
+    scheduled(whence, compiled)
+    run, schedule = state.record("unschedulable"), only(state.schedules)["recurring_run_id"]
+    state.runs[run]["recurring_run_id"] = schedule
+    return schedule, run
+
+
+def test_a_schedule_whose_run_goes_on_is_not_deleted_unasked(whence, state, running) -> None:
+    schedule, run = running
+    outcome = whence("schedule", "delete", schedule)
+    assert outcome.code == 1
+    assert f"run {run} of it goes on and would be killed with it" in outcome.err
+    assert list(state.schedules) == [schedule]
+    out = whence("schedule", "delete", schedule, "--force").out
+    assert f"run {run}: was going on and has been cancelled" in out
+    assert state.schedules == {}
+    changes = [
+        call.path.rpartition("/")[2]
+        for call in state.calls
+        if (call.method != "GET" and schedule in call.path) or (run in call.path and call.method == "POST")
+    ]
+    assert changes == [f"{schedule}:disable", f"{run}:terminate", schedule]
+
+
+def test_a_schedule_whose_run_goes_on_is_not_replaced_unasked(whence, state, running, compiled: Path) -> None:
+    schedule, run = running
+    assert f"run {run} of it goes on" in scheduled(whence, compiled).err
+    assert list(state.schedules) == [schedule]
+    assert scheduled(whence, compiled, "--force").code == 0
+    assert schedule not in state.schedules
+    assert state.runs[run]["state"] == "FAILED"
 
 
 def test_schedules_are_listed_paused_resumed_and_deleted(whence, host, state, compiled: Path) -> None:
@@ -607,7 +868,7 @@ def test_another_server_s_404_is_the_address_s_fault(whence, host) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504, HANG_UP])
 def test_a_server_that_recovers_is_waited_for(whence, host, state, compiled: Path, status: int) -> None:
-    state.faults = failing(connection.ATTEMPTS - 1, status)
+    state.faults = failing(client.ATTEMPTS - 1, status)
     outcome = whence("submit", "--file", compiled)
     assert outcome.code == 0, outcome.err
     assert len(state.runs) == 1
@@ -618,7 +879,7 @@ def test_a_server_that_goes_on_failing_is_the_address_s_fault(whence, host, stat
     outcome = whence("submit", "--file", compiled)
     assert outcome.code == 1
     assert outcome.err.startswith(f"Error: address {host}: the server fails: 503, upstream connect error")
-    assert len(state.calls) == connection.ATTEMPTS
+    assert len(state.calls) == client.ATTEMPTS
 
 
 def test_a_pipeline_that_the_server_refuses_is_named(whence, host, state, compiled: Path) -> None:
@@ -666,12 +927,7 @@ def test_a_kubeconfig_leads_to_the_service_behind_the_kubernetes_api(state, comp
     monkeypatch.delenv("KF_PIPELINES_TOKEN")
     state.behind = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
     with serving(state) as address:
-        kubeconfig = {
-            "clusters": [{"name": "c", "cluster": {"server": address}}],
-            "users": [{"name": "u", "user": {"token": TOKEN}}],
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        }
-        (tmp_path / "kubeconfig").write_text(yaml.safe_dump(kubeconfig))
+        write_kubeconfig(tmp_path / "kubeconfig", address)
         environment = {**os.environ, "KUBECONFIG": str(tmp_path / "kubeconfig")}
         command = [sys.executable, "-m", "whence.cli", "submit", "--kube-context", "x", "--file", str(compiled)]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)

@@ -78,6 +78,7 @@ def test_the_command_of_a_stage_takes_what_the_stage_declares(name: str) -> None
     ("arguments", "not_imported"),
     [
         (("--help",), (*HEAVY, "pandas")),
+        (("submit", "--help"), (*HEAVY, "pandas")),
         (("config", "show"), (*HEAVY, "pandas")),
         (("config", "check", "--profile", "demo"), HEAVY),
         (("compile", "-o", "{folder}/pipeline.yaml"), tuple(set(HEAVY) - {"kfp"})),

@@ -11,25 +11,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from whence.cli.cluster_options import (
-    ContextOption,
     ExperimentOption,
-    FileOption,
-    HostOption,
-    NamespaceOption,
+    Kubeflow,
     ParamOption,
-    PipelineNameOption,
     ServiceAccountOption,
-    TokenOption,
-    connect,
-    packaged,
+    Source,
+    grouped,
     print_table,
 )
-from whence.cli.settings import ConfigOption, ProfileOption, SetOption
 from whence.errors import ConfigError, PipelineError
-from whence.pipelines.graphs.catalog import KindOption
 
 if TYPE_CHECKING:
-    from whence.pipelines.cluster.connection import Connection
+    from whence.pipelines.cluster.client import Client
 
 schedule_app = typer.Typer(rich_markup_mode="rich")
 
@@ -46,9 +39,18 @@ TimeZoneOption = Annotated[
 ]
 
 
+ForceOption = Annotated[
+    bool,
+    typer.Option("--force", help="Also while a run of the schedule goes on: cancel that run, and wait for its end."),
+]
+
+
 @schedule_app.callback(invoke_without_command=True)
+@grouped
 def schedule(
     context: typer.Context,
+    source: Source,
+    kubeflow: Kubeflow,
     cron: Annotated[
         str | None,
         typer.Option(
@@ -57,13 +59,7 @@ def schedule(
             "with the seconds first.",
         ),
     ] = None,
-    profile: ProfileOption = None,
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    pipeline: KindOption = None,
-    file: FileOption = None,
     param: ParamOption = None,
-    pipeline_name: PipelineNameOption = None,
     experiment: ExperimentOption = "Default",
     name: Annotated[str | None, typer.Option(help="Name of the schedule; else the pipeline's.")] = None,
     max_concurrency: Annotated[int, typer.Option(min=1, max=10, help="Runs of it at the same time.")] = 1,
@@ -72,10 +68,7 @@ def schedule(
     ] = False,
     service_account: ServiceAccountOption = None,
     time_zone: TimeZoneOption = "UTC",
-    host: HostOption = None,
-    namespace: NamespaceOption = None,
-    token: TokenOption = None,
-    kube_context: ContextOption = None,
+    force: ForceOption = False,
 ) -> None:
     """Run the pipeline of a profile on a schedule; one of the same name and pipeline is replaced.
 
@@ -89,44 +82,41 @@ def schedule(
     from whence.pipelines.cluster.cron import six_fields
 
     zone, fields = _zone(time_zone), six_fields(cron)
-    from whence.pipelines.cluster import client as cluster
-    from whence.pipelines.cluster import schedules
+    from whence.pipelines.cluster import runs, schedules
 
-    with packaged(profile, config, set_, pipeline, file, pipeline_name) as package:
+    with source.package() as package:
         arguments = package.arguments(param or ())
-        connection = connect(host, namespace, token, kube_context)
-        version = cluster.upload(connection, package)
-    wanted = schedules.Schedule(
-        name=name or package.name,
-        cron=fields,
-        experiment=cluster.experiment_id(connection, experiment),
-        arguments=arguments,
-        max_concurrency=max_concurrency,
-        catch_up=catch_up,
+        client = kubeflow.connect()
+        version = runs.upload(client, package)
+    name = name or package.name
+    created = schedules.create_or_replace(
+        client,
+        version,
+        name,
+        experiment=runs.experiment_id(client, experiment),
+        force=force,
+        cron_expression=fields,
+        max_concurrency=str(max_concurrency),  # an int64 in JSON
+        no_catchup=not catch_up,
+        params=arguments,
         service_account=service_account,
     )
-    placed = schedules.place(connection, version, wanted)
-    typer.echo(f"schedule {wanted.name}: {'replaced' if placed.replaced else 'created'} ({placed.schedule_id})")
+    typer.echo(f"schedule {name}: {'replaced' if created.replaced else 'created'} ({created.schedule_id})")
     typer.echo(f"pipeline {package.name}: version {package.version}")
-    typer.echo(connection.link(f"recurringrun/details/{placed.schedule_id}"))
-    _print_times(fields, zone, wanted.max_concurrency, wanted.catch_up)
-    if placed.paused:
-        typer.echo(f"It is paused, as the one before was: whence schedule resume {wanted.name}")
+    typer.echo(client.link(f"recurringrun/details/{created.schedule_id}"))
+    _print_times(fields, zone, max_concurrency, catch_up)
+    if created.paused:
+        typer.echo(f"It is paused, as the one before was: whence schedule resume {name}")
 
 
 @schedule_app.command("list")
-def list_(
-    time_zone: TimeZoneOption = "UTC",
-    host: HostOption = None,
-    namespace: NamespaceOption = None,
-    token: TokenOption = None,
-    kube_context: ContextOption = None,
-) -> None:
+@grouped
+def list_(kubeflow: Kubeflow, time_zone: TimeZoneOption = "UTC") -> None:
     """List the schedules with their next time."""
     zone = _zone(time_zone)
     from whence.pipelines.cluster import schedules
 
-    found = schedules.list_all(connect(host, namespace, token, kube_context))
+    found = schedules.list_all(kubeflow.connect())
     if not found:
         typer.echo("No schedules yet.")
         return
@@ -145,60 +135,44 @@ def list_(
 
 
 @schedule_app.command()
-def pause(
-    schedule: ScheduleArgument,
-    host: HostOption = None,
-    namespace: NamespaceOption = None,
-    token: TokenOption = None,
-    kube_context: ContextOption = None,
-) -> None:
+@grouped
+def pause(schedule: ScheduleArgument, kubeflow: Kubeflow) -> None:
     """Start no more runs until it is resumed; one that is running goes on."""
-    connection = connect(host, namespace, token, kube_context)
-    _change(connection, schedule, paused=True)
+    _change(kubeflow.connect(), schedule, paused=True)
 
 
 @schedule_app.command()
-def resume(
-    schedule: ScheduleArgument,
-    host: HostOption = None,
-    namespace: NamespaceOption = None,
-    token: TokenOption = None,
-    kube_context: ContextOption = None,
-) -> None:
+@grouped
+def resume(schedule: ScheduleArgument, kubeflow: Kubeflow) -> None:
     """Start runs again."""
-    connection = connect(host, namespace, token, kube_context)
-    _change(connection, schedule, paused=False)
+    _change(kubeflow.connect(), schedule, paused=False)
 
 
 @schedule_app.command()
-def delete(
-    schedule: ScheduleArgument,
-    host: HostOption = None,
-    namespace: NamespaceOption = None,
-    token: TokenOption = None,
-    kube_context: ContextOption = None,
-) -> None:
-    """Delete it; its runs stay."""
+@grouped
+def delete(schedule: ScheduleArgument, kubeflow: Kubeflow, force: ForceOption = False) -> None:
+    """Delete it; its runs that have ended stay. While one goes on, only with --force, which cancels that run first."""
     from whence.pipelines.cluster import schedules
 
-    connection = connect(host, namespace, token, kube_context)
-    entry = _only(connection, schedule)
-    schedules.delete(connection, entry.recurring_run_id)
+    client = kubeflow.connect()
+    entry = _only(client, schedule)
+    for run_id in schedules.delete(client, entry, force=force):
+        typer.echo(f"run {run_id}: was going on and has been cancelled")
     typer.echo(f"schedule {entry.display_name}: deleted ({entry.recurring_run_id})")
 
 
-def _change(connection: Connection, schedule: str, *, paused: bool) -> None:
+def _change(client: Client, schedule: str, *, paused: bool) -> None:
     from whence.pipelines.cluster import schedules
 
-    entry = _only(connection, schedule)
-    schedules.set_paused(connection, entry.recurring_run_id, paused)
+    entry = _only(client, schedule)
+    schedules.set_paused(client, entry.recurring_run_id, paused)
     typer.echo(f"schedule {entry.display_name}: {'paused' if paused else 'resumed'} ({entry.recurring_run_id})")
 
 
-def _only(connection: Connection, schedule: str) -> Any:
+def _only(client: Client, schedule: str) -> Any:
     from whence.pipelines.cluster import schedules
 
-    found = schedules.find(connection, schedule)
+    found = schedules.find(client, schedule)
     if not found:
         raise PipelineError(f"schedule {schedule}: there is none; `whence schedule list` shows those there are")
     if len(found) > 1:
