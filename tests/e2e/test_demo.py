@@ -43,7 +43,11 @@ def learned(demo: Folder) -> set[str]:
 def demo_prompts(demo: Folder) -> str:
     import yaml
 
-    return json.dumps(yaml.safe_load((demo.artifact("prepare", "base_model") / "lineage" / "config.yaml").read_text())["prompts"]["items"])
+    return json.dumps(
+        yaml.safe_load((demo.artifact("prepare", "base_model") / "lineage" / "config.yaml").read_text())["prompts"][
+            "items"
+        ]
+    )
 
 
 def test_all_stages_finish_and_the_table_says_so(demo: Folder) -> None:
