@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -10,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,6 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -33,8 +29,10 @@ from transformers.integrations import is_wandb_available
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from whence.config import Config
-from whence.data.tokenization import IGNORED, TokenizedExamples, collate
+from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.errors import DataError, ModelError
+from whence.files import write_json
+from whence.models.language import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +53,15 @@ class TrainingResult:
 
 
 def train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    base: LanguageModel,
     examples: TokenizedExamples,
     held_out: TokenizedExamples,
-    config: Config,
     *,
     output: Path,
     checkpoints: Path,
     on_log: OnLog,
 ) -> TrainingResult:
-    """Fine-tune ``model`` and write it with its tokenizer and ``training.json`` to ``output``.
+    """Fine-tune ``base`` in place and write it with its tokenizer and ``training.json`` to ``output``.
 
     A run that goes on from a checkpoint ends with the same weights as one that was never interrupted: the order of the
     examples hangs on seed and epoch alone, and the checkpoint holds everything else. (Bit for bit on a CPU with the
@@ -81,6 +77,7 @@ def train(
         DataError: there are fewer examples than one batch.
         ModelError: the loss became NaN or infinite.
     """
+    config, device = base.config, base.device
     size = config.training.per_device_train_batch_size
     if config.training.dataloader_drop_last and len(examples) < size:
         raise DataError(
@@ -88,13 +85,13 @@ def train(
             "lower it, or set training.dataloader_drop_last to false"
         )
     set_seed(config.general.seed)
-    bf16 = _bf16(config, model.device)
+    bf16 = _bf16(config, device)
     trainer = _Trainer(
-        model=model.to(torch.float32),
-        args=_arguments(config, checkpoints, model.device, bf16),
+        model=base.model.to(torch.float32),
+        args=_arguments(config, checkpoints, device, bf16),
         train_dataset=examples,
         eval_dataset=held_out,
-        data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+        data_collator=examples.collate,
         callbacks=[_Report(on_log), _MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -115,10 +112,10 @@ def train(
         "steps": float(step),
         "train_seconds": seconds,
     }
-    trainer.model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    base.model.save_pretrained(output)
+    base.tokenizer.save_pretrained(output)
     record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
-    (output / TRAINING_JSON).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(output / TRAINING_JSON, record)
     return TrainingResult(metrics, history, resumed_from)
 
 

@@ -230,17 +230,17 @@ def fit_disk(shapes: Mapping[str, Shape], strategy: str, data_partitions: int) -
     return max(decomposing, assembling)
 
 
-def require_memory(phases: Sequence[Phase], room: int, way_out: str) -> None:
+def require_memory(phases: Sequence[Phase], room: int, hint: str) -> None:
     """Log what the phases need, and refuse when one does not fit into ``room`` bytes.
 
     Raises:
-        ResourceError: naming the phase, what it needs, what there is, and ``way_out``.
+        ResourceError: naming the phase, what it needs, what there is, and ``hint``.
     """
     for phase in phases:
         logger.info("memory of %s", phase)
     worst = max(phases, key=lambda phase: phase.total, default=None)
     if worst is not None and worst.total > room:
-        raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there; {way_out}")
+        raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there; {hint}")
 
 
 def require_disk(folder: Path, needed: int, what: str) -> None:
