@@ -138,10 +138,8 @@ def test_prompts_that_are_too_long_lose_the_first_solved_examples_and_are_counte
         for shots in range(3)
     }
     limit = sorted(lengths[2])[4] + 1  # room for two solved examples before five of the eight questions
-    result = evaluate_mmlu(
-        LanguageModel(tiny_model, tiny_tokenizer, settings(tasks=["virology"], **{"general.max_length": limit})),
-        "finetuned",
-    )
+    config = settings(tasks=["virology"], **{"general.max_length": limit})
+    result = evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, config), "finetuned")
     fitting = [sum(length + 1 <= limit for length in lengths[2])]
     assert (result.predictions["shots"] == 2).sum() == fitting[0] < 8
     assert result.summary["with_fewer_shots"] == 8 - fitting[0]

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 WORK = "work"  # below the output while the fit is unfinished
 
 
-def fit_factors(trained: TrainedModel, output: Path) -> FactorsInfo:
+def fit_factors(trained: TrainedModel, output: str | Path) -> FactorsInfo:
     """Fit the factors of ``config.factors`` on the first ``factors.num_samples`` training examples.
 
     ``output`` receives ``factors.json`` and kronfluence's own folder ``factors_<strategy>``, which plain kronfluence
@@ -54,7 +54,7 @@ def fit_factors(trained: TrainedModel, output: Path) -> FactorsInfo:
         ResourceError: too little memory or disk, before anything is fitted.
         FactorError: NaN or Inf in a factor, naming module and batch.
     """
-    started = time.monotonic()
+    output, started = Path(output), time.monotonic()
     (output / layout.INFO).unlink(missing_ok=True)
     fit, identity = open_fit(trained, output / WORK)
     seconds: dict[str, float] = {}

@@ -79,7 +79,11 @@ def self_influence(trained: TrainedModel, factors: Path, scratch: Path) -> torch
 
 
 def score(
-    trained: TrainedModel, factors: Path, queries: pd.DataFrame, output: Path, sources: Sequence[Path] = ()
+    trained: TrainedModel,
+    factors: str | Path,
+    queries: pd.DataFrame,
+    output: str | Path,
+    sources: Sequence[Path] = (),
 ) -> Scores:
     """Score the training examples on queries and, by the settings, on themselves; list and divide the strongest.
 
@@ -96,6 +100,7 @@ def score(
         FactorError: the factors belong to another model or are damaged, or a score is NaN or Inf.
         ResourceError: too little memory, before anything is computed.
     """
+    factors, output = Path(factors), Path(output)
     queries = queries.assign(query_id=queries["query_id"] if "query_id" in queries else numbers(len(queries)))
     pairwise, own = _scorings(trained, factors, queries, output / WORK, sources)
     for scoring in filter(None, (pairwise, own)):
