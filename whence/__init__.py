@@ -1,21 +1,13 @@
 """Whence did the model learn that? Training-data attribution, as a pipeline and as a library.
 
-The library's names are loaded when they are first used, so that ``import whence`` takes no time. See docs/python.md.
+The library's names are loaded when they are first used, so that ``import whence`` takes no time (their types stand in
+``__init__.pyi``). See docs/python.md.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from whence.config_file import load_config as load_config
-    from whence.influence.factors import fit_factors as fit_factors
-    from whence.influence.results import Scores as Scores
-    from whence.influence.scores import score as score
-    from whence.models.trained import TrainedModel as TrainedModel
-    from whence.models.trained import own_config as own_config
-    from whence.run_folder import load_run as load_run
+from typing import Any
 
 import os
 
@@ -34,7 +26,7 @@ _HOMES = {
     "own_config": "whence.models.trained",
     "score": "whence.influence.scores",
 }
-__all__ = ["Scores", "TrainedModel", "fit_factors", "load_config", "load_run", "own_config", "score"]
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whence.config import Config
-from whence.config_file import load_config
 from whence.errors import DataError
 from whence.influence.results import Scores
+from whence.running.artifacts import EVIDENCE_FILE
+from whence.running.lineage import config_of
 
 if TYPE_CHECKING:
     from whence.models.trained import TrainedModel
@@ -37,7 +38,7 @@ class RunFolder:
     @cached_property
     def config(self) -> Config:
         """The run's settings, every value explicit."""
-        return load_config(self.artifact("prepare", "config"))
+        return config_of(self.artifact("train", "model"))
 
     @cached_property
     def trained(self) -> TrainedModel:
@@ -61,7 +62,7 @@ class RunFolder:
         """How far the attributions can be trusted."""
         from whence.validation.evidence import Evidence
 
-        return Evidence.read(self.artifact("validate", "evidence") / "evidence.json")
+        return Evidence.read(self.artifact("validate", "evidence") / EVIDENCE_FILE)
 
 
 def load_run(folder: str | Path = "whence-output/latest") -> RunFolder:
@@ -71,5 +72,5 @@ def load_run(folder: str | Path = "whence-output/latest") -> RunFolder:
         DataError: it is no folder of a run.
     """
     run = RunFolder(Path(folder))
-    run.artifact("prepare", "config")
+    run.artifact("train", "model")
     return run

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import whence
 from whence.errors import DataError
 from whence.estimates import Estimate
+from whence.running.lineage import hand_on
 from whence.validation.evidence import Evidence, Grade, Measure
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "python.md").read_text(), re.DOTALL)
@@ -47,7 +48,7 @@ def finished(model, tiny_tokenizer, train, make_config, tmp_path):
     artifacts = folder / "artifacts"
     trained = whence.TrainedModel.of(model.float(), tiny_tokenizer, train, config)
     trained.text.write(artifacts / "prepare" / "train_data")
-    (artifacts / "prepare" / "config").write_text(config.to_yaml())
+    hand_on(config, None, artifacts / "train" / "model")
     model.save_pretrained(artifacts / "train" / "model")
     tiny_tokenizer.save_pretrained(artifacts / "train" / "model")
     whence.fit_factors(trained, artifacts / "fit-factors" / "factors")
