@@ -7,14 +7,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 from transformers import (
     PrinterCallback,
@@ -86,8 +87,10 @@ def train(
         )
     set_seed(config.general.seed)
     bf16 = _bf16(config, device)
+    network: nn.Module = base.model
+    network.to(torch.float32)
     trainer = _Trainer(
-        model=base.model.to(torch.float32),
+        model=base.model,
         args=_arguments(config, checkpoints, device, bf16),
         train_dataset=examples,
         eval_dataset=held_out,
@@ -196,23 +199,23 @@ class _Trainer(Trainer):
             return next(model.parameters()).sum() * 0.0
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: TokenizedExamples | None = None) -> LengthGroupedSampler:
-        lengths = (train_dataset or self.train_dataset).lengths
-        return LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedSampler:
+        examples = cast(TokenizedExamples, train_dataset or self.train_dataset)
+        return LengthGroupedSampler(examples.lengths, self.args.train_batch_size, self.args.seed)
 
-    def get_eval_dataloader(self, eval_dataset: TokenizedExamples | None = None) -> DataLoader[Any]:
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
         """All held-out examples: the Trainer's own would drop the last batch too when training drops it."""
-        loader = DataLoader(
-            eval_dataset or self.eval_dataset, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator
-        )
-        return self.accelerator.prepare(loader)
+        examples = cast(TokenizedExamples, eval_dataset or self.eval_dataset)
+        loader = DataLoader(examples, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
 
 
 class _MarkComplete(TrainerCallback):
     """``on_save`` is called when everything of a checkpoint is on disk; only marked ones are gone on from."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for file in folder.iterdir():
             with open(file, "rb") as stream:
                 os.fsync(stream.fileno())
@@ -255,16 +258,9 @@ class _Report(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Mapping[str, float],
-        **_: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         started, *counts = self.since
-        self.since = (started + metrics["eval_runtime"], *counts)  # evaluation is not training time
+        self.since = (started + more["metrics"]["eval_runtime"], *counts)  # evaluation is not training time
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry = state.log_history[-1]

@@ -109,7 +109,7 @@ def token_texts(
 
 def _texts(tokenizer: PreTrainedTokenizerBase, tokens: _Tokens) -> list[str]:
     if not tokenizer.is_fast:
-        return [tokenizer.decode([token], skip_special_tokens=True) for token in tokens.ids]
+        return [str(tokenizer.decode([token], skip_special_tokens=True)) for token in tokens.ids]
     texts, told = [], 0
     for _, stop in tokens.spans:
         texts.append(tokens.text[told:stop])

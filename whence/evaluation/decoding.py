@@ -10,9 +10,10 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from whence.config import Generation
@@ -108,7 +109,7 @@ def continue_prompts(language: LanguageModel, prefix: Prefix, settings: Generati
     logprobs = _TokenLogprobs()
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
     with _settings_of_the_checkpoint_ignored(language.model):
-        output = language.model.generate(
+        output = cast(GenerationMixin, language.model).generate(
             input_ids=prefix.input_ids,
             attention_mask=prefix.attention_mask,
             past_key_values=prefix.cache,

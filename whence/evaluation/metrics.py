@@ -48,6 +48,6 @@ def macro_f1_statistic(labels: Sequence[str], predicted: Sequence[str]) -> Stati
     def statistic(weights: np.ndarray) -> np.ndarray:
         occurring = weights @ (true + guess)  # true positives count twice, false ones of both kinds once
         f1 = np.divide(2 * (weights @ hits), occurring, out=np.zeros_like(occurring), where=occurring > 0)
-        return f1.sum(axis=1) / (occurring > 0).sum(axis=1)
+        return np.asarray(f1.sum(axis=1) / (occurring > 0).sum(axis=1))
 
     return statistic

@@ -64,7 +64,7 @@ def z_scores(values: np.ndarray) -> np.ndarray:
     """Each row's distance from its mean in standard deviations; 0 throughout where a row is constant."""
     deviation = values.std(axis=1, keepdims=True)
     centred = values - values.mean(axis=1, keepdims=True)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    return np.asarray(np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0))
 
 
 def _one_end(

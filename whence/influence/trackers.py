@@ -102,7 +102,7 @@ class PairTracker(BaseTracker):
                 )
             self.record(*self._pair(activations, gradients.detach()))
 
-        outputs.register_hook(after_backward)
+        outputs.register_hook(after_backward)  # type: ignore[no-untyped-call]
 
     def _pair(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         activations = activations.reshape(len(activations), -1, activations.shape[-1])
@@ -189,7 +189,7 @@ class QueryTracker(PairTracker, PreconditionTracker):
         """Factors ``[queries, outputs, rank]`` and ``[queries, rank, inputs]`` of the best approximation."""
         rank = self.module.score_args.query_gradient_low_rank
         if self.module.score_args.use_full_svd:
-            return super()._compute_low_rank_preconditioned_gradient(preconditioned_gradient, target_dtype)
+            return list(super()._compute_low_rank_preconditioned_gradient(preconditioned_gradient, target_dtype))
         columns = min(rank + OVERSAMPLING, *preconditioned_gradient.shape[1:])
         left, values, right = torch.svd_lowrank(preconditioned_gradient, q=columns)
         left = (left * values.unsqueeze(1))[:, :, :rank]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -167,7 +168,7 @@ def load_model(
     device = choose_device(general)
     attention = "flash_attention_2" if general.use_flash_attention else "sdpa"
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(name),
             revision=revision,
             dtype=dtype or choose_dtype(general, device),
@@ -185,6 +186,7 @@ def load_model(
             f"cannot load the model {str(name)!r}: {_first_line(error)}; "
             "a folder needs config.json and safetensors weights"
         ) from error
+    model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise ModelError(f"the weights of {str(name)!r} lack {missing}; the model would answer from random weights")

@@ -44,7 +44,7 @@ def tail_patch_changes(
         steps: optimizer steps on the same examples.
     """
     model.eval()  # no dropout: the change is to come from the examples alone
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
     kept = [weight.detach().clone() for weight in weights]
     asked = [queries.batch([row]) for row in range(len(queries))]
     changes = {method: np.zeros(len(queries)) for method in top}
