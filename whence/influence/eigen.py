@@ -54,7 +54,7 @@ def symmetric_eigen(matrix: torch.Tensor, what: str) -> tuple[torch.Tensor, torc
         regularised = matrix + jitter * mean * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
         try:
             values, vectors = torch.linalg.eigh(regularised)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        except torch.linalg.LinAlgError as error:
             logger.warning("eigendecomposition of the %s failed (%s); adding to its diagonal", what, error)
             continue
         if torch.isfinite(values).all() and torch.isfinite(vectors).all():
