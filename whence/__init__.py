@@ -6,10 +6,9 @@ The library's names are loaded when they are first used, so that ``import whence
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
-
-import os
 
 __version__ = "0.1.0"
 

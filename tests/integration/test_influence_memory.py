@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from influence_jobs import PAD, make_examples, make_llama, settings, trained
+from influence_jobs import make_examples, make_llama, settings, trained
 from jobs import Job
 from transformers import LlamaForCausalLM
 
