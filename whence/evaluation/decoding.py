@@ -10,10 +10,10 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from whence.config import Generation
@@ -109,7 +109,8 @@ def continue_prompts(language: LanguageModel, prefix: Prefix, settings: Generati
     logprobs = _TokenLogprobs()
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
     with _settings_of_the_checkpoint_ignored(language.model):
-        output = cast(GenerationMixin, language.model).generate(
+        generate: Any = language.model.generate  # nn.Module's types take it for a tensor
+        output = generate(
             input_ids=prefix.input_ids,
             attention_mask=prefix.attention_mask,
             past_key_values=prefix.cache,

@@ -102,7 +102,7 @@ class PairTracker(BaseTracker):
                 )
             self.record(*self._pair(activations, gradients.detach()))
 
-        outputs.register_hook(after_backward)  # type: ignore[no-untyped-call]
+        outputs.register_hook(after_backward)
 
     def _pair(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         activations = activations.reshape(len(activations), -1, activations.shape[-1])

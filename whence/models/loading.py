@@ -82,7 +82,7 @@ def _check_weights(folder: Path) -> None:
 def base_model_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     """The transformers configuration of a hub model or folder (no weights are loaded)."""
     try:
-        found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        found: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"models.base.name: cannot read the configuration of {name!r}: {_first_line(error)}; "
@@ -125,7 +125,9 @@ def load_base_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def empty_base(folder: Path) -> PreTrainedModel:
     """The base model's modules without weights (on the meta device), to check settings against its structure."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(base_model_config(*_base_source(folder)), trust_remote_code=False)
+        config = base_model_config(*_base_source(folder))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
 
 
 def _base_source(folder: Path) -> tuple[str, str | None]:

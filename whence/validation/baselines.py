@@ -32,7 +32,7 @@ class Gradients:
     def cosines(self) -> np.ndarray:
         """``[queries, examples]``; 0 where a gradient vanishes."""
         norms = np.sqrt(np.outer(self.query_norms, self.train_norms))
-        return np.divide(self.products, norms, out=np.zeros_like(self.products), where=norms > 0)
+        return np.asarray(np.divide(self.products, norms, out=np.zeros_like(self.products), where=norms > 0))
 
 
 def plain_gradients(trained: TrainedModel, queries: TokenizedExamples, scratch: Path) -> Gradients:
@@ -63,7 +63,7 @@ def embedding_scores(
         max_tokens: of a padded batch.
     """
     asked, known = (_embed(model, examples, max_tokens) for examples in (queries, train))
-    return asked @ known.T
+    return np.asarray(asked @ known.T)
 
 
 @torch.inference_mode()
