@@ -20,7 +20,7 @@ from datasets.utils.logging import disable_progress_bar
 from environments import programs
 
 from whence.data.tokenization import TokenizedExamples
-from whence.models import train_tokenizer
+from whence.models.builtin import train_tokenizer
 
 VERSION = "2.5.1"
 OURS = ("torch", "transformers", "datasets", "accelerate", "numpy", "scipy", "pyarrow", "pyyaml", "jinja2")

@@ -13,12 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.tokenization import TokenizedExamples, encode
-from whence.models import train_tokenizer
+from whence.models.builtin import train_tokenizer
+from whence.models.trained import TrainedModel
 
 SHARED = Path(os.environ.get("WHENCE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 LONGEST = 512
@@ -82,7 +90,18 @@ def examples(count: int, vocabulary: int) -> tuple[TokenizedExamples, str]:
     rows, source = texts(max(count, 2000))
     tokenizer: PreTrainedTokenizerBase = train_tokenizer([text for text, _ in rows], vocabulary)
     encoded = [encode(tokenizer, text + TAIL, label, LONGEST, tail=TAIL) for text, label in rows[:count]]
-    return TokenizedExamples(encoded), source
+    return TokenizedExamples(encoded, 0), source
+
+
+def blank_tokenizer(name: str = "</s>") -> PreTrainedTokenizerFast:
+    """A tokenizer for examples that are made of token ids: it pads with 0."""
+    words = Tokenizer(models.WordLevel({"<pad>": 0, name: 1}))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token=name)
+
+
+def trained(model: PreTrainedModel, examples: TokenizedExamples, config: Config) -> TrainedModel:
+    """A model with examples that are made of token ids."""
+    return TrainedModel(model, blank_tokenizer(), config, examples)
 
 
 def settings(**overrides: Any) -> Config:

@@ -35,10 +35,11 @@ from whence.data.tokenization import TokenizedExamples
 from whence.evaluation.generation import answer_examples, generate
 from whence.influence.factors import fit_factors
 from whence.influence.scores import pairwise_scores, self_influence
-from whence.models import load_base, load_base_tokenizer, write_base
+from whence.models.loading import load_base, load_base_tokenizer, write_base
+from whence.models.trained import TrainedModel
 from whence.training import TrainingResult, train
-from whence.validation.mislabeled import auroc_statistic
 from whence.validation.outcomes import answer_logprobs
+from whence.validation.truth import auroc_statistic
 
 PROFILE = Path(whence.__file__).resolve().parents[1] / "configs" / "demo.yaml"
 COLUMNS = ("seed", "threads", "capability", "facts", "sections", "least sure", "recall at 10", "last place",
@@ -57,19 +58,16 @@ class Demo:
         self.config = config
         self.folder = folder
         self.train_data, self.eval_data = prepare_datasets(config, self._make_base)
-        self.network, self.tokenizer = load_base(folder / "base", config.general)
-        self.examples = self._tokenized(self.train_data.frame)
+        base = load_base(folder / "base", config)
+        self.trained = TrainedModel.of(base.model, base.tokenizer, self.train_data.frame, config)
 
     def _make_base(self, texts: list[str]):
         write_base(self.config, texts, self.folder / "base")
         return load_base_tokenizer(self.folder / "base")
 
-    def _tokenized(self, frame: pd.DataFrame) -> TokenizedExamples:
-        return TokenizedExamples.from_frame(frame, self.tokenizer, self.config)
-
     def train(self) -> TrainingResult:
         return train(
-            self.network, self.tokenizer, self.examples, self._tokenized(self.eval_data.frame), self.config,
+            self.trained, self.trained.examples, self.trained.tokenize(self.eval_data.frame),
             output=self.folder / "model", checkpoints=self.folder / "checkpoints", on_log=lambda step, metrics: None,
         )  # fmt: skip
 
@@ -77,12 +75,10 @@ class Demo:
         """What the trained model knows."""
         prompts = load_prompts(self.config)
         facts = np.array([bool(prompt.planted) for prompt in prompts])
-        answers = generate(self.network, self.tokenizer, prompts, self.config, "finetuned")["answer"]
+        answers = generate(self.trained, prompts, "finetuned")["answer"]
         right = answers.to_numpy() == [prompt.reference for prompt in prompts]
-        logprobs = answer_logprobs(self.network, self._queries(), self._pad)
-        held_out = answer_examples(
-            self.network, self.tokenizer, self.eval_data.frame, self.config, sorted(self.eval_data.info.labels)
-        )
+        logprobs = answer_logprobs(self.trained.model, self._queries())
+        held_out = answer_examples(self.trained, self.eval_data.frame, sorted(self.eval_data.info.labels))
         return {
             "facts": float(right[facts].sum()),
             "sections": float(right[~facts].sum()),
@@ -93,11 +89,9 @@ class Demo:
     def attributions(self) -> dict[str, float]:
         """What is ranked first for the facts, and which labels stand out."""
         factors = self.folder / "factors"
-        fit_factors(self.network, self.examples, self.config, factors, self._pad)
-        scores = pairwise_scores(
-            self.network, factors, self._queries(), self.examples, self.config, self._pad, self.folder / "scores"
-        ).numpy()
-        own = self_influence(self.network, factors, self.examples, self.config, self._pad, self.folder / "own").numpy()
+        fit_factors(self.trained, factors)
+        scores = pairwise_scores(self.trained, factors, self._queries(), self.folder / "scores").numpy()
+        own = self_influence(self.trained, factors, self.folder / "own").numpy()
         truth = self._truth()
         recalls, last = [], 0
         for row, prompt in zip(scores, load_prompts(self.config), strict=True):
@@ -108,13 +102,9 @@ class Demo:
         auroc = auroc_statistic(truth["flipped"].to_numpy(bool), own)(np.ones((1, len(own))))[0]
         return {"recall at 10": float(np.mean(recalls)), "last place": float(last), "flipped AUROC": float(auroc)}
 
-    @property
-    def _pad(self) -> int:
-        return int(self.tokenizer.pad_token_id)
-
     def _queries(self) -> TokenizedExamples:
         asked = [(prompt.prompt, prompt.reference) for prompt in load_prompts(self.config)]
-        return self._tokenized(pd.DataFrame(asked, columns=["prompt", "completion"]))
+        return self.trained.tokenize(pd.DataFrame(asked, columns=["prompt", "completion"]))
 
     def _truth(self) -> pd.DataFrame:
         examples: ExampleSet = self.train_data

@@ -27,7 +27,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from common import Shape, examples, make_model, matrix_throughput, quiet, settings
+from common import Shape, examples, make_model, matrix_throughput, quiet, settings, trained
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM
 
@@ -37,7 +37,7 @@ from whence.influence import scoring
 from whence.influence.factors import fit_factors
 from whence.influence.fit import Fit
 from whence.influence.scores import pairwise_scores, self_influence
-from whence.models import choose_device, choose_dtype
+from whence.models.loading import choose_device, choose_dtype
 from whence.threads import available_cpus
 
 PAD = 0
@@ -119,9 +119,9 @@ def run_all(
     """Fit, score and self-influence under the meter; the number of tracked modules."""
     with tempfile.TemporaryDirectory() as name, meter.watching(), quiet():
         folder = Path(name)
-        info = fit_factors(model, train, config, folder / "factors", PAD)
-        pairwise_scores(model, folder / "factors", queries, train, config, PAD, folder / "parts")
-        self_influence(model, folder / "factors", train, config, PAD, folder / "parts")
+        info = fit_factors(trained(model, train, config), folder / "factors")
+        pairwise_scores(trained(model, train, config), folder / "factors", queries, folder / "parts")
+        self_influence(trained(model, train, config), folder / "factors", folder / "parts")
     return len(info.modules)
 
 

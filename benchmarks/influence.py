@@ -19,7 +19,19 @@ from pathlib import Path
 
 import torch
 from against_bergson import Bergson
-from common import LONGEST, NARROW, WIDE, Shape, examples, make_model, matrix_throughput, quiet, settings, timed
+from common import (
+    LONGEST,
+    NARROW,
+    WIDE,
+    Shape,
+    examples,
+    make_model,
+    matrix_throughput,
+    quiet,
+    settings,
+    timed,
+    trained,
+)
 from environments import Unavailable
 from peak import peak_memory
 from scipy.stats import spearmanr
@@ -30,7 +42,8 @@ from whence.data.batching import plan_batches
 from whence.data.tokenization import TokenizedExamples
 from whence.influence.detail import Detail, divide_scores
 from whence.influence.factors import FactorsInfo, fit_factors, load_factors
-from whence.influence.scores import open_pairwise, pairwise_scores
+from whence.influence.scores import pairwise_scores
+from whence.influence.scoring import PairwiseScoring
 from whence.threads import available_cpus
 
 LISTED = 20  # of both ends per query, the default of scores.top_k
@@ -73,7 +86,7 @@ class Bench:
     def fit(self, shape: Shape, train: TokenizedExamples, name: str = "ours", empirical: bool = False) -> FactorsInfo:
         config = settings(factors__use_empirical_fisher=empirical)
         with quiet():
-            return fit_factors(make_model(shape), train, config, self.folder / name, PAD)
+            return fit_factors(trained(make_model(shape), train, config), self.folder / name)
 
 
 def batched(train: TokenizedExamples) -> Batched:
@@ -210,9 +223,8 @@ def detail(bench: Bench) -> Iterator[Row]:
     order = scores.argsort(dim=1)
     ends = torch.cat([order[:, :LISTED], order[:, -LISTED:]], dim=1) if len(train) > 2 * LISTED else order
     pairs = [(query, example) for query, row in enumerate(ends.tolist()) for example in row]
-    scoring = open_pairwise(
-        make_model(NARROW), bench.folder / "both", queries, train, settings(), PAD, bench.folder / "parts"
-    )
+    model = trained(make_model(NARROW), train, settings())
+    scoring = PairwiseScoring(model, bench.folder / "both", queries, bench.folder / "parts")
     found: dict[str, Detail] = {}
 
     def ours() -> float:
@@ -249,10 +261,8 @@ def score(
     bench: Bench, shape: Shape, queries: TokenizedExamples, train: TokenizedExamples, name: str = "both"
 ) -> tuple[float, torch.Tensor]:
     with quiet():
-        model = make_model(shape)
-        return timed(
-            lambda: pairwise_scores(model, bench.folder / name, queries, train, settings(), PAD, bench.folder / "parts")
-        )
+        model = trained(make_model(shape), train, settings())
+        return timed(lambda: pairwise_scores(model, bench.folder / name, queries, bench.folder / "parts"))
 
 
 def _lambda_apart(ours: Path, stock: Stock) -> float:

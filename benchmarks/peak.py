@@ -20,7 +20,7 @@ def peak_memory(way: str, factors: Path, queries: int, train: int) -> int:
 
 def main(way: str, factors: Path, query_count: int, train_count: int) -> None:
     import torch
-    from common import WIDE, examples, make_model, quiet, settings
+    from common import WIDE, examples, make_model, quiet, settings, trained
     from stock import Stock
 
     from whence.influence.scores import pairwise_scores
@@ -36,7 +36,7 @@ def main(way: str, factors: Path, query_count: int, train_count: int) -> None:
             scores__query_gradient_accumulation_steps=1,
         )
         with quiet():
-            pairwise_scores(make_model(WIDE), factors, queries, train, config, PAD, factors / "parts")
+            pairwise_scores(trained(make_model(WIDE), train, config), factors, queries, factors / "parts")
     else:
         Stock(WIDE, factors).score(queries, train, query_batch=8, batch=TRAIN_BATCH)
     print(resident_at_most() - bare)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from whence.data.tokenization import IGNORED, TokenizedExamples, collate
+from whence.data.tokenization import IGNORED, TokenizedExamples
 
 Examples = TokenizedExamples | Dataset[Any]
 
@@ -58,12 +58,12 @@ class Batched(Dataset[dict[str, torch.Tensor]]):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return collate([self.examples[i] for i in self.batches[index]], 0)
+        return self.examples.batch(self.batches[index])
 
 
 def pad_to(length: int, items: list[Any]) -> dict[str, torch.Tensor]:
     """Collate as most users of kronfluence do: every example as long as the longest there may be."""
-    batch = collate(items, 0)
+    batch = TokenizedExamples([], 0).collate(items)
     missing = length - batch["input_ids"].shape[1]
     fills = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
     return {name: functional.pad(value, (0, missing), value=fills[name]) for name, value in batch.items()}

@@ -40,7 +40,7 @@ generation: {max_new_tokens: 8}
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with pad, start and end tokens (ids 0, 1, 2)."""
-    from whence.models import train_tokenizer
+    from whence.models.builtin import train_tokenizer
 
     return train_tokenizer(SENTENCES, vocabulary=360)
 

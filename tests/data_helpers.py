@@ -7,25 +7,12 @@ from typing import Any
 
 import pandas as pd
 
-from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
+from whence.data.dataset import COLUMNS, ExampleSet
 
 
 def example_set(frame: pd.DataFrame, **facts: Any) -> ExampleSet:
-    """The frame (:data:`COLUMNS`) with facts that fit it; ``facts`` are others of :class:`DatasetInfo`."""
-    fitting = {
-        "split": "train",
-        "source": "test",
-        "rows": len(frame),
-        "rows_read": len(frame),
-        "dropped": {},
-        "truncated": 0,
-        "labels": {},
-        "template": "{input}",
-        "max_length": 64,
-        "tokens": {},
-        "fingerprint": fingerprint(frame),
-    }
-    return ExampleSet(frame, DatasetInfo(**fitting | facts))
+    """The frame with facts that fit it; ``facts`` are others of :class:`whence.data.dataset.DatasetInfo`."""
+    return ExampleSet.of(frame, **{"source": "test", "max_length": 64, **facts})
 
 
 def one_example(folder: Path, answer: str = "Optics") -> Path:

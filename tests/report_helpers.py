@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.dataset import ExampleSet
+from whence.estimates import Estimate
 from whence.files import write_atomically, write_json
 from whence.report.material import Links, Material
-from whence.validation.evidence import Criterion, Estimate, Evidence, Grade, Measure, NotMeasured
+from whence.validation.evidence import Criterion, Evidence, Grade, Measure, NotMeasured
 
 SETTINGS = """
 profile: test

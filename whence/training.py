@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -33,8 +30,10 @@ from transformers.integrations import is_wandb_available
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from whence.config import Config
-from whence.data.tokenization import IGNORED, TokenizedExamples, collate
+from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.errors import DataError, ModelError
+from whence.files import write_json
+from whence.models.language import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +54,15 @@ class TrainingResult:
 
 
 def train(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    base: LanguageModel,
     examples: TokenizedExamples,
     held_out: TokenizedExamples,
-    config: Config,
     *,
     output: Path,
     checkpoints: Path,
     on_log: OnLog,
 ) -> TrainingResult:
-    """Fine-tune ``model`` and write it with its tokenizer and ``training.json`` to ``output``.
+    """Fine-tune ``base`` in place and write it with its tokenizer and ``training.json`` to ``output``.
 
     A run that goes on from a checkpoint ends with the same weights as one that was never interrupted: the order of the
     examples hangs on seed and epoch alone, and the checkpoint holds everything else. (Bit for bit on a CPU with the
@@ -81,6 +78,7 @@ def train(
         DataError: there are fewer examples than one batch.
         ModelError: the loss became NaN or infinite.
     """
+    config, device = base.config, base.device
     size = config.training.per_device_train_batch_size
     if config.training.dataloader_drop_last and len(examples) < size:
         raise DataError(
@@ -88,13 +86,15 @@ def train(
             "lower it, or set training.dataloader_drop_last to false"
         )
     set_seed(config.general.seed)
-    bf16 = _bf16(config, model.device)
+    bf16 = _bf16(config, device)
+    network: nn.Module = base.model
+    network.to(torch.float32)
     trainer = _Trainer(
-        model=model.to(torch.float32),
-        args=_arguments(config, checkpoints, model.device, bf16),
+        model=base.model,
+        args=_arguments(config, checkpoints, device, bf16),
         train_dataset=examples,
         eval_dataset=held_out,
-        data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
+        data_collator=examples.collate,
         callbacks=[_Report(on_log), _MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -115,10 +115,10 @@ def train(
         "steps": float(step),
         "train_seconds": seconds,
     }
-    trainer.model.save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    base.model.save_pretrained(output)
+    base.tokenizer.save_pretrained(output)
     record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
-    (output / TRAINING_JSON).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    write_json(output / TRAINING_JSON, record)
     return TrainingResult(metrics, history, resumed_from)
 
 
@@ -199,23 +199,23 @@ class _Trainer(Trainer):
             return next(model.parameters()).sum() * 0.0
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: TokenizedExamples | None = None) -> LengthGroupedSampler:
-        lengths = (train_dataset or self.train_dataset).lengths
-        return LengthGroupedSampler(lengths, self.args.train_batch_size, self.args.seed)
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedSampler:
+        examples = cast(TokenizedExamples, train_dataset or self.train_dataset)
+        return LengthGroupedSampler(examples.lengths, self.args.train_batch_size, self.args.seed)
 
-    def get_eval_dataloader(self, eval_dataset: TokenizedExamples | None = None) -> DataLoader[Any]:
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
         """All held-out examples: the Trainer's own would drop the last batch too when training drops it."""
-        loader = DataLoader(
-            eval_dataset or self.eval_dataset, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator
-        )
-        return self.accelerator.prepare(loader)
+        examples = cast(TokenizedExamples, eval_dataset or self.eval_dataset)
+        loader = DataLoader(examples, batch_size=self.args.eval_batch_size, collate_fn=self.data_collator)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
 
 
 class _MarkComplete(TrainerCallback):
     """``on_save`` is called when everything of a checkpoint is on disk; only marked ones are gone on from."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         for file in folder.iterdir():
             with open(file, "rb") as stream:
                 os.fsync(stream.fileno())
@@ -258,16 +258,9 @@ class _Report(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Mapping[str, float],
-        **_: Any,
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         started, *counts = self.since
-        self.since = (started + metrics["eval_runtime"], *counts)  # evaluation is not training time
+        self.since = (started + more["metrics"]["eval_runtime"], *counts)  # evaluation is not training time
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry = state.log_history[-1]

@@ -11,8 +11,8 @@ import pytest
 from whence.config_file import parse_config
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import ModelError
-from whence.models import tiny_llama, train_tokenizer
-from whence.validation.changes import Change
+from whence.models.builtin import tiny_llama, train_tokenizer
+from whence.validation.counterfactual import Change
 from whence.validation.retraining import Retrainer
 
 SETTINGS = """

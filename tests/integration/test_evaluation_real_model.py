@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from whence.config import General
 from whence.data.formatting import to_prompt
 from whence.data.prompts import Prompt
 from whence.data.tokenization import encode_prompt
 from whence.evaluation.generation import answer_examples, generate
 from whence.evaluation.mmlu import evaluate_mmlu
-from whence.models import load_model
+from whence.models.language import LanguageModel
+from whence.models.loading import load_model
+from whence.models.trained import own_config
 
 QUESTIONS = 30  # of each subject
 
@@ -30,7 +31,10 @@ PUBLISHED = (
 
 @pytest.fixture(scope="module")
 def stories(shared):
-    return load_model(shared / "models" / "stories260k", General(device="cpu", dtype="float32"))
+    """The model with its tokenizer."""
+    config = own_config({"general.device": "cpu", "general.dtype": "float32"})
+    loaded = load_model(shared / "models" / "stories260k", config)
+    return loaded.model, loaded.tokenizer
 
 
 def letter_tokens(tokenizer, letters):
@@ -50,7 +54,7 @@ def test_greedy_answers_of_a_mixed_batch_are_the_published_text(stories, make_co
     config = make_config({"general.max_length": 256, "generation.max_new_tokens": 128})
     cuts = [PUBLISHED.index(word) for word in (", there", " girl", " One day", " She wanted")]
     prompts = [Prompt(prompt_id=f"p{cut}", prompt=PUBLISHED[:cut]) for cut in cuts]
-    table = generate(*stories, prompts, config, "base")
+    table = generate(LanguageModel(*stories, config), prompts, "base")
     for row in table.itertuples():
         rest = PUBLISHED[len(row.prompt) :].strip()
         assert row.answer[:150] == rest[:150]
@@ -78,7 +82,7 @@ def test_labels_of_real_patents_are_ranked_as_one_at_a_time(stories, shared, mak
     )
     labels = list("ABCDEFGH")
     model, tokenizer = stories
-    table = answer_examples(model, tokenizer, frame, config, labels)
+    table = answer_examples(LanguageModel(model, tokenizer, config), frame, labels)
     by_id = frame.set_index("example_id")
     for row in table.itertuples():
         ids = encode_prompt(tokenizer, by_id.loc[row.example_id, "prompt"], 4, 512, template.removeprefix("{input}"))
@@ -99,7 +103,7 @@ def test_accuracy_on_real_questions_is_that_of_an_independent_loop(stories, shar
             "evaluation.mmlu.max_questions": QUESTIONS,
         }
     )
-    result = evaluate_mmlu(model, tokenizer, config, "finetuned")
+    result = evaluate_mmlu(LanguageModel(model, tokenizer, config), "finetuned")
     letters = letter_tokens(tokenizer, "ABCD")
     right: dict[str, list[bool]] = {}
     too_long = 0

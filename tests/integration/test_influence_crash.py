@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from influence_jobs import PAD, make_examples, make_llama, settings
+from influence_jobs import make_examples, make_llama, settings, trained
 from jobs import Job
 from safetensors.torch import load_file, save_file
 
@@ -47,12 +47,12 @@ def work(connection: Connection, call: str, folder: Path) -> None:
     connection.send("begins")
     factors, scores = folder / "factors", folder / "scores"
     if call == FIT:
-        fit_factors(model, train, CONFIG, factors, PAD)
+        fit_factors(trained(model, train, CONFIG), factors)
     else:
         if call == PAIRWISE:
-            values = pairwise_scores(model, factors, queries, train, CONFIG, PAD, scores)
+            values = pairwise_scores(trained(model, train, CONFIG), factors, queries, scores)
         else:
-            values = self_influence(model, factors, train, CONFIG, PAD, scores)
+            values = self_influence(trained(model, train, CONFIG), factors, scores)
         save_file({"scores": values}, folder / f"{call}.safetensors")
     connection.send("done")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from influence_jobs import PAD, make_examples, make_llama, settings
+from influence_jobs import make_examples, make_llama, settings, trained
 from jobs import Job
 from transformers import LlamaForCausalLM
 
@@ -18,7 +18,8 @@ from whence.influence import memory
 from whence.influence.detail import divide_scores
 from whence.influence.factors import fit_factors
 from whence.influence.modules import select_modules
-from whence.influence.scores import open_pairwise, pairwise_scores, self_influence
+from whence.influence.scores import pairwise_scores, self_influence
+from whence.influence.scoring import PairwiseScoring
 from whence.influence.tracked import module_shapes
 
 TOLERANCE = 0.25
@@ -82,14 +83,14 @@ def run(what: str, work: Work, factors: Path, scratch: Path) -> int:
         for count, seed in ((2 * work.batch, 1), (QUERIES, 2))
     )
     if what == FIT:
-        fit_factors(model, train, config, factors, PAD)
+        fit_factors(trained(model, train, config), factors)
     elif what == SELF:
-        self_influence(model, factors, train, config, PAD, scratch)
+        self_influence(trained(model, train, config), factors, scratch)
     elif what == DETAIL:
-        scoring = open_pairwise(model, factors, queries, train, config, PAD, scratch)
+        scoring = PairwiseScoring(trained(model, train, config), factors, queries, scratch)
         divide_scores(scoring, [(query, example) for query in range(len(queries)) for example in range(len(train))])
     else:
-        pairwise_scores(model, factors, queries, train, config, PAD, scratch)
+        pairwise_scores(trained(model, train, config), factors, queries, scratch)
     return plan(what, work, model, config)
 
 

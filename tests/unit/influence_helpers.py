@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.tokenization import IGNORED, Encoded, TokenizedExamples
+from whence.models.trained import TrainedModel
 
 PAD = 0
 VOCABULARY = 29
@@ -48,7 +50,18 @@ def tiny_examples(count: int, seed: int, longest: int = 14) -> TokenizedExamples
         length, answer = number(5, longest + 1), number(1, 4)
         ids = torch.randint(1, RARE, (length,), generator=generator).tolist()
         encoded.append(Encoded(ids, [IGNORED] * (length - answer) + ids[length - answer :], 0))
-    return TokenizedExamples(encoded)
+    return TokenizedExamples(encoded, PAD)
+
+
+def blank_tokenizer(name: str = "</s>") -> PreTrainedTokenizerFast:
+    """A tokenizer for examples that are made of token ids: it pads with 0."""
+    words = Tokenizer(models.WordLevel({"<pad>": PAD, name: 1}))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token=name)
+
+
+def trained(model: PreTrainedModel, examples: TokenizedExamples, config: Config) -> TrainedModel:
+    """A model with examples that are made of token ids."""
+    return TrainedModel(model, blank_tokenizer(), config, examples)
 
 
 def settings(**overrides: Any) -> Config:

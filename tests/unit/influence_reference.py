@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from influence_helpers import PAD
+from influence_helpers import trained
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -108,5 +108,5 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> None:
 def fit_and_score(
     model: PreTrainedModel, config: Config, folder: Path, queries: TokenizedExamples, train: TokenizedExamples
 ) -> torch.Tensor:
-    fit_factors(model, train, config, folder, PAD)
-    return pairwise_scores(model, folder, queries, train, config, PAD, folder)
+    fit_factors(trained(model, train, config), folder)
+    return pairwise_scores(trained(model, train, config), folder, queries, folder)

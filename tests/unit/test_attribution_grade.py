@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from whence.validation.estimates import Bootstrap
-from whence.validation.evidence import Estimate, Evidence, Measure, NotMeasured
+from whence.estimates import Bootstrap, Estimate
+from whence.validation.evidence import Evidence, Measure, NotMeasured
 from whence.validation.grade import CAUSAL, THRESHOLDS, grade
 from whence.validation.lds import lds_measure, random_subsets
-from whence.validation.mislabeled import mislabeled_measures
-from whence.validation.planted import planted_measures
 from whence.validation.summary import flat_table, headline, markdown
+from whence.validation.truth import mislabeled_measures, planted_measures
 
 BOOTSTRAP = Bootstrap(samples=200, confidence=0.95, seed=0)
 GOOD = {

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from whence.errors import DataError
-from whence.validation.estimates import Bootstrap, best_first
+from whence.estimates import Bootstrap, rank_correlation
+from whence.influence.ranking import best_first
 from whence.validation.lds import lds_measure, linear_datamodeling_scores, random_subsets
-from whence.validation.stability import rank_agreement
 
 BOOTSTRAP = Bootstrap(samples=200, confidence=0.95, seed=0)
 
@@ -73,8 +73,8 @@ def test_agreement_of_ranks_is_scipy_s_query_by_query():
     one = rng.normal(size=(3, 30))
     other = one + rng.normal(size=one.shape)
     expected = [spearmanr(one[row], other[row]).statistic for row in range(3)]
-    assert rank_agreement(one, other) == pytest.approx(expected)
-    assert rank_agreement(one, np.exp(one)) == pytest.approx(1)
+    assert rank_correlation(one, other) == pytest.approx(expected)
+    assert rank_correlation(one, np.exp(one)) == pytest.approx(1)
 
 
 def test_the_best_come_first_and_of_equal_ones_the_earlier():

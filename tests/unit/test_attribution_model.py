@@ -10,19 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from influence_helpers import MODULES, PAD, settings, tiny_examples, tiny_llama
+from influence_helpers import MODULES, settings, tiny_examples, tiny_llama, trained
 from torch.nn import functional
 
 from whence.config_file import parse_config
 from whence.data.tokenization import IGNORED, TokenizedExamples
-from whence.models import load_base, train_tokenizer
-from whence.models import tiny_llama as demo_llama
+from whence.estimates import Bootstrap
+from whence.models.builtin import tiny_llama as demo_llama
+from whence.models.builtin import train_tokenizer
+from whence.models.loading import load_base
 from whence.training import train
-from whence.validation.changes import Change
-from whence.validation.counterfactual import harm, plan
-from whence.validation.embeddings import embedding_scores
-from whence.validation.estimates import Bootstrap
-from whence.validation.gradients import plain_gradients
+from whence.validation.baselines import embedding_scores, plain_gradients
+from whence.validation.counterfactual import Change, harm, plan
 from whence.validation.outcomes import answer_logprobs
 from whence.validation.retraining import Retrainer
 from whence.validation.stability import scores_of_refits
@@ -48,8 +47,8 @@ def test_log_probabilities_are_those_of_each_query_alone():
     model, queries = tiny_llama(), tiny_examples(7, seed=2)
     with torch.no_grad():
         expected = [-float(loss_of(model, queries[row])) for row in range(7)]
-    assert answer_logprobs(model, queries, PAD) == pytest.approx(expected, rel=1e-5)
-    assert answer_logprobs(model, queries, PAD, [[4, 1], [0, 2, 3, 5, 6]]) == pytest.approx(expected, rel=1e-5)
+    assert answer_logprobs(model, queries) == pytest.approx(expected, rel=1e-5)
+    assert answer_logprobs(model, queries, [[4, 1], [0, 2, 3, 5, 6]]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_tail_patch_is_measured_where_an_answer_can_become_more_probable():
@@ -69,7 +68,7 @@ def test_the_tail_patch_is_a_step_of_adam_done_by_hand(steps):
     model, train_examples, queries = tiny_llama(), tiny_examples(9, seed=1), tiny_examples(2, seed=2)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     top = {"influence": np.array([[3, 0, 5], [8, 1, 2]]), "random": np.array([[1, 2, 4], [0, 7, 6]])}
-    found = tail_patch_changes(model, train_examples, queries, top, 0.01, steps, PAD)
+    found = tail_patch_changes(model, train_examples, queries, top, 0.01, steps)
     for method, rows in top.items():
         for query, chosen in enumerate(rows):
             patched = copy.deepcopy(model)
@@ -98,7 +97,7 @@ def test_gradient_cosines_are_those_of_explicit_gradients(tmp_path):
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss_of(model, example), weights)])
 
     asked, known = ([gradient(some[i]) for i in range(len(some))] for some in (queries, train_examples))
-    found = plain_gradients(model, queries, train_examples, settings(), PAD, tmp_path)
+    found = plain_gradients(trained(model, train_examples, settings()), queries, tmp_path)
     expected = [[float(functional.cosine_similarity(q, z, dim=0)) for z in known] for q in asked]
     np.testing.assert_allclose(found.cosines, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.train_norms, [float(z @ z) for z in known], rtol=1e-4)
@@ -116,21 +115,20 @@ def test_embeddings_are_means_of_the_last_states_without_padding():
         [float(functional.cosine_similarity(embed(queries[q]), embed(train_examples[z]), dim=0)) for z in range(6)]
         for q in range(3)
     ]
-    np.testing.assert_allclose(embedding_scores(model, queries, train_examples, PAD, 40), expected, rtol=1e-5)
+    np.testing.assert_allclose(embedding_scores(model, queries, train_examples, 40), expected, rtol=1e-5)
 
 
 def test_refits_differ_by_seed_and_by_half_and_true_labels_leave_no_difference_by_seed(tmp_path):
     model, train_examples, queries = tiny_llama(), tiny_examples(12, seed=1), tiny_examples(3, seed=2)
-    sampled = scores_of_refits(model, queries, train_examples, settings(), PAD, tmp_path / "sampled")
+    truth = {"factors__use_empirical_fisher": True}
+    plain, empirical, again = (
+        trained(model, train_examples, settings(**values)) for values in ({}, truth, truth | {"general__seed": 5})
+    )
+    sampled = scores_of_refits(plain, queries, tmp_path / "sampled")
     assert all(matrix.shape == (3, 12) for matrix in sampled.values())
     assert not np.allclose(sampled["first"], sampled["second"])
-    true = scores_of_refits(
-        model, queries, train_examples, settings(factors__use_empirical_fisher=True), PAD, tmp_path / "true"
-    )
-    whole = scores_of_refits(
-        model, queries, train_examples, settings(factors__use_empirical_fisher=True, general__seed=5), PAD,
-        tmp_path / "again",
-    )  # fmt: skip
+    true = scores_of_refits(empirical, queries, tmp_path / "true")
+    whole = scores_of_refits(again, queries, tmp_path / "again")
     np.testing.assert_allclose(true["seed"], whole["seed"], rtol=1e-4)
     assert not np.allclose(sampled["seed"], true["seed"])
 
@@ -176,10 +174,10 @@ def test_leaving_out_what_taught_an_answer_hurts_that_answer_alone(retrained):
 def test_the_unchanged_retraining_is_the_plain_training(small, retrained):
     folder, config, examples, queries = small
     _, _, outcomes = retrained
-    network, tokenizer = load_base(folder, config.general, dtype=torch.float32)
+    base = load_base(folder, config, dtype=torch.float32)
     work = folder / "plain"
-    train(network, tokenizer, examples, queries, config, output=work, checkpoints=work, on_log=lambda *_: None)
-    found = answer_logprobs(network, queries, int(tokenizer.pad_token_id))
+    train(base, examples, queries, output=work, checkpoints=work, on_log=lambda *_: None)
+    found = answer_logprobs(base.model, queries)
     np.testing.assert_allclose(outcomes[Change(0)], found, rtol=1e-3, atol=1e-4)
 
 
@@ -232,8 +230,8 @@ def test_a_batch_of_absent_examples_alone_does_not_stop_the_training(small, tmp_
     everything = Change(0, without=tuple(range(24)))
     retrainer._one(everything)
     outcome = retrainer.outcomes([everything])[everything]
-    network, tokenizer = load_base(folder, config.general, dtype=torch.float32)
-    before = answer_logprobs(network, queries, int(tokenizer.pad_token_id))
+    base = load_base(folder, config, dtype=torch.float32)
+    before = answer_logprobs(base.model, queries)
     assert np.isfinite(outcome).all()
     assert outcome == pytest.approx(before, abs=0.5), "nothing was learned; weight decay alone was at work"
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["change"]["without"] == list(range(24))

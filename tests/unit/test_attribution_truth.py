@@ -8,10 +8,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from whence.errors import DataError
-from whence.validation.estimates import Bootstrap
+from whence.estimates import Bootstrap
 from whence.validation.evidence import NotMeasured
-from whence.validation.mislabeled import mislabeled_measures
-from whence.validation.planted import planted_measures
+from whence.validation.truth import mislabeled_measures, planted_measures
 
 IDS = [f"train-{number:02d}" for number in range(20)]
 BOOTSTRAP = Bootstrap(samples=50, confidence=0.95, seed=0)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from whence.config_file import parse_config
-from whence.data.tokenization import IGNORED, TokenizedExamples, collate, encode, encode_prompt, token_texts
+from whence.data.tokenization import IGNORED, TokenizedExamples, encode, encode_prompt, token_texts
 from whence.errors import DataError
 
 CORPUS = ["A valve with a spring holds the piston.\n\nQuestion: Which class is it?\nAnswer: Physics and Chemistry"]
@@ -229,12 +229,10 @@ def test_the_fingerprint_knows_tokens_mask_and_order(bytewise: PreTrainedTokeniz
     assert len(set(prints)) == 4
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_collate_pads_to_the_longest_and_masks_the_padding(side: str) -> None:
+def test_collate_pads_to_the_longest_and_masks_the_padding() -> None:
     items = [{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}, {"input_ids": [8], "labels": [8]}]
-    batch = collate(items, pad_token_id=0, side=side)
-    padded = [8, 0, 0] if side == "right" else [0, 0, 8]
-    assert batch["input_ids"].tolist() == [[5, 6, 7], padded]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [int(token > 0) for token in padded]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [token or IGNORED for token in padded]]
+    batch = TokenizedExamples([], pad_token_id=9).collate(items)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [8, IGNORED, IGNORED]]
     assert {tensor.dtype for tensor in batch.values()} == {torch.int64}

@@ -13,12 +13,11 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from whence.errors import DataError
+from whence.estimates import Bootstrap, mean_statistic
 from whence.evaluation.comparison import compare_models, headline_metrics, join_influences
 from whence.evaluation.metrics import (
     chrf,
     macro_f1_statistic,
-    mean_statistic,
-    paired_intervals,
     rouge_l,
 )
 
@@ -89,7 +88,7 @@ def test_macro_f1_of_any_resample_is_scikit_learns():
 def test_intervals_agree_with_scipys_percentile_bootstrap():
     rng = np.random.default_rng(1)
     base, tuned = rng.random(200), rng.random(200) + 0.3
-    (low, high), difference = paired_intervals([mean_statistic(base), mean_statistic(tuned)], 200, 4000, 0.95, seed=0)
+    (low, high), difference = Bootstrap(4000, 0.95, seed=0).paired([mean_statistic(base), mean_statistic(tuned)], 200)
     for interval, values in ((low, base), (high, tuned), (difference, tuned - base)):
         expected = stats.bootstrap(
             (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(2)
@@ -101,7 +100,7 @@ def test_intervals_agree_with_scipys_percentile_bootstrap():
 
 def test_the_interval_of_the_difference_is_paired():
     values = np.random.default_rng(3).normal(size=100) * 10
-    _, difference = paired_intervals([mean_statistic(values), mean_statistic(values + 1)], 100, 500, 0.95, seed=0)
+    _, difference = Bootstrap(500, 0.95, seed=0).paired([mean_statistic(values), mean_statistic(values + 1)], 100)
     assert difference.low == pytest.approx(1.0)
     assert difference.high == pytest.approx(1.0)
 
@@ -110,7 +109,7 @@ def test_intervals_follow_the_seed():
     values = np.random.default_rng(3).random(50)
 
     def low(seed):
-        return paired_intervals([mean_statistic(values)], 50, 200, 0.9, seed)[0][0].low
+        return Bootstrap(200, 0.9, seed=seed).paired([mean_statistic(values)], 50)[0][0].low
 
     assert low(1) == low(1) != low(2)
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from whence.errors import DataError
-from whence.validation.evidence import Criterion, Estimate, Evidence, Grade, Measure, NotMeasured
+from whence.estimates import Estimate
+from whence.validation.evidence import Criterion, Evidence, Grade, Measure, NotMeasured
 
 
 def test_evidence_is_read_back_as_it_was_written(tmp_path):
@@ -45,8 +46,8 @@ def test_what_is_no_evidence_is_refused_with_the_way_out(tmp_path, text):
 
 def test_evidence_is_read_graded_and_shown_without_torch():
     code = (
-        "import sys; from whence.validation import bm25, evidence, grade, planted, lds; "
-        "from whence.validation import mislabeled, summary, counterfactual; "
+        "import sys; from whence.validation import bm25, evidence, grade, truth, lds; "
+        "from whence.validation import summary, counterfactual; "
         "bm25.bm25_scores(['a b'], ['b c']); import whence.pipelines.local.summary; "
         "print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from whence.data.tokenization import encode_prompt
 from whence.errors import DataError
 from whence.evaluation.decoding import completion_logprobs, continue_prompts, read_prompts
 from whence.evaluation.generation import answer_examples, completion_ids, generate
+from whence.models.language import LanguageModel
 
 TEXTS = [
     "A lens bends light.",
@@ -65,7 +68,7 @@ def logprob_alone(model, ids, completion):
 
 def test_batched_answers_are_those_of_each_prompt_alone(tiny_model, tiny_tokenizer, prompts, make_config):
     config = make_config({"generation.batch_size": 3})
-    table = generate(tiny_model, tiny_tokenizer, prompts, config, "finetuned")
+    table = generate(LanguageModel(tiny_model, tiny_tokenizer, config), prompts, "finetuned")
     assert table["prompt_id"].tolist() == [prompt.prompt_id for prompt in prompts]
     for row, text in zip(table.itertuples(), TEXTS, strict=True):
         new, logprobs = greedy_alone(tiny_model, tiny_tokenizer(text)["input_ids"], 8, {2})
@@ -80,36 +83,42 @@ def test_answers_stop_at_the_end_token_and_padding_after_it_does_not_count(tiny_
     end = alone[0][0][2]  # a token the first answer contains: take it as the end token
     expected = [greedy_alone(tiny_model, row, 8, {2, end}) for row in ids]
     assert len({len(new) for new, _ in expected}) > 1, "answers must differ in length for this test to mean something"
-    prefix = read_prompts(tiny_model, ids, 0)
-    answers = continue_prompts(tiny_model, prefix, make_config().generation, end, 0)
+    other = copy.deepcopy(tiny_tokenizer)
+    other.eos_token = other.convert_ids_to_tokens(end)
+    language = LanguageModel(tiny_model, other, make_config())
+    prefix = read_prompts(language, ids)
+    answers = continue_prompts(language, prefix, make_config().generation)
     for answer, (new, logprobs) in zip(answers, expected, strict=True):
         assert answer.token_ids == [token for token in new if token not in (2, end)]
         assert answer.mean_logprob == pytest.approx(np.mean(logprobs), abs=1e-4)
 
 
-def test_ranking_equals_the_summed_logprobability_of_prompt_and_answer(tiny_model, tiny_tokenizer):
+def test_ranking_equals_the_summed_logprobability_of_prompt_and_answer(tiny_model, tiny_tokenizer, make_config):
+    language = LanguageModel(tiny_model, tiny_tokenizer, make_config())
     ids = [tiny_tokenizer(text)["input_ids"] for text in TEXTS]
     completions = [completion_ids(tiny_tokenizer, label) for label in LABELS] + [(5,), (9,)]
-    scores = completion_logprobs(tiny_model, read_prompts(tiny_model, ids, 0), completions)
+    scores = completion_logprobs(language, read_prompts(language, ids), completions)
     expected = [[logprob_alone(tiny_model, row, completion) for completion in completions] for row in ids]
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-4)
 
 
-def test_letters_are_ranked_with_a_single_pass(tiny_model, tiny_tokenizer):
-    prefix = read_prompts(tiny_model, [[1, 5, 6], [1, 7]], 0)
+def test_letters_are_ranked_with_a_single_pass(tiny_model, tiny_tokenizer, make_config):
+    language = LanguageModel(tiny_model, tiny_tokenizer, make_config())
+    prefix = read_prompts(language, [[1, 5, 6], [1, 7]])
     passes = []
     hook = tiny_model.register_forward_hook(lambda *_: passes.append(1))
     try:
-        completion_logprobs(tiny_model, prefix, [(10,), (11,), (12,), (13,)])
+        completion_logprobs(language, prefix, [(10,), (11,), (12,), (13,)])
     finally:
         hook.remove()
     assert len(passes) == 1
 
 
-def test_prompts_of_one_token_need_no_cache(tiny_model):
-    prefix = read_prompts(tiny_model, [[1], [5]], 0)
+def test_prompts_of_one_token_need_no_cache(tiny_model, tiny_tokenizer, make_config):
+    language = LanguageModel(tiny_model, tiny_tokenizer, make_config())
+    prefix = read_prompts(language, [[1], [5]])
     assert prefix.cache is None
-    scores = completion_logprobs(tiny_model, prefix, [(4, 2)])
+    scores = completion_logprobs(language, prefix, [(4, 2)])
     expected = [logprob_alone(tiny_model, ids, (4, 2)) for ids in ([1], [5])]
     np.testing.assert_allclose(scores[:, 0].numpy(), expected, atol=1e-4)
 
@@ -117,7 +126,9 @@ def test_prompts_of_one_token_need_no_cache(tiny_model):
 def test_held_out_rows_get_the_most_probable_label_and_a_greedy_answer(
     tiny_model, tiny_tokenizer, held_out, make_config
 ):
-    table = answer_examples(tiny_model, tiny_tokenizer, held_out, make_config({"evaluation.batch_size": 2}), LABELS)
+    table = answer_examples(
+        LanguageModel(tiny_model, tiny_tokenizer, make_config({"evaluation.batch_size": 2})), held_out, LABELS
+    )
     assert table["ranked"].all()
     for row, text in zip(table.itertuples(), TEXTS, strict=True):
         ids = tiny_tokenizer(text)["input_ids"]
@@ -130,9 +141,12 @@ def test_held_out_rows_get_the_most_probable_label_and_a_greedy_answer(
 
 def test_free_text_answers_are_not_ranked_but_compared_exactly(tiny_model, tiny_tokenizer, held_out, make_config):
     config = make_config()
-    first = answer_examples(tiny_model, tiny_tokenizer, held_out, config, LABELS)["answer"][0]
+    language = LanguageModel(tiny_model, tiny_tokenizer, config)
+    first = answer_examples(language, held_out, LABELS)["answer"][0]
     held_out.loc[0, ["completion", "label"]] = f"  {first} "
-    table = answer_examples(tiny_model, tiny_tokenizer, held_out, config, [f"label {n}" for n in range(51)])
+    table = answer_examples(
+        LanguageModel(tiny_model, tiny_tokenizer, config), held_out, [f"label {n}" for n in range(51)]
+    )
     assert not table["ranked"].any()
     assert table["predicted"].isna().all()
     assert table["correct"].tolist() == table["exact_match"].tolist() == [True, False, False, False, False]
@@ -141,7 +155,9 @@ def test_free_text_answers_are_not_ranked_but_compared_exactly(tiny_model, tiny_
 def test_num_samples_answers_a_seeded_choice_of_rows(tiny_model, tiny_tokenizer, held_out, make_config):
     def ids(seed):
         config = make_config({"evaluation.num_samples": 2, "general.seed": seed})
-        return answer_examples(tiny_model, tiny_tokenizer, held_out, config, LABELS)["example_id"].tolist()
+        return answer_examples(LanguageModel(tiny_model, tiny_tokenizer, config), held_out, LABELS)[
+            "example_id"
+        ].tolist()
 
     chosen = [ids(seed) for seed in (0, 0, 1, 2, 3)]
     assert all(len(rows) == 2 and rows == sorted(rows) for rows in chosen)
@@ -152,7 +168,7 @@ def test_num_samples_answers_a_seeded_choice_of_rows(tiny_model, tiny_tokenizer,
 def test_sampling_follows_the_seed_and_leaves_torchs_generator_alone(tiny_model, tiny_tokenizer, prompts, make_config):
     def answers(seed):
         config = make_config({"generation.do_sample": True, "generation.top_p": 0.9, "general.seed": seed})
-        return generate(tiny_model, tiny_tokenizer, prompts, config, "m")["answer"].tolist()
+        return generate(LanguageModel(tiny_model, tiny_tokenizer, config), prompts, "m")["answer"].tolist()
 
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
@@ -163,10 +179,12 @@ def test_sampling_follows_the_seed_and_leaves_torchs_generator_alone(tiny_model,
 def test_settings_shipped_with_a_checkpoint_do_not_change_the_answers(
     tiny_model, tiny_tokenizer, prompts, make_config, monkeypatch
 ):
-    expected = generate(tiny_model, tiny_tokenizer, prompts, make_config(), "m")["answer"].tolist()
+    expected = generate(LanguageModel(tiny_model, tiny_tokenizer, make_config()), prompts, "m")["answer"].tolist()
     shipped = GenerationConfig(repetition_penalty=5.0, suppress_tokens=list(range(3, 300)), min_new_tokens=5)
     monkeypatch.setattr(tiny_model, "generation_config", shipped)
-    assert generate(tiny_model, tiny_tokenizer, prompts, make_config(), "m")["answer"].tolist() == expected
+    assert (
+        generate(LanguageModel(tiny_model, tiny_tokenizer, make_config()), prompts, "m")["answer"].tolist() == expected
+    )
     assert tiny_model.generation_config is shipped
 
 
@@ -178,7 +196,7 @@ def test_a_long_prompt_is_shortened_before_its_question(tiny_model, tiny_tokeniz
         lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
     )
     try:
-        generate(tiny_model, tiny_tokenizer, [prompt], config, "m")
+        generate(LanguageModel(tiny_model, tiny_tokenizer, config), [prompt], "m")
     finally:
         hook.remove()
     expected = encode_prompt(tiny_tokenizer, prompt.prompt, 8, 64, " Which class? Answer:")
@@ -191,4 +209,4 @@ def test_a_question_that_leaves_no_room_for_an_answer_is_refused(tiny_model, tin
     config = make_config({"dataset.template": template, "general.max_length": 24})
     prompt = Prompt(prompt_id="x", prompt=template.replace("{input}", "A lens."))
     with pytest.raises(DataError, match=r"general\.max_length"):
-        generate(tiny_model, tiny_tokenizer, [prompt], config, "m")
+        generate(LanguageModel(tiny_model, tiny_tokenizer, config), [prompt], "m")

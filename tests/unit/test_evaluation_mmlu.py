@@ -19,7 +19,8 @@ from whence.errors import ConfigError, DataError
 from whence.evaluation import mmlu, questions
 from whence.evaluation.mmlu import evaluate_mmlu, first_letter
 from whence.evaluation.questions import benchmark_name, check_questions, read_questions
-from whence.models import tiny_llama, train_tokenizer
+from whence.models.builtin import tiny_llama, train_tokenizer
+from whence.models.language import LanguageModel
 
 TASKS = ["international_law", "virology"]
 CHOICES = ["yes", "no", "valve"]
@@ -82,7 +83,7 @@ def letter_alone(model, tokenizer, prompt):
 
 
 def test_letters_and_accuracy_are_those_of_an_independent_loop(tiny_model, tiny_tokenizer, settings, folder):
-    result = evaluate_mmlu(tiny_model, tiny_tokenizer, settings(), "finetuned")
+    result = evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, settings()), "finetuned")
     expected = [
         (task, number, *letter_alone(tiny_model, tiny_tokenizer, prompt), right)
         for task in TASKS
@@ -104,11 +105,11 @@ def test_letters_and_accuracy_are_those_of_an_independent_loop(tiny_model, tiny_
 
 def test_a_single_subject_scores_as_in_stock_deepeval(tiny_model, tiny_tokenizer, settings, folder, monkeypatch):
     config = settings(tasks=["virology"])
-    ours = evaluate_mmlu(tiny_model, tiny_tokenizer, config, "base")
+    ours = evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, config), "base")
     rows = {split: read_questions(str(folder), "virology", split) for split in ("dev", "test")}
     monkeypatch.setattr("datasets.load_dataset", lambda name, task: rows)
     stock = mmlu.MMLU(tasks=[mmlu.Subject("virology")], n_shots=2)
-    stock.evaluate(mmlu.Answerer(tiny_model, tiny_tokenizer, config, "base"))
+    stock.evaluate(mmlu.Answerer(LanguageModel(tiny_model, tiny_tokenizer, config), "base"))
     assert stock.predictions["Prediction"].tolist() == ours.predictions["prediction"].tolist()
     assert stock.overall_score == pytest.approx(ours.summary["accuracy"])
 
@@ -125,7 +126,7 @@ def test_each_subject_is_shown_its_own_solved_examples(
         lambda name, task: {split: read_questions(str(folder), task, split) for split in ("dev", "test")},
     )
     config = settings(**({"source": "hub"} if source == "hub" else {}))
-    evaluate_mmlu(tiny_model, tiny_tokenizer, config, "finetuned")
+    evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, config), "finetuned")
     assert sorted(seen) == sorted(prompt for task in TASKS for prompt, _ in prompts_of(folder, task, 2))
 
 
@@ -137,19 +138,17 @@ def test_prompts_that_are_too_long_lose_the_first_solved_examples_and_are_counte
         for shots in range(3)
     }
     limit = sorted(lengths[2])[4] + 1  # room for two solved examples before five of the eight questions
-    result = evaluate_mmlu(
-        tiny_model, tiny_tokenizer, settings(tasks=["virology"], **{"general.max_length": limit}), "finetuned"
-    )
+    config = settings(tasks=["virology"], **{"general.max_length": limit})
+    result = evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, config), "finetuned")
     fitting = [sum(length + 1 <= limit for length in lengths[2])]
     assert (result.predictions["shots"] == 2).sum() == fitting[0] < 8
     assert result.summary["with_fewer_shots"] == 8 - fitting[0]
     assert result.summary["shortened"] == 0
     # of two solved examples the second stays
-    config = settings(tasks=["virology"], **{"general.max_length": limit})
     benchmark = mmlu.SubjectBenchmark(config)
     longest = benchmark.load_benchmark_dataset(mmlu.Subject("virology"))[0]
     prompt, count = benchmark._prompt(
-        mmlu.Answerer(tiny_model, tiny_tokenizer, config, "x"), mmlu.Subject("virology"), longest
+        mmlu.Answerer(LanguageModel(tiny_model, tiny_tokenizer, config), "x"), mmlu.Subject("virology"), longest
     )
     assert count == 1
     assert "virology dev 1:" in prompt
@@ -158,7 +157,7 @@ def test_prompts_that_are_too_long_lose_the_first_solved_examples_and_are_counte
 
 def test_a_question_longer_than_the_model_reads_loses_its_beginning(tiny_model, tiny_tokenizer, settings, folder):
     config = settings(tasks=["virology"], **{"general.max_length": 24})
-    result = evaluate_mmlu(tiny_model, tiny_tokenizer, config, "finetuned")
+    result = evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, config), "finetuned")
     assert result.summary["shortened"] == 8
     prompt, _ = prompts_of(folder, "virology", 0)[0]
     ids = tiny_tokenizer(prompt)["input_ids"]
@@ -172,7 +171,7 @@ def test_generated_answers_count_by_their_first_letter(tiny_model, tiny_tokenize
     texts = iter(["B", "(B) no", "", "because", "B. no", " C", "Bridge", "A"])
     monkeypatch.setattr(type(tiny_tokenizer), "decode", lambda *_, **__: next(texts))
     config = settings(tasks=["virology"], method="generate")
-    result = evaluate_mmlu(tiny_model, tiny_tokenizer, config, "finetuned")
+    result = evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, config), "finetuned")
     assert sorted(result.predictions["prediction"]) == ["", "", "", "A", "B", "B", "B", "C"]
     assert result.summary["unanswered"] == 3
     assert result.summary["method"] == "generate"
@@ -194,7 +193,7 @@ def test_the_projects_own_questions_never_go_by_mmlus_name(tiny_model, tiny_toke
             "general.max_length": 256,
         }
     )
-    result = evaluate_mmlu(tiny_model, tiny_tokenizer, config, "base")
+    result = evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, config), "base")
     assert result.summary["benchmark"] == "demo_questions"
     assert result.summary["questions"] == 36
     assert set(result.metrics) == {
@@ -221,7 +220,9 @@ def test_every_built_in_question_fits_into_the_demo_whole():
     config = load_config(Path(__file__).parents[2] / "configs" / "demo.yaml")
     corpus = prepare_datasets(config, train_tokenizer)[0].frame
     tokenizer = train_tokenizer((corpus["prompt"] + " " + corpus["completion"]).tolist())
-    result = evaluate_mmlu(tiny_llama(len(tokenizer), config.general.max_length, 0), tokenizer, config, "base")
+    result = evaluate_mmlu(
+        LanguageModel(tiny_llama(len(tokenizer), config.general.max_length, 0), tokenizer, config), "base"
+    )
     assert result.summary["questions"] == 36
     assert result.summary["shortened"] == 0
 
@@ -275,7 +276,7 @@ def test_a_hub_that_cannot_be_reached_is_explained(tiny_model, tiny_tokenizer, s
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
     with pytest.raises(DataError, match=r"cais/mmlu.*no route.*evaluation\.mmlu\.source"):
-        evaluate_mmlu(tiny_model, tiny_tokenizer, settings(source="hub"), "finetuned")
+        evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, settings(source="hub")), "finetuned")
 
 
 def test_nothing_is_sent_anywhere(tiny_model, tiny_tokenizer, settings, monkeypatch):
@@ -284,7 +285,7 @@ def test_nothing_is_sent_anywhere(tiny_model, tiny_tokenizer, settings, monkeypa
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    evaluate_mmlu(tiny_model, tiny_tokenizer, settings(max_questions=2), "finetuned")
+    evaluate_mmlu(LanguageModel(tiny_model, tiny_tokenizer, settings(max_questions=2)), "finetuned")
 
 
 def test_importing_the_benchmark_leaves_no_files_and_turns_telemetry_off(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from influence_helpers import MODULES, PAD, VOCABULARY, settings, tiny_examples, tiny_llama
+from influence_helpers import MODULES, VOCABULARY, settings, tiny_examples, tiny_llama, trained
 from influence_reference import Reference, close, fit_and_score
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
@@ -117,5 +117,5 @@ def test_processed_gradients_are_scored_as_they_are_after_it(tmp_path, monkeypat
     train, queries = tiny_examples(19, seed=1), tiny_examples(4, seed=2)
     reference = Reference(model, MODULES, lambda _, gradient: clip(gradient))
     close(fit_and_score(model, config, tmp_path / "f", queries, train), expected_scores(reference, queries, train))
-    own = self_influence(model, tmp_path / "f", train, config, PAD, tmp_path)
+    own = self_influence(trained(model, train, config), tmp_path / "f", tmp_path)
     close(own, expected_scores(reference, train, train).diagonal())

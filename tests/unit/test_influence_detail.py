@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from influence_helpers import MODULES, PAD, settings, tiny_examples, tiny_llama
+from influence_helpers import MODULES, settings, tiny_examples, tiny_llama, trained
 from influence_reference import RELATIVE, Reference
 from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.arguments import ScoreArguments
@@ -18,11 +18,11 @@ from torch.utils.data import Dataset
 from transformers import LlamaForCausalLM
 
 from whence.config import Config
-from whence.data.tokenization import TokenizedExamples, collate
+from whence.data.tokenization import TokenizedExamples
 from whence.influence.detail import Detail, Pair, divide_scores, module_table, token_table
 from whence.influence.factors import fit_factors
 from whence.influence.layout import short_names
-from whence.influence.scores import open_pairwise
+from whence.influence.scoring import PairwiseScoring
 from whence.influence.task import LanguageModelingTask
 
 TRAIN, QUERIES = tiny_examples(23, seed=1), tiny_examples(5, seed=2)
@@ -43,8 +43,8 @@ def divided(
 ) -> tuple[torch.Tensor, Detail]:
     """The scores of all pairs, and the detail of some."""
     if not (folder / "factors.json").exists():
-        fit_factors(model, TRAIN, config, folder, PAD)
-    scoring = open_pairwise(model, folder, QUERIES, TRAIN, config, PAD, folder / "scores")
+        fit_factors(trained(model, TRAIN, config), folder)
+    scoring = PairwiseScoring(trained(model, TRAIN, config), folder, QUERIES, folder / "scores")
     scoring.compute()
     return scoring.joined(), divide_scores(scoring, pairs)
 
@@ -107,7 +107,7 @@ class Padded(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, examples: TokenizedExamples) -> None:
         longest = max(range(len(TRAIN)), key=TRAIN.lengths.__getitem__)
-        everything = collate([*examples, TRAIN[longest]], PAD)
+        everything = TRAIN.collate([*examples, TRAIN[longest]])
         self.rows = [{name: tensor[row] for name, tensor in everything.items()} for row in range(len(examples))]
 
     def __len__(self) -> int:

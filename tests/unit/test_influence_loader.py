@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from influence_helpers import PAD, tiny_examples
+from influence_helpers import tiny_examples
 
 from whence.data.batching import plan_batches
 from whence.influence.loader import Loader, uniforms_of
@@ -12,7 +12,7 @@ from whence.influence.loader import Loader, uniforms_of
 def test_a_batch_is_padded_to_its_own_longest_and_checked_once_done() -> None:
     examples, seen = tiny_examples(7, seed=3), []
     batches = plan_batches(examples.lengths, 25)
-    loader = Loader(examples, batches, PAD, key=(5,), check=lambda number, indices: seen.append((number, indices)))
+    loader = Loader(examples, batches, key=(5,), check=lambda number, indices: seen.append((number, indices)))
     for number, batch in enumerate(loader):
         assert len(seen) == number  # the check comes after the batch was worked on
         longest = max(examples.lengths[index] for index in batches[number])

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from influence_helpers import PAD, settings, tiny_examples, tiny_llama
+from influence_helpers import settings, tiny_examples, tiny_llama, trained
 
 from whence.config import Config
 from whence.errors import FactorError
 from whence.influence.factors import fit_factors, load_factors, load_factors_info, open_fit, write_factors
-from whence.influence.plan import count_partitions, share
-from whence.influence.scores import open_pairwise, open_self, pairwise_scores, self_influence
+from whence.influence.plan import count_parts, share
+from whence.influence.scores import pairwise_scores, self_influence
+from whence.influence.scoring import PairwiseScoring, SelfScoring
 
 TRAIN, QUERIES = tiny_examples(23, seed=1), tiny_examples(5, seed=2)
 
@@ -28,7 +29,7 @@ def fit_in_shares(config: Config, tasks: int, folder: Path) -> Path:
 
     def opened(name: str, *sources: str) -> Any:
         given = [folder / source for source in sources]
-        return open_fit(tiny_llama(), TRAIN, config, folder / name, PAD, sources=given)
+        return open_fit(trained(tiny_llama(), TRAIN, config), folder / name, sources=given)
 
     for task in range(tasks):
         fit, _ = opened(f"covariances{task}")
@@ -47,7 +48,7 @@ def fit_in_shares(config: Config, tasks: int, folder: Path) -> Path:
 def test_shared_factors_are_those_of_one_task_to_the_last_bit(tmp_path: Path, strategy: str) -> None:
     config = shared(3, factors__strategy=strategy)
     merged = fit_in_shares(config, 3, tmp_path)
-    fit_factors(tiny_llama(), TRAIN, config, tmp_path / "alone", PAD)
+    fit_factors(trained(tiny_llama(), TRAIN, config), tmp_path / "alone")
     ours, expected = load_factors(merged), load_factors(tmp_path / "alone")
     assert set(ours) == set(expected)
     assert all(torch.equal(ours[name][module], expected[name][module]) for name in ours for module in ours[name])
@@ -58,35 +59,34 @@ def test_one_part_or_many_give_the_same_lambda_and_scores_up_to_rounding(tmp_pat
     scores = {}
     for tasks in (None, 4):
         config = settings(general__parallel_tasks=tasks, factors__batch_size=2)
-        fit_factors(tiny_llama(torch.float32), TRAIN, config, tmp_path / f"{tasks}", PAD)
-        scores[tasks] = pairwise_scores(
-            tiny_llama(torch.float32), tmp_path / f"{tasks}", QUERIES, TRAIN, config, PAD, tmp_path
-        )
+        model = trained(tiny_llama(torch.float32), TRAIN, config)
+        fit_factors(model, tmp_path / f"{tasks}")
+        scores[tasks] = pairwise_scores(model, tmp_path / f"{tasks}", QUERIES, tmp_path)
     torch.testing.assert_close(scores[None], scores[4], rtol=1e-4, atol=1e-4 * float(scores[None].std()))
 
 
 def test_shared_scores_are_those_of_one_task_to_the_last_bit(tmp_path: Path) -> None:
     config = shared(3, scores__query_gradient_low_rank=4)
-    fit_factors(tiny_llama(), TRAIN, config, tmp_path / "factors", PAD)
-    model, factors = tiny_llama(), tmp_path / "factors"
+    model, factors = trained(tiny_llama(), TRAIN, config), tmp_path / "factors"
+    fit_factors(model, factors)
     for task in range(3):
         for work in (
-            open_pairwise(model, factors, QUERIES, TRAIN, config, PAD, tmp_path / f"{task}"),
-            open_self(model, factors, TRAIN, config, PAD, tmp_path / f"{task}"),
+            PairwiseScoring(model, factors, QUERIES, tmp_path / f"{task}"),
+            SelfScoring(model, factors, tmp_path / f"{task}"),
         ):
             work.compute(share(work.data_partitions, task, 3))
     others = [tmp_path / f"{task}" for task in range(3)]
-    pairs = open_pairwise(model, factors, QUERIES, TRAIN, config, PAD, tmp_path / "merging", sources=others)
-    own = open_self(model, factors, TRAIN, config, PAD, tmp_path / "merging", sources=others)
-    assert torch.equal(pairs.joined(), pairwise_scores(model, factors, QUERIES, TRAIN, config, PAD, tmp_path / "alone"))
-    assert torch.equal(own.joined(), self_influence(model, factors, TRAIN, config, PAD, tmp_path / "alone"))
+    pairs = PairwiseScoring(model, factors, QUERIES, tmp_path / "merging", sources=others)
+    own = SelfScoring(model, factors, tmp_path / "merging", sources=others)
+    assert torch.equal(pairs.joined(), pairwise_scores(model, factors, QUERIES, tmp_path / "alone"))
+    assert torch.equal(own.joined(), self_influence(model, factors, tmp_path / "alone"))
 
 
 def test_how_many_queries_are_held_at_once_changes_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whence.influence.trackers.OVERSAMPLING", 0)  # so that chance matters
-    fit_factors(tiny_llama(), TRAIN, settings(), tmp_path / "factors", PAD)
+    fit_factors(trained(tiny_llama(), TRAIN, settings()), tmp_path / "factors")
     found = [
-        pairwise_scores(tiny_llama(), tmp_path / "factors", QUERIES, TRAIN, config, PAD, tmp_path)
+        pairwise_scores(trained(tiny_llama(), TRAIN, config), tmp_path / "factors", QUERIES, tmp_path)
         for config in (
             settings(
                 scores__query_gradient_low_rank=2,
@@ -105,12 +105,12 @@ def test_a_missing_part_is_named_and_parts_of_other_settings_do_not_count(tmp_pa
     fit_in_shares(config, 2, tmp_path)
     other = shared(2, general__seed=1)
     sources = [tmp_path / name for name in ("eigenvectors", "lambdas0", "lambdas1")]
-    fit, identity = open_fit(tiny_llama(), TRAIN, other, tmp_path / "merging", PAD, sources=sources)
+    fit, identity = open_fit(trained(tiny_llama(), TRAIN, other), tmp_path / "merging", sources=sources)
     with pytest.raises(FactorError, match=r"eigen_model\.layers\.0\.mlp\.gate_proj is missing"):
         write_factors(fit, identity, tmp_path / "factors", {})
 
     shutil.rmtree(tmp_path / "lambdas1")
-    fit, identity = open_fit(tiny_llama(), TRAIN, config, tmp_path / "merging", PAD, sources=sources)
+    fit, identity = open_fit(trained(tiny_llama(), TRAIN, config), tmp_path / "merging", sources=sources)
     with pytest.raises(FactorError, match=r"lambda_data_partition1_.* is missing"):
         write_factors(fit, identity, tmp_path / "factors", {})
 
@@ -120,6 +120,6 @@ def test_a_missing_part_is_named_and_parts_of_other_settings_do_not_count(tmp_pa
     [(10, None, None, 1), (1000, None, None, 4), (1000, None, 3, 6), (10, None, 8, 8), (2, None, 8, 2), (9, 5, 8, 5)],
 )
 def test_every_task_gets_as_many_parts_of_the_data(batches: int, wanted: int, tasks: int, parts: int) -> None:
-    assert count_partitions(batches, wanted, tasks) == parts
+    assert count_parts(batches, wanted, tasks) == parts
     shares = [share(parts, task, tasks or 1) for task in range(tasks or 1)]
     assert sorted(part for some in shares for part in some) == list(range(parts))

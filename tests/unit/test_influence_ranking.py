@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from whence.influence.ranking import COLUMNS, influence_table, z_scores
 
@@ -18,7 +17,7 @@ TRAIN = pd.DataFrame(
         "label": list("vwxyz"),
     }
 )
-SCORES = torch.tensor([[0.5, -2.0, 3.0, 0.0, -1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+SCORES = np.array([[0.5, -2.0, 3.0, 0.0, -1.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
 
 
 def end(table: pd.DataFrame, query: str, direction: str) -> pd.DataFrame:
@@ -45,7 +44,7 @@ def test_only_scores_of_the_right_sign_are_listed_and_ties_keep_the_datasets_ord
 
 
 def test_z_scores_are_over_the_training_set_per_query() -> None:
-    values = SCORES.numpy()
+    values = SCORES
     found = z_scores(values)
     assert found[0] == pytest.approx((values[0] - values[0].mean()) / values[0].std())
     assert np.array_equal(found[1], np.zeros(5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from influence_helpers import MODULES, PAD, settings, tiny_examples, tiny_llama
+from influence_helpers import MODULES, blank_tokenizer, settings, tiny_examples, tiny_llama, trained
 from influence_reference import Reference, close, fit_and_score
 from torch.nn import functional
 from transformers import LlamaForCausalLM
@@ -13,6 +13,7 @@ from whence.data.tokenization import TokenizedExamples
 from whence.errors import FactorError
 from whence.influence.factors import fit_factors
 from whence.influence.scores import pairwise_scores, self_influence
+from whence.models.trained import TrainedModel
 
 
 @pytest.fixture(params=[{}, {"mlp_bias": True}], ids=["no bias", "bias"])
@@ -61,9 +62,9 @@ def test_identity_scores_are_dot_products_of_gradients(model, train, queries, tm
 
 def test_self_influence_is_the_diagonal_of_the_pairwise_scores(model, train, tmp_path) -> None:
     config = settings(scores__query_gradient_low_rank=2)  # which self-influence does not use
-    fit_factors(model, train, config, tmp_path / "f", PAD)
-    own = self_influence(model, tmp_path / "f", train, config, PAD, tmp_path)
-    pairs = pairwise_scores(model, tmp_path / "f", train, train, settings(), PAD, tmp_path)
+    fit_factors(trained(model, train, config), tmp_path / "f")
+    own = self_influence(trained(model, train, config), tmp_path / "f", tmp_path)
+    pairs = pairwise_scores(trained(model, train, settings()), tmp_path / "f", train, tmp_path)
     close(own, pairs.diagonal())
     assert (own > 0).all()
 
@@ -73,7 +74,7 @@ def test_low_rank_equals_full_rank_when_the_rank_is_full(train, queries, tmp_pat
     model = tiny_llama()
     full = fit_and_score(model, settings(), tmp_path / "f", queries, train)
     low = settings(scores__query_gradient_low_rank=rank)
-    close(pairwise_scores(model, tmp_path / "f", queries, train, low, PAD, tmp_path), full)
+    close(pairwise_scores(trained(model, train, low), tmp_path / "f", queries, tmp_path), full)
 
 
 def test_low_rank_scores_approach_the_full_ones_and_do_not_change_from_run_to_run(train, queries, tmp_path) -> None:
@@ -81,8 +82,8 @@ def test_low_rank_scores_approach_the_full_ones_and_do_not_change_from_run_to_ru
     full = fit_and_score(model, settings(), tmp_path / "f", queries, train)
     errors = []
     for rank in (1, 4, 8):
-        low = settings(scores__query_gradient_low_rank=rank)
-        first, second = (pairwise_scores(model, tmp_path / "f", queries, train, low, PAD, tmp_path) for _ in range(2))
+        low = trained(model, train, settings(scores__query_gradient_low_rank=rank))
+        first, second = (pairwise_scores(low, tmp_path / "f", queries, tmp_path) for _ in range(2))
         assert torch.equal(first, second)
         errors.append(float((first - full).norm() / full.norm()))
     assert errors[0] > errors[1] > errors[2]
@@ -120,7 +121,7 @@ def test_factors_of_something_else_are_refused_and_the_difference_named(
     train, queries, tmp_path, change, named
 ) -> None:
     model = tiny_llama()
-    fit_factors(model, train, settings(), tmp_path / "f", PAD)
+    fit_factors(trained(model, train, settings()), tmp_path / "f")
     config = settings()
     if change == "weights":
         with torch.no_grad():
@@ -130,11 +131,12 @@ def test_factors_of_something_else_are_refused_and_the_difference_named(
     else:
         config = settings(dataset__loss_on="all")
     with pytest.raises(FactorError, match=named):
-        pairwise_scores(model, tmp_path / "f", queries, train, config, PAD, tmp_path)
+        pairwise_scores(trained(model, train, config), tmp_path / "f", queries, tmp_path)
 
 
 def test_factors_of_another_tokenizer_are_refused(train, queries, tmp_path) -> None:
     model = tiny_llama()
-    fit_factors(model, train, settings(), tmp_path / "f", PAD, tokenizer_fingerprint="one")
-    with pytest.raises(FactorError, match="tokenizer: one then, two now"):
-        pairwise_scores(model, tmp_path / "f", queries, train, settings(), PAD, tmp_path, tokenizer_fingerprint="two")
+    fit_factors(trained(model, train, settings()), tmp_path / "f")
+    other = TrainedModel(model, blank_tokenizer("<end>"), settings(), train)
+    with pytest.raises(FactorError, match=r"tokenizer: \w+\.* then, \w+\.* now"):
+        pairwise_scores(other, tmp_path / "f", queries, tmp_path)

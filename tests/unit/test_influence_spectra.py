@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from influence_helpers import MODULES, PAD, settings, tiny_examples, tiny_llama
+from influence_helpers import MODULES, settings, tiny_examples, tiny_llama, trained
 from kronfluence.utils import constants
 
 from whence.errors import ConfigError, FactorError
@@ -46,7 +46,7 @@ def test_no_curvature_at_all_gives_finite_numbers() -> None:
 @pytest.mark.parametrize("strategy", ["ekfac", "kfac", "diagonal"])
 def test_the_layers_spectra_are_the_fitted_lambda_per_example(tmp_path: Path, strategy: str) -> None:
     config = settings(factors__strategy=strategy)
-    fit_factors(tiny_llama(), tiny_examples(6, seed=1), config, tmp_path, PAD)
+    fit_factors(trained(tiny_llama(), tiny_examples(6, seed=1), config), tmp_path)
     found = load_spectra(tmp_path, settings(inspection__layer=1).inspection)
     assert [spectrum.short_name for spectrum in found] == ["gate_proj", "up_proj", "down_proj"]
     factors, module = load_factors(tmp_path), found[0].module
@@ -61,12 +61,12 @@ def test_the_layers_spectra_are_the_fitted_lambda_per_example(tmp_path: Path, st
 
 def test_what_was_not_fitted_cannot_be_inspected(tmp_path: Path) -> None:
     config = settings(factors__layers=[0], factors__modules=["up_proj"])
-    fit_factors(tiny_llama(), tiny_examples(3, seed=1), config, tmp_path / "f", PAD)
+    fit_factors(trained(tiny_llama(), tiny_examples(3, seed=1), config), tmp_path / "f")
     with pytest.raises(ConfigError, match=r"inspection\.layer: 1 has no factors; layers with factors: \[0\]"):
         load_spectra(tmp_path / "f", settings(inspection__layer=1).inspection)
     with pytest.raises(ConfigError, match="'down_proj' has no factors in layer 0; it has up_proj"):
         load_spectra(tmp_path / "f", settings(inspection__module="down_proj").inspection)
-    fit_factors(tiny_llama(), tiny_examples(3, seed=1), settings(factors__strategy="identity"), tmp_path / "i", PAD)
+    fit_factors(trained(tiny_llama(), tiny_examples(3, seed=1), settings(factors__strategy="identity")), tmp_path / "i")
     with pytest.raises(FactorError, match="no spectrum"):
         load_spectra(tmp_path / "i", settings().inspection)
 
@@ -78,7 +78,7 @@ def test_files_have_the_names_that_kronfluence_gives_them() -> None:
 
 
 def test_the_table_holds_every_modules_sorted_lambda_at_ranks_evenly_spaced_by_logarithm(tmp_path: Path) -> None:
-    fit_factors(tiny_llama(), tiny_examples(6, seed=1), settings(), tmp_path, PAD)
+    fit_factors(trained(tiny_llama(), tiny_examples(6, seed=1), settings()), tmp_path)
     table = spectra_table(tmp_path)
     factors = load_factors(tmp_path)["lambda_matrix"]
     assert table["module"].tolist() == MODULES
@@ -101,7 +101,7 @@ def test_the_table_holds_every_modules_sorted_lambda_at_ranks_evenly_spaced_by_l
 
 
 def test_the_table_reads_one_module_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit_factors(tiny_llama(), tiny_examples(3, seed=1), settings(), tmp_path, PAD)
+    fit_factors(trained(tiny_llama(), tiny_examples(3, seed=1), settings()), tmp_path)
     held: list[weakref.ref[np.ndarray]] = []
     load = spectra._lambda_matrix
 
@@ -118,7 +118,7 @@ def test_the_table_reads_one_module_at_a_time(tmp_path: Path, monkeypatch: pytes
 
 def test_the_table_survives_being_written(tmp_path: Path) -> None:
     config = settings(factors__modules=["down_proj", "lm_head"])
-    fit_factors(tiny_llama(), tiny_examples(3, seed=1), config, tmp_path, PAD)
+    fit_factors(trained(tiny_llama(), tiny_examples(3, seed=1), config), tmp_path)
     table = spectra_table(tmp_path)
     table.to_parquet(tmp_path / "spectra.parquet", index=False)
     read = pd.read_parquet(tmp_path / "spectra.parquet")
@@ -130,6 +130,6 @@ def test_the_table_survives_being_written(tmp_path: Path) -> None:
 
 
 def test_factors_without_a_spectrum_make_no_table(tmp_path: Path) -> None:
-    fit_factors(tiny_llama(), tiny_examples(3, seed=1), settings(factors__strategy="identity"), tmp_path, PAD)
+    fit_factors(trained(tiny_llama(), tiny_examples(3, seed=1), settings(factors__strategy="identity")), tmp_path)
     with pytest.raises(FactorError, match="no spectrum"):
         spectra_table(tmp_path)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from influence_helpers import PAD, VOCABULARY, tiny_examples, tiny_llama
+from influence_helpers import VOCABULARY, tiny_examples, tiny_llama
 from torch.nn import functional
 
-from whence.data.tokenization import collate
 from whence.influence.task import LanguageModelingTask, sample_labels
 
 
@@ -16,7 +15,7 @@ def test_the_loss_is_the_summed_cross_entropy_over_the_mask(tracked: str) -> Non
     model, examples = tiny_llama(), tiny_examples(5, seed=1)
     task = LanguageModelingTask(model, [tracked])
     assert task.keeps_logits == (tracked != "lm_head")
-    batch = collate([examples[index] for index in range(5)], PAD)
+    batch = examples.batch(range(5))
     expected = 0.0
     for index in range(5):
         item = examples[index]
@@ -30,14 +29,14 @@ def test_logits_are_computed_only_where_some_example_counts() -> None:
     model, examples = tiny_llama(), tiny_examples(4, seed=1)
     seen = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    batch = collate([examples[index] for index in range(4)], PAD)
+    batch = examples.batch(range(4))
     LanguageModelingTask(model, []).compute_train_loss(batch, model)
     assert seen[0][1] == int((batch["labels"][:, 1:] != -100).any(0).sum()) < batch["input_ids"].shape[1]
 
 
 def test_an_example_without_counted_tokens_has_no_loss() -> None:
     model, examples = tiny_llama(), tiny_examples(1, seed=1)
-    batch = collate([examples[0]], PAD)
+    batch = examples.batch([0])
     batch["labels"][:] = -100
     loss = LanguageModelingTask(model, []).compute_train_loss(batch, model)
     loss.backward()

@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from whence.config import Config, General
 from whence.config_file import parse_config
 from whence.errors import ModelError
-from whence.models import (
+from whence.models.builtin import train_tokenizer
+from whence.models.language import tokenizer_fingerprint
+from whence.models.loading import (
     check_model,
     choose_device,
     choose_dtype,
@@ -25,12 +27,9 @@ from whence.models import (
     load_base_tokenizer,
     load_model,
     load_tokenizer,
-    tokenizer_fingerprint,
-    train_tokenizer,
     write_base,
 )
 
-CPU = General(device="cpu")
 TEXTS = ["A lens bends light. Answer: Physics", "A loom weaves yarn. Answer: Textiles", "naïve café 東京 🙂"]
 
 
@@ -54,7 +53,8 @@ def copy(builtin: Path, tmp_path: Path) -> Path:
 
 
 def test_the_builtin_model_is_a_llama_that_loads_like_any_other(builtin: Path) -> None:
-    model, tokenizer = load_base(builtin, CPU)
+    loaded = load_base(builtin, settings())
+    model, tokenizer = loaded.model, loaded.tokenizer
     assert model.config.model_type == "llama"
     assert not model.training
     assert model.dtype == torch.float32
@@ -89,16 +89,16 @@ def test_a_base_that_is_not_builtin_is_kept_as_a_reference(builtin: Path, tmp_pa
     write_base(settings(str(builtin), **{"models.base.revision": "abc"}), TEXTS, tmp_path)
     assert json.loads((tmp_path / "base.json").read_text()) == {"name": str(builtin), "revision": "abc"}
     assert [file.name for file in tmp_path.iterdir()] == ["base.json"]
-    model, _ = load_base(tmp_path, CPU)
-    assert torch.equal(model.lm_head.weight, load_base(builtin, CPU)[0].lm_head.weight)
+    model = load_base(tmp_path, settings()).model
+    assert torch.equal(model.lm_head.weight, load_base(builtin, settings()).model.lm_head.weight)
     assert empty_base(tmp_path).get_submodule("model.layers.3.mlp.up_proj").weight.is_meta
 
 
 def test_precision_follows_the_settings_unless_the_caller_knows_better(builtin: Path) -> None:
-    half = General(device="cpu", dtype="bfloat16")
-    assert load_model(builtin, half)[0].dtype == torch.bfloat16
-    assert load_model(builtin, half, dtype=torch.float32)[0].dtype == torch.float32
-    assert choose_dtype(CPU, torch.device("cpu")) == torch.float32
+    half = settings(**{"general.dtype": "bfloat16"})
+    assert load_model(builtin, half).model.dtype == torch.bfloat16
+    assert load_model(builtin, half, dtype=torch.float32).model.dtype == torch.float32
+    assert choose_dtype(settings().general, torch.device("cpu")) == torch.float32
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_auto_takes_the_accelerator_and_bfloat16_where_there_are_such(monkeypatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert choose_device(General()).type == "cuda"
-    assert choose_device(CPU).type == "cpu"
+    assert choose_device(settings().general).type == "cpu"
     assert choose_dtype(General(), torch.device("cuda")) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     assert choose_dtype(General(), torch.device("cuda")) == torch.float32
@@ -151,7 +151,7 @@ def test_a_damaged_folder_is_found_before_anything_is_loaded(copy: Path, damage:
     with pytest.raises(ModelError, match=message):
         check_model(settings(str(copy)))
     with pytest.raises(ModelError):
-        load_model(copy, CPU)
+        load_model(copy, settings())
 
 
 def test_missing_weights_are_refused_by_name_and_not_made_up(copy: Path) -> None:
@@ -159,7 +159,7 @@ def test_missing_weights_are_refused_by_name_and_not_made_up(copy: Path) -> None
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_model(copy, CPU)
+        load_model(copy, settings())
 
 
 def test_a_tokenizer_without_an_end_is_refused_and_one_without_padding_pads_with_the_end(copy: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_tokenizer_without_an_end_is_refused_and_one_without_padding_pads_with
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed here")
 def test_flash_attention_that_is_not_installed_is_refused_with_the_setting(builtin: Path) -> None:
     with pytest.raises(ModelError, match=r"general\.use_flash_attention"):
-        load_model(builtin, General(device="cpu", use_flash_attention=True))
+        load_model(builtin, settings(**{"general.use_flash_attention": True}))
 
 
 def _cut(file: Path) -> None:

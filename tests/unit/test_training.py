@@ -20,7 +20,9 @@ from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError, ModelError
-from whence.models import load_model, tiny_llama, train_tokenizer
+from whence.models.builtin import tiny_llama, train_tokenizer
+from whence.models.language import LanguageModel
+from whence.models.loading import load_model
 from whence.training import LengthGroupedSampler, TrainingResult, train
 
 SETTINGS = """
@@ -61,7 +63,7 @@ def run(folder: Path, config: Config | None = None, rows: int = 30, logged: list
     examples = TokenizedExamples.from_frame(data, tokenizer, config)
     held_out = TokenizedExamples.from_frame(frame(8), tokenizer, config)
     return train(
-        model, tokenizer, examples, held_out, config,
+        LanguageModel(model, tokenizer, config), examples, held_out,
         output=folder / "model", checkpoints=folder / "checkpoints",
         on_log=lambda step, metrics: (logged if logged is not None else []).append((step, metrics)),
     )  # fmt: skip
@@ -84,7 +86,8 @@ def test_training_lowers_the_held_out_loss_and_writes_a_model_that_loads(
     assert result.metrics["final_eval_loss"] == evaluations[-1] < 0.8 * evaluations[0]
     assert result.metrics["steps"] == 21
     assert result.resumed_from is None
-    model, tokenizer = load_model(folder / "model", settings().general)
+    loaded = load_model(folder / "model", settings())
+    model, tokenizer = loaded.model, loaded.tokenizer
     assert model.config.vocab_size == len(tokenizer)
     assert not list((folder / "model").glob("*.bin")) + list((folder / "model").glob("*.pt"))
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -52,6 +52,35 @@ class ExampleSet:
     info: DatasetInfo
     truth: pd.DataFrame | None = None
 
+    @classmethod
+    def of(cls, frame: pd.DataFrame, truth: pd.DataFrame | None = None, **facts: Any) -> ExampleSet:
+        """Examples of one's own: ``prompt`` and ``completion``, other columns where there are any.
+
+        Missing ids are the rows' numbers, missing labels the completions.
+
+        Args:
+            facts: those of :class:`DatasetInfo` that are known.
+
+        Raises:
+            DataError: a column is missing.
+        """
+        import pandas as pd
+        from pandas.api.types import is_numeric_dtype
+
+        missing = {"prompt", "completion"} - set(frame.columns)
+        if missing:
+            raise DataError(f"training examples need the columns prompt and completion; there is no {min(missing)}")
+        ids = numbers(len(frame))
+        defaults = {"example_id": ids, "label": frame["completion"], "source_id": ids}
+        whole = pd.DataFrame({name: frame[name] if name in frame else defaults[name] for name in COLUMNS})
+        whole = whole.astype({name: str for name in COLUMNS if is_numeric_dtype(whole[name])}).reset_index(drop=True)
+        unknown: dict[str, Any] = {
+            "split": "train", "source": "own", "rows": len(frame), "rows_read": len(frame), "dropped": {},
+            "truncated": 0, "labels": whole["label"].value_counts().to_dict(), "template": "{input}", "max_length": 0,
+            "tokens": {}, "fingerprint": fingerprint(whole),
+        }  # fmt: skip
+        return cls(whole, DatasetInfo(**unknown | facts), truth)
+
     def write(self, folder: Path) -> None:
         """Write the artifact into ``folder``, its description last: without it the folder is not a dataset."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,6 +109,11 @@ class ExampleSet:
         if truth is not None and list(truth["example_id"]) != list(frame["example_id"]):
             raise DataError(f"{folder / TRUTH} is not about the rows of {DATA}; run `whence prepare` again")
         return cls(frame, info, truth)
+
+
+def numbers(count: int) -> list[str]:
+    """The ids of rows that have none of their own."""
+    return [str(number) for number in range(count)]
 
 
 def fingerprint(frame: pd.DataFrame) -> str:

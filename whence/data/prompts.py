@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from whence.config import Config, Dataset
 from whence.data.cleaning import clean_text
 from whence.data.files import open_text
-from whence.data.formatting import to_prompt
+from whence.data.formatting import GENERATED_SUFFIX, to_prompt
 from whence.errors import DataError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
 _UNLIMITED = 2**31
@@ -52,6 +53,29 @@ def load_prompts(config: Config) -> list[Prompt]:
     if count > 1:
         raise DataError(f"{origin}: prompt_id {name!r} is used more than once; ids must differ")
     return prompts
+
+
+def query_frame(config: Config, generations: pd.DataFrame) -> pd.DataFrame:
+    """The queries to score: prompts with their reference answers, with the model's own, or both.
+
+    Args:
+        generations: the models' answers to the prompts.
+
+    Returns:
+        ``query_id, prompt, completion, source``, the last being ``reference`` or ``generated``.
+    """
+    import pandas as pd  # reading prompts does without
+
+    wanted = config.scores.use_generated
+    frames = []
+    if wanted in (False, "both"):
+        rows = [(prompt.prompt_id, prompt.prompt, prompt.reference, "reference") for prompt in load_prompts(config)]
+        frames.append(pd.DataFrame(rows, columns=["query_id", "prompt", "completion", "source"]))
+    if wanted in (True, "both"):
+        own = generations[generations["model_id"] == config.models.finetuned.id]
+        queries = pd.DataFrame({"query_id": own["prompt_id"] + GENERATED_SUFFIX, "prompt": own["prompt"]})
+        frames.append(queries.assign(completion=own["answer"], source="generated"))
+    return pd.concat(frames, ignore_index=True)
 
 
 def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, config: Config) -> None:

@@ -109,7 +109,7 @@ def token_texts(
 
 def _texts(tokenizer: PreTrainedTokenizerBase, tokens: _Tokens) -> list[str]:
     if not tokenizer.is_fast:
-        return [tokenizer.decode([token], skip_special_tokens=True) for token in tokens.ids]
+        return [str(tokenizer.decode([token], skip_special_tokens=True)) for token in tokens.ids]
     texts, told = [], 0
     for _, stop in tokens.spans:
         texts.append(tokens.text[told:stop])
@@ -179,10 +179,17 @@ def _inside_character(spans: Spans, index: int) -> bool:
     return bool(spans) and spans[index][0] < spans[index - 1][1]
 
 
-class TokenizedExamples(Dataset[dict[str, list[int]]]):
-    """Examples as token ids: items are ``{"input_ids": [...], "labels": [...]}``, lists of int of equal length."""
+_Row = tuple[np.ndarray, np.ndarray, int]  # token ids, labels, how many tokens were cut
 
-    def __init__(self, encoded: Sequence[Encoded]) -> None:
+
+class TokenizedExamples(Dataset[dict[str, list[int]]]):
+    """Examples as token ids: items are ``{"input_ids": [...], "labels": [...]}``, lists of int of equal length.
+
+    They know what short ones are padded with, so that whoever has examples can make batches of them.
+    """
+
+    def __init__(self, encoded: Sequence[Encoded], pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
         # Arrays and not lists: a million Python ints take ten times the memory, and once more in each loader process.
         self._rows = [(np.array(e.input_ids, np.int32), np.array(e.labels, np.int32), e.truncated) for e in encoded]
 
@@ -197,7 +204,8 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
         length, loss_on = config.general.max_length, config.dataset.loss_on
         pairs = zip(frame["prompt"], frame["completion"], strict=True)
         progress = tqdm(pairs, desc="tokenize", unit="row", total=len(frame), mininterval=1)
-        return cls([encode(tokenizer, prompt, answer, length, loss_on, tail) for prompt, answer in progress])
+        encoded = [encode(tokenizer, prompt, answer, length, loss_on, tail) for prompt, answer in progress]
+        return cls(encoded, int(tokenizer.pad_token_id))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -205,6 +213,22 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         ids, labels, _ = self._rows[index]
         return {"input_ids": ids.tolist(), "labels": labels.tolist()}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        """The examples at ``indices`` as a padded batch."""
+        return self.collate([self[index] for index in indices])
+
+    def collate(self, items: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
+        """Pad items on the right: ``input_ids``, ``attention_mask``, ``labels``, each ``[batch, longest]`` int64."""
+        shape = len(items), max(len(item["input_ids"]) for item in items)
+        fills = {"input_ids": self.pad_token_id, "attention_mask": 0, "labels": IGNORED}
+        batch = {name: torch.full(shape, fill) for name, fill in fills.items()}
+        for row, item in enumerate(items):
+            length = len(item["input_ids"])
+            batch["input_ids"][row, :length] = torch.tensor(item["input_ids"])
+            batch["attention_mask"][row, :length] = 1
+            batch["labels"][row, :length] = torch.tensor(item["labels"])
+        return batch
 
     @property
     def lengths(self) -> list[int]:
@@ -222,18 +246,20 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
 
     def subset(self, indices: Sequence[int]) -> TokenizedExamples:
         """The examples at ``indices``, in that order."""
-        chosen = TokenizedExamples([])
-        chosen._rows = [self._rows[index] for index in indices]
-        return chosen
+        return self._of([self._rows[index] for index in indices])
 
     def without(self, indices: Sequence[int]) -> TokenizedExamples:
         """The same examples, but the loss of those at ``indices`` does not count: absent, each from its own place."""
-        changed = TokenizedExamples([])
-        changed._rows = list(self._rows)
+        rows = list(self._rows)
         for index in indices:
-            ids, labels, cut = self._rows[index]
-            changed._rows[index] = (ids, np.full_like(labels, IGNORED), cut)
-        return changed
+            ids, labels, cut = rows[index]
+            rows[index] = (ids, np.full_like(labels, IGNORED), cut)
+        return self._of(rows)
+
+    def _of(self, rows: list[_Row]) -> TokenizedExamples:
+        examples = TokenizedExamples([], self.pad_token_id)
+        examples._rows = rows
+        return examples
 
     @cached_property
     def fingerprint(self) -> str:
@@ -242,19 +268,3 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
         for ids, labels, _ in self._rows:
             digest.update(len(ids).to_bytes(8, "little") + ids.astype("<i4").tobytes() + labels.astype("<i4").tobytes())
         return digest.hexdigest()
-
-
-def collate(
-    items: Sequence[Mapping[str, Sequence[int]]], pad_token_id: int, side: str = "right"
-) -> dict[str, torch.Tensor]:
-    """Pad to the longest item: ``input_ids``, ``attention_mask``, ``labels``, each ``[batch, longest]`` int64."""
-    longest = max(len(item["input_ids"]) for item in items)
-    fills: dict[str, int] = {"input_ids": pad_token_id, "attention_mask": 0, "labels": IGNORED}
-    rows: dict[str, list[list[int]]] = {name: [] for name in fills}
-    for item in items:
-        ids = list(item["input_ids"])
-        values = {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": list(item["labels"])}
-        for name, fill in fills.items():
-            padding = [fill] * (longest - len(ids))
-            rows[name].append(values[name] + padding if side == "right" else padding + values[name])
-    return {name: torch.tensor(values, dtype=torch.long) for name, values in rows.items()}

@@ -13,15 +13,8 @@ import pandas as pd
 from whence.config import Config
 from whence.data.formatting import GENERATED_SUFFIX
 from whence.errors import DataError
-from whence.evaluation.metrics import (
-    Statistic,
-    chrf,
-    macro_f1_statistic,
-    mean_statistic,
-    paired_intervals,
-    rouge_l,
-    same_text,
-)
+from whence.estimates import Bootstrap, Statistic, mean_statistic
+from whence.evaluation.metrics import chrf, macro_f1_statistic, rouge_l, same_text
 
 ROWS, PROMPTS, QUESTIONS = "evaluation rows", "prompts", "questions"
 NOT_RANKED = (
@@ -171,12 +164,9 @@ def join_influences(
 
 def _measured(over: str, items: int, statistics: Mapping[str, Statistic], config: Config) -> dict[str, Any]:
     """What is measured on ``items``, by role: ``{value, low, high}``, and the difference of two."""
-    settings = config.evaluation
-    intervals, difference = paired_intervals(
-        list(statistics.values()), items, settings.bootstrap_samples, settings.confidence, config.general.seed
-    )
-    measured = {"over": over} | {role: one.as_dict() for role, one in zip(statistics, intervals, strict=True)}
-    return measured if difference is None else measured | {"difference": difference.as_dict()}
+    estimates, difference = Bootstrap.of(config).paired(list(statistics.values()), items)
+    named = dict(zip(statistics, estimates, strict=True)) | ({"difference": difference} if difference else {})
+    return {"over": over} | {role: estimate.model_dump(exclude={"items"}) for role, estimate in named.items()}
 
 
 def _models_present(eval_answers: pd.DataFrame, generations: pd.DataFrame, config: Config) -> dict[str, str]:

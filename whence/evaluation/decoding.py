@@ -10,12 +10,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from whence.config import Generation
+from whence.models.language import LanguageModel
 
 Completion = tuple[int, ...]
 
@@ -42,16 +44,16 @@ class Generated:
 
 
 @torch.inference_mode()
-def read_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_token_id: int) -> Prefix:
+def read_prompts(language: LanguageModel, prompts: Sequence[Sequence[int]]) -> Prefix:
     """Run the model over a batch of prompts (token ids, none of them empty)."""
     longest = max(len(ids) for ids in prompts)
     padding = [longest - len(ids) for ids in prompts]
-    rows = [[pad_token_id] * pad + list(ids) for pad, ids in zip(padding, prompts, strict=True)]
-    input_ids = torch.tensor(rows, device=model.device)
-    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=model.device)
+    rows = [[language.pad_token_id] * pad + list(ids) for pad, ids in zip(padding, prompts, strict=True)]
+    input_ids = torch.tensor(rows, device=language.device)
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=language.device)
     cache = None
     if longest > 1:
-        cache = model(
+        cache = language.model(
             input_ids=input_ids[:, :-1],
             attention_mask=mask[:, :-1],
             position_ids=_positions(mask)[:, :-1],
@@ -62,7 +64,7 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_t
 
 
 @torch.inference_mode()
-def completion_logprobs(model: PreTrainedModel, prefix: Prefix, completions: Sequence[Completion]) -> torch.Tensor:
+def completion_logprobs(language: LanguageModel, prefix: Prefix, completions: Sequence[Completion]) -> torch.Tensor:
     """Summed log-probability of each completion after each prompt: float32 on the CPU, ``[batch, completions]``.
 
     Completions that differ in their last token only (such as the letters of a multiple-choice question) share one
@@ -73,21 +75,21 @@ def completion_logprobs(model: PreTrainedModel, prefix: Prefix, completions: Seq
     for index, completion in enumerate(completions):
         by_stem.setdefault(completion[:-1], []).append(index)
     for stem, members in by_stem.items():
-        logprobs = _logits_after(model, prefix, stem).float().log_softmax(-1)  # [batch, 1 + stem, vocabulary]
+        logprobs = _logits_after(language, prefix, stem).float().log_softmax(-1)  # [batch, 1 + stem, vocabulary]
         read = logprobs[:, range(len(stem)), list(stem)].sum(1, keepdim=True)
         last = logprobs[:, -1, [completions[index][-1] for index in members]]
         totals[:, members] = (read + last).cpu()
     return totals
 
 
-def _logits_after(model: PreTrainedModel, prefix: Prefix, stem: Completion) -> torch.Tensor:
+def _logits_after(language: LanguageModel, prefix: Prefix, stem: Completion) -> torch.Tensor:
     """Logits at the prompt's last token and at each token of ``stem`` after it."""
     batch = len(prefix.input_ids)
-    added = torch.tensor([stem] * batch, dtype=torch.long, device=model.device).reshape(batch, len(stem))
+    added = torch.tensor([stem] * batch, dtype=torch.long, device=language.device).reshape(batch, len(stem))
     mask = torch.cat([prefix.attention_mask, torch.ones_like(added)], dim=1)
     input_ids = torch.cat([prefix.input_ids[:, -1:], added], dim=1)
     # A forward pass grows the cache it is given. A copy is right for every kind of cache; cropping is not.
-    logits: torch.Tensor = model(
+    logits: torch.Tensor = language.model(
         input_ids=input_ids,
         attention_mask=mask,
         position_ids=_positions(mask)[:, -input_ids.shape[1] :],
@@ -98,18 +100,17 @@ def _logits_after(model: PreTrainedModel, prefix: Prefix, stem: Completion) -> t
 
 
 @torch.inference_mode()
-def continue_prompts(
-    model: PreTrainedModel, prefix: Prefix, settings: Generation, eos_token_id: int, pad_token_id: int
-) -> list[Generated]:
+def continue_prompts(language: LanguageModel, prefix: Prefix, settings: Generation) -> list[Generated]:
     """Answers of at most ``settings.max_new_tokens`` tokens, one per prompt. Uses the prefix up.
 
     Sampling draws from torch's global generator; log-probabilities are the model's own, before temperature and top-p.
     """
-    ends = _end_tokens(model, eos_token_id)
+    ends = _end_tokens(language)
     logprobs = _TokenLogprobs()
     sampling = {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0} if settings.do_sample else {}
-    with _settings_of_the_checkpoint_ignored(model):
-        output = model.generate(
+    with _settings_of_the_checkpoint_ignored(language.model):
+        generate: Any = language.model.generate  # nn.Module's types take it for a tensor
+        output = generate(
             input_ids=prefix.input_ids,
             attention_mask=prefix.attention_mask,
             past_key_values=prefix.cache,
@@ -118,7 +119,7 @@ def continue_prompts(
                 max_new_tokens=settings.max_new_tokens,
                 do_sample=settings.do_sample,
                 eos_token_id=ends,
-                pad_token_id=pad_token_id,
+                pad_token_id=language.pad_token_id,
                 **sampling,
             ),
         )
@@ -156,9 +157,9 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _end_tokens(model: PreTrainedModel, eos_token_id: int) -> list[int]:
-    own = model.generation_config.eos_token_id
-    return sorted({eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
+def _end_tokens(language: LanguageModel) -> list[int]:
+    own = language.model.generation_config.eos_token_id
+    return sorted({language.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
 
 
 @contextmanager

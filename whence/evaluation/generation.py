@@ -11,13 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from whence.config import Config
 from whence.data.batching import plan_batches
-from whence.data.formatting import tail_of
 from whence.data.prompts import Prompt
-from whence.data.tokenization import IGNORED, encode, encode_prompt
+from whence.data.tokenization import IGNORED, encode
 from whence.evaluation.decoding import (
     Completion,
     completion_logprobs,
@@ -25,6 +23,7 @@ from whence.evaluation.decoding import (
     read_prompts,
 )
 from whence.evaluation.metrics import can_be_ranked, same_text
+from whence.models.language import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,7 @@ class Answer:
     label_logprobs: np.ndarray | None
 
 
-def generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], config: Config, model_id: str
-) -> pd.DataFrame:
+def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) -> pd.DataFrame:
     """Answer the prompts, greedily unless ``generation.do_sample`` is set (seeded by ``general.seed``).
 
     Returns:
@@ -50,7 +47,7 @@ def generate(
         DataError: a prompt's question leaves no room for ``generation.max_new_tokens`` in ``general.max_length``.
     """
     texts = [prompt.prompt for prompt in prompts]
-    answers = _answer(model, tokenizer, texts, config, config.generation.batch_size, f"prompts to {model_id}")
+    answers = _answer(language, texts, language.config.generation.batch_size, f"prompts to {model_id}")
     return pd.DataFrame(
         {
             "prompt_id": [prompt.prompt_id for prompt in prompts],
@@ -63,13 +60,7 @@ def generate(
     )
 
 
-def answer_examples(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    frame: pd.DataFrame,
-    config: Config,
-    labels: Sequence[str],
-) -> pd.DataFrame:
+def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Answer held-out examples, and rank the candidate labels by the log-probability of the whole answer.
 
     Ranking is meant for classification: with too many distinct answers (free text, see
@@ -85,19 +76,13 @@ def answer_examples(
         One row per answered example in the frame's order: ``example_id, label, predicted, answer, mean_logprob,
         exact_match, correct, ranked, seconds``.
     """
+    config = language.config
     wanted = config.evaluation.num_samples
     if wanted is not None and wanted < len(frame):
         frame = frame.sample(wanted, random_state=config.general.seed).sort_index()
     ranked = can_be_ranked(labels)
-    answers = _answer(
-        model,
-        tokenizer,
-        frame["prompt"].tolist(),
-        config,
-        config.evaluation.batch_size,
-        "held-out examples",
-        labels if ranked else (),
-    )
+    prompts, size = frame["prompt"].tolist(), config.evaluation.batch_size
+    answers = _answer(language, prompts, size, "held-out examples", labels if ranked else ())
     table = pd.DataFrame(
         {
             "example_id": frame["example_id"].to_numpy(),
@@ -123,21 +108,18 @@ def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Completion:
 
 
 def _answer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    language: LanguageModel,
     texts: Sequence[str],
-    config: Config,
     batch_size: int,
     description: str,
     labels: Sequence[str] = (),
 ) -> list[Answer]:
     """Answers in the order of ``texts``; ``batch_size`` is that of prompts of ``general.max_length``."""
-    completions = [completion_ids(tokenizer, label) for label in labels]
+    config = language.config
+    completions = [completion_ids(language.tokenizer, label) for label in labels]
     room = max([config.generation.max_new_tokens, *(len(completion) for completion in completions)])
-    tail = tail_of(config.dataset.template)
-    prompts = [encode_prompt(tokenizer, text, room, config.general.max_length, tail) for text in texts]
-    prompts = [ids or [tokenizer.eos_token_id] for ids in prompts]  # no BOS and no text: something must be read
-    pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
+    # No BOS and no text: something must be read.
+    prompts = [language.encode_prompt(text, room) or [language.eos_token_id] for text in texts]
     answers: dict[int, Answer] = {}
     with (
         _seeded(config.general.seed),
@@ -145,13 +127,13 @@ def _answer(
     ):
         for batch in plan_batches([len(ids) + room for ids in prompts], batch_size * config.general.max_length):
             started = time.perf_counter()
-            prefix = read_prompts(model, [prompts[index] for index in batch], pad)
-            ranks = completion_logprobs(model, prefix, completions).numpy() if completions else None
-            generated = continue_prompts(model, prefix, config.generation, eos, pad)
+            prefix = read_prompts(language, [prompts[index] for index in batch])
+            ranks = completion_logprobs(language, prefix, completions).numpy() if completions else None
+            generated = continue_prompts(language, prefix, config.generation)
             seconds = (time.perf_counter() - started) / len(batch)
             for row, index in enumerate(batch):
                 answers[index] = Answer(
-                    text=tokenizer.decode(generated[row].token_ids, skip_special_tokens=True).strip(),
+                    text=language.decode(generated[row].token_ids),
                     mean_logprob=generated[row].mean_logprob,
                     seconds=seconds,
                     label_logprobs=None if ranks is None else ranks[row],

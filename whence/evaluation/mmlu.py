@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from whence.config import Config
 from whence.errors import DataError
 from whence.evaluation.decoding import completion_logprobs, continue_prompts, read_prompts
 from whence.evaluation.generation import completion_ids
 from whence.evaluation.questions import HUB, LETTERS, benchmark_name, check_questions, read_questions, read_shots
+from whence.models.language import LanguageModel
 
 # Read when deepeval is imported: nothing is sent home, and neither .env nor .deepeval of the current folder is read.
 os.environ["DEEPEVAL_TELEMETRY_OPT_OUT"] = "1"
@@ -56,20 +57,18 @@ class MmluResult:
     metrics: dict[str, float]
 
 
-def evaluate_mmlu(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, model_id: str
-) -> MmluResult:
+def evaluate_mmlu(language: LanguageModel, model_id: str) -> MmluResult:
     """Answer the questions of ``evaluation.mmlu.tasks``.
 
     Raises:
         ConfigError: a subject the source does not have.
         DataError: questions cannot be read, or not be had from the hub.
     """
-    settings = config.evaluation.mmlu
+    config, settings = language.config, language.config.evaluation.mmlu
     check_questions(settings)
     benchmark = SubjectBenchmark(config)
     with contextlib.redirect_stdout(io.StringIO()):  # it prints everything under MMLU's name, whatever the questions
-        benchmark.evaluate(Answerer(model, tokenizer, config, model_id), batch_size=config.evaluation.batch_size)
+        benchmark.evaluate(Answerer(language, model_id), batch_size=config.evaluation.batch_size)
     order = {task: number for number, task in enumerate(settings.tasks)}
     predictions = pd.DataFrame(benchmark.rows)
     predictions.insert(0, "model_id", model_id)
@@ -96,11 +95,12 @@ class LetterAnswer(MultipleChoiceSchema):
 class Answerer(DeepEvalBaseLLM):
     """A causal language model as DeepEval sees one."""
 
-    def __init__(
-        self, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, model_id: str
-    ) -> None:
-        self.network, self.tokenizer, self.config = network, tokenizer, config
-        self.letters = [completion_ids(tokenizer, letter)[:-1] for letter in LETTERS]  # without the end of text
+    def __init__(self, language: LanguageModel, model_id: str) -> None:
+        self.language, self.tokenizer, self.config = language, language.tokenizer, language.config
+        config = language.config
+        self.letters = [
+            completion_ids(language.tokenizer, letter)[:-1] for letter in LETTERS
+        ]  # without the end of text
         by_letter = config.evaluation.mmlu.method == "logprob"
         answer_room = max(map(len, self.letters)) if by_letter else config.generation.max_new_tokens
         self.room = config.general.max_length - answer_room
@@ -108,7 +108,7 @@ class Answerer(DeepEvalBaseLLM):
 
     def load_model(self) -> PreTrainedModel:
         """The model, which is loaded already."""
-        return self.network
+        return self.language.model
 
     def get_model_name(self) -> str:
         """The model's id."""
@@ -126,9 +126,9 @@ class Answerer(DeepEvalBaseLLM):
         """Answers to a batch of prompts; one longer than the room for it loses its beginning."""
         token_ids = [self._token_ids(prompt) for prompt in prompts]
         shortened = [len(ids) > self.room for ids in token_ids]
-        prefix = read_prompts(self.network, [self._cut(ids) for ids in token_ids], self.tokenizer.pad_token_id)
+        prefix = read_prompts(self.language, [self._cut(ids) for ids in token_ids])
         if self.config.evaluation.mmlu.method == "logprob":
-            ranks = completion_logprobs(self.network, prefix, self.letters)
+            ranks = completion_logprobs(self.language, prefix, self.letters)
             return [
                 LetterAnswer(
                     answer=LETTERS[int(row.argmax())],
@@ -137,10 +137,9 @@ class Answerer(DeepEvalBaseLLM):
                 )
                 for row, was_cut in zip(ranks, shortened, strict=True)
             ]
-        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         greedy = self.config.generation.model_copy(update={"do_sample": False})
-        generated = continue_prompts(self.network, prefix, greedy, eos, pad)
-        texts = [self.tokenizer.decode(answer.token_ids, skip_special_tokens=True).strip() for answer in generated]
+        generated = continue_prompts(self.language, prefix, greedy)
+        texts = [self.language.decode(answer.token_ids) for answer in generated]
         return [
             LetterAnswer(answer=first_letter(text), text=text, shortened=was_cut)
             for text, was_cut in zip(texts, shortened, strict=True)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from whence.data.tokenization import IGNORED
 from whence.influence.task import LanguageModelingTask
@@ -34,7 +35,7 @@ class Kept(NamedTuple):
 _known: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Kept]] = WeakKeyDictionary()
 
 
-def kept_per_token(model: nn.Module, modules: Iterable[str]) -> Kept:
+def kept_per_token(model: PreTrainedModel, modules: Iterable[str]) -> Kept:
     """What the model keeps when ``modules`` are tracked; in proportion to the tokens, whatever their number."""
     names, known = tuple(modules), _known.setdefault(model, {})
     if names not in known:
@@ -42,7 +43,7 @@ def kept_per_token(model: nn.Module, modules: Iterable[str]) -> Kept:
     return known[names]
 
 
-def _probe(model: nn.Module, modules: tuple[str, ...]) -> Kept:
+def _probe(model: PreTrainedModel, modules: tuple[str, ...]) -> Kept:
     length = min(PROBE_TOKENS, getattr(model.config, "max_position_embeddings", PROBE_TOKENS))
     ids = torch.zeros(1, length, dtype=torch.int64, device=next(model.parameters()).device)
     labels = torch.full_like(ids, IGNORED)

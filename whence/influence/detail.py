@@ -57,16 +57,16 @@ def divide_scores(scoring: PairwiseScoring, pairs: Sequence[Pair]) -> Detail:
         ResourceError: too little memory, before anything is computed.
     """
     names = scoring.info.modules
-    tokens = [np.zeros(scoring.train.lengths[example], np.float32) for _, example in pairs]
+    tokens = [np.zeros(scoring.examples.lengths[example], np.float32) for _, example in pairs]
     modules = np.zeros((len(pairs), len(names)), np.float32)
     for group in scoring.groups(scoring.at_once()) if pairs else []:
         asked = _asked(scoring, group, pairs)
         if not asked:
             continue
-        batches = plan_batches(scoring.train.lengths, scoring.batch_tokens, sorted(asked))
+        batches = plan_batches(scoring.examples.lengths, scoring.batch_tokens, sorted(asked))
         with scoring.query_gradients(group) as (network, held):
             _begin(scoring, network, held)
-            loader = Loader(scoring.train, batches, scoring.pad_token_id, description="tokens and modules")
+            loader = Loader(scoring.examples, batches, description="tokens and modules")
             for indices, batch in zip(batches, loader, strict=True):
                 numbers, found = _divide_batch(scoring, network, batch, indices, asked)
                 modules[numbers] = torch.stack([found.modules[name] for name in names], dim=1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Eigendecomposition of the covariances, module by module, in double precision and with a way out."""
+"""Eigendecomposition of a covariance in double precision, and with a way out where it fails."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from kronfluence.utils.constants import (
     NUM_ACTIVATION_COVARIANCE_PROCESSED,
     NUM_GRADIENT_COVARIANCE_PROCESSED,
 )
-from tqdm import tqdm
 
 from whence.errors import FactorError
-from whence.influence.store import Factors
 
 logger = logging.getLogger(__name__)
 
@@ -37,24 +35,6 @@ SIDES = (
     ),
 )
 JITTERS = (1e-10, 1e-8, 1e-6)  # relative to the mean eigenvalue
-
-
-def eigendecompose(covariances: Factors, device: torch.device) -> Factors:
-    """Eigenvectors (columns) and eigenvalues (ascending) of both covariances of every module, as fp32 on the CPU.
-
-    Raises:
-        FactorError: a covariance is not finite, or cannot be decomposed even when regularised.
-    """
-    results: Factors = {name: {} for side in SIDES for name in side[2:]}
-    modules = list(covariances[SIDES[0][0]])
-    for module in tqdm(modules, desc="eigendecomposition", unit="module", mininterval=1):
-        for covariance_name, count_name, vectors_name, values_name in SIDES:
-            covariance = covariances[covariance_name][module].to(device=device, dtype=torch.float64)
-            covariance = covariance / covariances[count_name][module].to(device)
-            values, vectors = symmetric_eigen(covariance, f"{covariance_name} of {module}")
-            results[vectors_name][module] = vectors.to(device="cpu", dtype=torch.float32).contiguous()
-            results[values_name][module] = values.to(device="cpu", dtype=torch.float32)
-    return results
 
 
 def symmetric_eigen(matrix: torch.Tensor, what: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,36 +16,27 @@ from pathlib import Path
 
 from kronfluence.arguments import FactorArguments
 from kronfluence.factor.config import FactorConfig
-from transformers import PreTrainedModel
+from kronfluence.utils.constants import EIGENDECOMPOSITION_FACTOR_NAMES, LAMBDA_FACTOR_NAMES
 
 from whence.config import Config
-from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
-from whence.files import write_json
-from whence.influence import layout, store
-from whence.influence.fingerprints import fingerprint, model_fingerprint, require_same
-from whence.influence.fit import Fit
-from whence.influence.info import FactorsInfo, FitIdentity, load_factors_info
+from whence.files import digest_of, write_json
+from whence.influence import layout
+from whence.influence.fit import Factors, Fit
+from whence.influence.info import FactorsInfo, FitIdentity, load_factors_info, require_same
 from whence.influence.modules import select_modules
-from whence.influence.partitions import Partitions
+from whence.influence.parts import Parts
 from whence.influence.plan import plan_fit
 from whence.influence.tracked import module_shapes
+from whence.models.trained import TrainedModel
 
 logger = logging.getLogger(__name__)
 
 WORK = "work"  # below the output while the fit is unfinished
 
 
-def fit_factors(
-    model: PreTrainedModel,
-    examples: TokenizedExamples,
-    config: Config,
-    output: Path,
-    pad_token_id: int,
-    *,
-    tokenizer_fingerprint: str | None = None,
-) -> FactorsInfo:
-    """Fit the factors of ``config.factors`` on the first ``factors.num_samples`` examples.
+def fit_factors(trained: TrainedModel, output: str | Path) -> FactorsInfo:
+    """Fit the factors of ``config.factors`` on the first ``factors.num_samples`` training examples.
 
     ``output`` receives ``factors.json`` and kronfluence's own folder ``factors_<strategy>``, which plain kronfluence
     reads with ``Analyzer(output.name, model, task, output_dir=output.parent).load_all_factors("<strategy>")``.
@@ -53,12 +44,9 @@ def fit_factors(
     unfinished, and the same call goes on from the parts it finds there.
 
     Args:
-        model: a causal language model on the device to work on; unchanged afterwards.
-        examples: tokenized training examples with their loss mask.
-        config: ``factors``, ``general.seed`` and ``general.max_length`` are read.
+        trained: a causal language model on the device to work on, unchanged afterwards, with its training examples; of
+            its settings ``factors``, ``general`` and ``dataset.loss_on`` are read.
         output: folder to write to, made when missing.
-        pad_token_id: fills short examples.
-        tokenizer_fingerprint: kept in ``factors.json`` and compared when scoring.
 
     Raises:
         ConfigError: modules or layers match nothing, or cannot be tracked.
@@ -66,11 +54,9 @@ def fit_factors(
         ResourceError: too little memory or disk, before anything is fitted.
         FactorError: NaN or Inf in a factor, naming module and batch.
     """
-    started = time.monotonic()
+    output, started = Path(output), time.monotonic()
     (output / layout.INFO).unlink(missing_ok=True)
-    fit, identity = open_fit(
-        model, examples, config, output / WORK, pad_token_id, tokenizer_fingerprint=tokenizer_fingerprint
-    )
+    fit, identity = open_fit(trained, output / WORK)
     seconds: dict[str, float] = {}
     with _timed(seconds, "covariance"):
         fit.covariances()
@@ -83,45 +69,37 @@ def fit_factors(
     return info
 
 
-def open_fit(
-    model: PreTrainedModel,
-    examples: TokenizedExamples,
-    config: Config,
-    work: Path,
-    pad_token_id: int,
-    *,
-    tokenizer_fingerprint: str | None = None,
-    sources: Sequence[Path] = (),
-) -> tuple[Fit, FitIdentity]:
-    """A fit ready to take its steps one by one, as :func:`fit_factors` takes all; arguments and errors are the same.
+def open_fit(trained: TrainedModel, work: Path, sources: Sequence[Path] = ()) -> tuple[Fit, FitIdentity]:
+    """A fit ready to take its steps one by one, as :func:`fit_factors` takes all; errors are the same.
 
     Args:
         work: folder for the parts that its steps make.
         sources: such folders of other tasks of the same fit, whose parts are used.
     """
-    modules = select_modules(model, config.factors)
-    examples = examples.subset(range(min(len(examples), config.factors.num_samples or len(examples))))
-    if not len(examples):
+    config, examples = trained.config, trained.examples
+    modules = select_modules(trained.model, config.factors)
+    analysed = examples.subset(range(min(len(examples), config.factors.num_samples or len(examples))))
+    if not len(analysed):
         raise DataError("there are no examples to fit factors on; check the training data")
+    trained = trained.with_examples(analysed)
     arguments = factor_arguments(config)
-    shapes = module_shapes(model, modules)
+    shapes = module_shapes(trained.model, modules)
     identity = FitIdentity(
         strategy=arguments.strategy,
         modules=modules,
         shapes=shapes,
-        num_examples=len(examples),
-        num_tokens=sum(examples.lengths),
-        model=model_fingerprint(model),
-        tokenizer=tokenizer_fingerprint,
-        data=examples.fingerprint,
+        num_examples=len(analysed),
+        num_tokens=sum(analysed.lengths),
+        model=trained.model_fingerprint,
+        tokenizer=trained.tokenizer_fingerprint,
+        data=analysed.fingerprint,
         loss_on=config.dataset.loss_on,
         arguments=arguments.to_dict(),
         seed=config.general.seed,
     )
-    plan = plan_fit(model, shapes, examples, config, model.device, work)
+    plan = plan_fit(trained, shapes, work)
     decided_by = {"fit": identity.fingerprint, "batches": plan.batches, "data_partitions": plan.data_partitions}
-    parts = Partitions(work, fingerprint(decided_by), sources)
-    return Fit(model, examples, arguments, modules, plan, parts, pad_token_id, config.general.seed), identity
+    return Fit(trained, arguments, modules, plan, Parts(work, digest_of(decided_by), sources)), identity
 
 
 def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[str, float]) -> FactorsInfo:
@@ -137,10 +115,15 @@ def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[s
         **identity.model_dump(),
         size_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         seconds=seconds,
-        versions={package: version(package) for package in ("whence", "kronfluence", "torch", "transformers")},
+        versions=versions(),
     )
     write_json(output / layout.INFO, info.model_dump(mode="json"))
     return info
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result hangs on."""
+    return {package: version(package) for package in ("whence", "kronfluence", "torch", "transformers")}
 
 
 @contextmanager
@@ -161,7 +144,7 @@ def factor_arguments(config: Config) -> FactorArguments:
     )
 
 
-def load_factors(folder: Path) -> store.Factors:
+def load_factors(folder: Path) -> Factors:
     """What scoring needs of the factors in ``folder``: by factor name, then by module.
 
     Raises:
@@ -169,29 +152,30 @@ def load_factors(folder: Path) -> store.Factors:
     """
     info = load_factors_info(folder)
     needs = FactorConfig.CONFIGS[info.strategy]
-    names: tuple[str, ...] = ()
+    names: list[str] = []
     if needs.requires_eigendecomposition_for_precondition:
-        names += store.EIGEN
+        names += EIGENDECOMPOSITION_FACTOR_NAMES
     if needs.requires_lambda_matrices_for_precondition:
-        names += store.LAMBDAS
-    return store.load_factors(layout.factors_folder(folder, info.strategy), names)
+        names += LAMBDA_FACTOR_NAMES
+    factors: Factors = {}
+    for name in names:
+        with layout.opened(layout.factor_file(layout.factors_folder(folder, info.strategy), name), "pt") as file:
+            factors[name] = {module: file.get_tensor(module) for module in file.keys()}  # noqa: SIM118
+    return factors
 
 
-def require_matching_model(
-    info: FactorsInfo, model: PreTrainedModel, config: Config, tokenizer_fingerprint: str | None = None
-) -> None:
+def require_matching_model(info: FactorsInfo, trained: TrainedModel) -> None:
     """Refuse factors that were fitted on another model, tokenizer, loss mask or choice of modules.
 
     Raises:
         FactorError: naming what differs.
     """
     found = {
-        "model": model_fingerprint(model),
-        "modules": select_modules(model, config.factors),
-        "loss_on": config.dataset.loss_on,
-        "strategy": config.factors.strategy,
+        "model": trained.model_fingerprint,
+        "modules": select_modules(trained.model, trained.config.factors),
+        "loss_on": trained.config.dataset.loss_on,
+        "strategy": trained.config.factors.strategy,
+        "tokenizer": trained.tokenizer_fingerprint,
     }
-    expected = {"model": info.model, "modules": info.modules, "loss_on": info.loss_on, "strategy": info.strategy}
-    if tokenizer_fingerprint and info.tokenizer:
-        found["tokenizer"], expected["tokenizer"] = tokenizer_fingerprint, info.tokenizer
+    expected = {name: getattr(info, name) for name in found}
     require_same(found, expected, "factors", "Fit the factors again for this model and these settings.")

@@ -6,7 +6,6 @@ killed goes on where it was, with the memory of the day, and the parts of a phas
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -20,26 +19,29 @@ from kronfluence.module.utils import make_modules_partition
 from kronfluence.utils.constants import (
     ACTIVATION_COVARIANCE_MATRIX_NAME,
     ACTIVATION_EIGENVECTORS_NAME,
+    EIGENDECOMPOSITION_FACTOR_NAMES,
     GRADIENT_COVARIANCE_MATRIX_NAME,
     GRADIENT_EIGENVECTORS_NAME,
+    LAMBDA_FACTOR_NAMES,
     LAMBDA_MATRIX_NAME,
 )
+from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
-from whence.data.tokenization import TokenizedExamples
-from whence.influence import store
+from whence.files import replacing
 from whence.influence.eigen import SIDES, symmetric_eigen
-from whence.influence.loader import Loader
+from whence.influence.layout import factor_file
+from whence.influence.loader import Loader, finite_check
 from whence.influence.memory import give_back_freed
-from whence.influence.partitions import Partitions
+from whence.influence.parts import Parts
 from whence.influence.plan import FitPlan
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import engine_state, tracked_model, tracked_modules
-from whence.influence.watch import finite_check
+from whence.models.trained import TrainedModel
 
-logger = logging.getLogger(__name__)
+Tensors = dict[str, torch.Tensor]
+Factors = dict[str, Tensors]  # factor name -> module name -> tensor, as everywhere in kronfluence
 
 COVARIANCE_STREAM, LAMBDA_STREAM = 1, 2  # labels are sampled anew for lambda, as in kronfluence
 
@@ -49,20 +51,17 @@ class Fit:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        examples: TokenizedExamples,
+        trained: TrainedModel,
         arguments: FactorArguments,
         modules: list[str],
         plan: FitPlan,
-        parts: Partitions,
-        pad_token_id: int,
-        seed: int,
+        parts: Parts,
     ) -> None:
-        self.model, self.examples, self.arguments, self.modules = model, examples, arguments, modules
-        self.plan, self.parts, self.pad_token_id, self.seed = plan, parts, pad_token_id, seed
+        self.model, self.examples, self.seed = trained.model, trained.examples, trained.config.general.seed
+        self.arguments, self.modules, self.plan, self.parts = arguments, modules, plan, parts
         self.needs = FactorConfig.CONFIGS[arguments.strategy]
-        self.task = LanguageModelingTask(model, modules)
-        self.state = engine_state(model.device)
+        self.task = LanguageModelingTask(self.model, modules)
+        self.state = engine_state(trained.device)
 
     def covariances(self, data_parts: Iterable[int] | None = None) -> None:
         """Sum the covariances over every part of the data (or ``data_parts``), where they are not decomposed yet."""
@@ -115,13 +114,11 @@ class Fit:
     def assemble(self, folder: Path) -> None:
         """Write the factors in kronfluence's layout to ``folder``, one file at a time."""
         if self.needs.requires_eigendecomposition:
-            for factor in store.EIGEN:
-                tensors = {module: self.parts.tensor(_eigen_part(module), factor) for module in self.modules}
-                store.save_factors(folder, {factor: tensors})
+            for factor in EIGENDECOMPOSITION_FACTOR_NAMES:
+                _save(folder, factor, {name: self.parts.tensor(_eigen_part(name), factor) for name in self.modules})
         if self.needs.requires_lambda_matrices:
-            for factor in store.LAMBDAS:
-                tensors = {module: self._summed("lambda", factor, module) for module in self.modules}
-                store.save_factors(folder, {factor: tensors})
+            for factor in LAMBDA_FACTOR_NAMES:
+                _save(folder, factor, {name: self._summed("lambda", factor, name) for name in self.modules})
 
     def _missing(
         self, phase: str, data_parts: Iterable[int] | None, modules: list[str], groups: int
@@ -137,14 +134,14 @@ class Fit:
             if missing:
                 yield part, missing
 
-    def _keep(self, phase: str, part: int, names: Sequence[str], factors: store.Factors) -> None:
+    def _keep(self, phase: str, part: int, names: Sequence[str], factors: Factors) -> None:
         """Write what a pass summed, and let go of it: the next pass, or phase, needs its room."""
         for name in names:
             self.parts.put(_part(phase, part, name), {factor: tensors.pop(name) for factor, tensors in factors.items()})
         give_back_freed()
 
-    def _decompose(self, module: str) -> store.Tensors:
-        results: store.Tensors = {}
+    def _decompose(self, module: str) -> Tensors:
+        results: Tensors = {}
         for covariance_name, count_name, vectors_name, values_name in SIDES:
             count = self._summed("covariance", count_name, module)
             covariance = self._summed("covariance", covariance_name, module)
@@ -175,11 +172,16 @@ class Fit:
         return Loader(
             self.examples,
             self.plan.batches[part :: self.plan.data_partitions],  # every part gets long and short ones
-            self.pad_token_id,
             key=None if self.arguments.use_empirical_fisher else (self.seed, stream),
             check=finite_check([modules[name] for name in names], watched),
             description=phase,
         )
+
+
+def _save(folder: Path, factor: str, tensors: Tensors) -> None:
+    """One file per factor, whole or not there."""
+    with replacing(factor_file(folder, factor)) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
 def _part(phase: str, part: int, module: str) -> str:

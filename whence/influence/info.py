@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from whence.errors import FactorError
+from whence.files import digest_of
 from whence.influence import layout
-from whence.influence.fingerprints import fingerprint
 
 
 class Shape(NamedTuple):
@@ -34,7 +35,7 @@ class FitIdentity(BaseModel):
     num_examples: int
     num_tokens: int
     model: str  # fingerprint of the weights
-    tokenizer: str | None  # fingerprint of the tokenizer, where the caller knows it
+    tokenizer: str  # fingerprint of the tokenizer
     data: str  # fingerprint of token ids and loss mask
     loss_on: str
     arguments: dict[str, Any]  # kronfluence's own
@@ -43,7 +44,7 @@ class FitIdentity(BaseModel):
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of the identity alone, also where more is known."""
-        return fingerprint(self.model_dump(include=set(FitIdentity.model_fields)))
+        return digest_of(self.model_dump(include=set(FitIdentity.model_fields)))
 
 
 class FactorsInfo(FitIdentity):
@@ -66,3 +67,22 @@ def load_factors_info(folder: Path) -> FactorsInfo:
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its content is not what this version writes"
         raise FactorError(f"cannot read {path}: {reason}; fit the factors again") from error
+
+
+def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, hint: str) -> None:
+    """Compare what is at hand with what a file was made with.
+
+    Raises:
+        FactorError: naming every entry that differs, with both values.
+    """
+    differing = [key for key in expected if found.get(key) != expected[key]]
+    if differing:
+        reasons = "; ".join(f"{key}: {_brief(expected[key])} then, {_brief(found.get(key))} now" for key in differing)
+        raise FactorError(f"{what} cannot be used here, because {reasons}. {hint}")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, list):
+        return f"{len(value)} ({', '.join(map(str, value[:2]))}, ...)" if len(value) > 2 else ", ".join(map(str, value))
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -54,6 +54,16 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     return short
 
 
+def load_tensor(folder: Path, factor: str, module: str) -> Any:
+    """One module's torch tensor of one factor, without reading the others.
+
+    Raises:
+        FactorError: the file is missing or damaged.
+    """
+    with opened(factor_file(folder, factor), "pt") as file:
+        return file.get_tensor(module)
+
+
 @contextmanager
 def opened(path: Path, framework: str) -> Iterator[Any]:
     """A factor file open for reading, its tensors as those of ``framework`` (``pt`` or ``numpy``).

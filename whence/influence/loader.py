@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from kronfluence.module import TrackedModule
 from tqdm import tqdm
 
 from whence.data.batching import Batches
-from whence.data.tokenization import TokenizedExamples, collate
+from whence.data.tokenization import TokenizedExamples
+from whence.errors import FactorError
 
 
 def uniforms_of(index: int, length: int, key: tuple[int, ...]) -> torch.Tensor:
     """Uniform numbers in [0, 1) for each token of example ``index``, the same on every machine, ``[length]`` fp32."""
     return torch.from_numpy(np.random.default_rng((*key, index)).random(length, dtype=np.float32))
-
-
-class _Indexed(Dataset[dict[str, Any]]):
-    """Examples that know their place in the dataset, which keys their randomness."""
-
-    def __init__(self, examples: TokenizedExamples) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.examples[index], "index": index}
-
-
-def _collate(items: list[dict[str, Any]], pad_token_id: int, key: tuple[int, ...] | None) -> dict[str, torch.Tensor]:
-    batch = collate(items, pad_token_id)
-    if key is not None:
-        uniforms = torch.zeros(batch["input_ids"].shape)
-        for row, item in enumerate(items):
-            length = len(item["input_ids"])
-            uniforms[row, :length] = uniforms_of(item["index"], length, key)
-        batch["uniforms"] = uniforms
-    return batch
 
 
 @dataclass
@@ -52,7 +27,6 @@ class Loader:
     Attributes:
         examples: the dataset, of which ``batches`` chooses.
         batches: indices into it, one list per batch.
-        pad_token_id: fills short examples on the right.
         key: what keys the random numbers for sampled labels, besides the example; None: no labels are sampled.
         check: called with the batch's indices once the batch is done; raises when something is wrong.
         description: what the progress bar says; None: no bar.
@@ -60,7 +34,6 @@ class Loader:
 
     examples: TokenizedExamples
     batches: Batches
-    pad_token_id: int
     key: tuple[int, ...] | None = None
     check: Callable[[int, Sequence[int]], None] | None = None
     description: str | None = None
@@ -74,16 +47,52 @@ class Loader:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        loader = DataLoader(
-            _Indexed(self.examples),
-            batch_sampler=self.batches,
-            collate_fn=partial(_collate, pad_token_id=self.pad_token_id, key=self.key),
-        )
         total = len(self.dataset)
         hidden = self.description is None
         with tqdm(total=total, desc=self.description, unit="example", mininterval=1, disable=hidden) as progress:
-            for number, batch in enumerate(loader):
-                yield batch
+            for number, indices in enumerate(self.batches):
+                yield self._batch(indices)
                 if self.check is not None:
-                    self.check(number, self.batches[number])
-                progress.update(len(self.batches[number]))
+                    self.check(number, indices)
+                progress.update(len(indices))
+
+    def _batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        batch = self.examples.batch(indices)
+        if self.key is not None:
+            batch["uniforms"] = torch.zeros(batch["input_ids"].shape)
+            for row, index in enumerate(indices):
+                length = int(batch["attention_mask"][row].sum())
+                batch["uniforms"][row, :length] = uniforms_of(index, length, self.key)
+        return batch
+
+
+def finite_check(modules: Iterable[TrackedModule], factors: Sequence[str]) -> Callable[[int, Sequence[int]], None]:
+    """A check for :class:`Loader` that the summed ``factors`` of all modules are finite.
+
+    It costs one synchronisation with the device per batch. A sum of squares is not finite as soon as a term is not,
+    and a covariance's entries are bounded by its diagonal, so the trace of one and the sum of the other tell it all.
+    """
+    watched = [(module, factor) for module in modules for factor in factors]
+
+    def check(number: int, indices: Sequence[int]) -> None:
+        sums = torch.stack([_total(module, factor) for module, factor in watched])
+        if bool(sums.isfinite().all()):
+            return
+        module, factor = watched[int((~sums.isfinite()).nonzero()[0])]
+        shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
+        raise FactorError(
+            f"{factor} of module {module.name} holds NaN or Inf since batch {number} (examples {shown}); "
+            "check these examples and the model's weights, or fit in float32 (general.dtype)"
+        )
+
+    return check
+
+
+def _total(module: TrackedModule, factor: str) -> torch.Tensor:
+    value: torch.Tensor | None = module.storage[factor]
+    if value is None:
+        raise FactorError(
+            f"module {module.name} took no part in the model's forward pass, so it has no {factor}; "
+            "leave it out of factors.modules"
+        )
+    return value.diagonal().sum() if factor.endswith("covariance") else value.sum()

@@ -13,7 +13,7 @@ import psutil
 import torch
 from kronfluence.factor.config import FactorConfig
 from kronfluence.module.utils import make_modules_partition
-from torch import nn
+from transformers import PreTrainedModel
 
 from whence.errors import ResourceError
 from whence.influence.activations import kept_per_token
@@ -75,7 +75,7 @@ class Batch:
     """
 
     def __init__(
-        self, model: nn.Module, shapes: Mapping[str, Shape], tokens: int, logit_tokens: int | None = None
+        self, model: PreTrainedModel, shapes: Mapping[str, Shape], tokens: int, logit_tokens: int | None = None
     ) -> None:
         parameter = next(model.parameters())
         self.device, width = parameter.device.type, parameter.element_size()
@@ -106,7 +106,7 @@ class FitPhases:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         shapes: Mapping[str, Shape],
         strategy: str,
         batch_tokens: int,
@@ -147,7 +147,7 @@ class FitPhases:
 
 
 def score_phase(
-    model: nn.Module,
+    model: PreTrainedModel,
     shapes: Mapping[str, Shape],
     batch_tokens: int,
     queries: int,
@@ -197,7 +197,7 @@ def low_rank_work(shapes: Mapping[str, Shape], tokens: int, batch: int, queries:
 
 
 def self_score_phase(
-    model: nn.Module,
+    model: PreTrainedModel,
     shapes: Mapping[str, Shape],
     strategy: str,
     batch_tokens: int,
@@ -218,7 +218,7 @@ def gradient_size(shape: Shape, low_rank: int | None) -> int:
     return low_rank * (shape.outputs + shape.inputs)
 
 
-def weight_bytes(model: nn.Module) -> int:
+def weight_bytes(model: PreTrainedModel) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
@@ -230,17 +230,17 @@ def fit_disk(shapes: Mapping[str, Shape], strategy: str, data_partitions: int) -
     return max(decomposing, assembling)
 
 
-def require_memory(phases: Sequence[Phase], room: int, way_out: str) -> None:
+def require_memory(phases: Sequence[Phase], room: int, hint: str) -> None:
     """Log what the phases need, and refuse when one does not fit into ``room`` bytes.
 
     Raises:
-        ResourceError: naming the phase, what it needs, what there is, and ``way_out``.
+        ResourceError: naming the phase, what it needs, what there is, and ``hint``.
     """
     for phase in phases:
         logger.info("memory of %s", phase)
     worst = max(phases, key=lambda phase: phase.total, default=None)
     if worst is not None and worst.total > room:
-        raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there; {way_out}")
+        raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there; {hint}")
 
 
 def require_disk(folder: Path, needed: int, what: str) -> None:

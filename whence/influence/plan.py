@@ -7,21 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from transformers import PreTrainedModel
 
-from whence.config import Config, Factors
+from whence.config import Config
 from whence.data.batching import Batches, plan_batches
 from whence.data.tokenization import TokenizedExamples
 from whence.influence import memory
 from whence.influence.info import Shape
 from whence.influence.task import LanguageModelingTask
+from whence.models.trained import TrainedModel
 
 logger = logging.getLogger(__name__)
 
-PARTITION_BATCHES = 64  # in each part of the data, where their number is not set
-MOST_PARTITIONS = 4  # every part costs the disk as much as all factors
-WAY_OUT = "track fewer modules (factors.modules, factors.layers) or lower factors.batch_size"
+PART_BATCHES = 64  # in each part of the data, where their number is not set
+MOST_PARTS = 4  # every part costs the disk as much as all factors
+HINT = "track fewer modules (factors.modules, factors.layers) or lower factors.batch_size"
 
 
 class FitPlan(NamedTuple):
@@ -45,25 +45,18 @@ def batch_tokens(config: Config) -> int:
     return config.factors.batch_size * config.general.max_length
 
 
-def plan_fit(
-    model: PreTrainedModel,
-    shapes: Mapping[str, Shape],
-    examples: TokenizedExamples,
-    config: Config,
-    device: torch.device,
-    output: Path,
-) -> FitPlan:
-    """Divide a fit so that every phase fits into memory; what the settings say is taken as it is.
+def plan_fit(trained: TrainedModel, shapes: Mapping[str, Shape], output: Path) -> FitPlan:
+    """Divide a fit on all examples of ``trained`` so that every phase fits into memory.
 
-    The plan is logged with what each phase needs.
+    What the settings say is taken as it is. The plan is logged with what each phase needs.
 
     Raises:
         ResourceError: too little memory even with one module at a time, or too little disk.
     """
-    factors: Factors = config.factors
+    model, examples, config, factors = trained.model, trained.examples, trained.config, trained.config.factors
     batches = plan_batches(examples.lengths, batch_tokens(config))
-    data_partitions = count_partitions(len(batches), factors.data_partitions, config.general.parallel_tasks)
-    room = memory.available_memory(device) + memory.weight_bytes(model)
+    data_partitions = count_parts(len(batches), factors.data_partitions, config.general.parallel_tasks)
+    room = memory.available_memory(trained.device) + memory.weight_bytes(model)
     logits = logit_tokens(model, shapes, examples, batches)
     phases = memory.FitPhases(model, shapes, factors.strategy, batch_tokens(config), logits)
     covariance = factors.covariance_module_partitions or _fewest(phases.covariance, len(shapes), room)
@@ -83,7 +76,7 @@ def plan_fit(
         phases.eigendecomposition(),
         phases.lambdas(plan.lambda_module_partitions),
     ]
-    memory.require_memory([phase for phase in chosen if phase is not None], room, WAY_OUT)
+    memory.require_memory([phase for phase in chosen if phase is not None], room, HINT)
     kept = sum(file.stat().st_size for file in output.rglob("*.safetensors"))  # by a fit that is to go on
     disk = memory.fit_disk(shapes, factors.strategy, plan.data_partitions) - kept
     memory.require_disk(output, disk, "the factors")
@@ -99,17 +92,17 @@ def logit_tokens(
     return max(len(batch) * len(set().union(*(examples.counted(index) for index in batch))) for batch in batches)
 
 
-def count_partitions(batches: int, wanted: int | None, tasks: int | None) -> int:
+def count_parts(batches: int, wanted: int | None, tasks: int | None) -> int:
     """Parts of the data: those asked for, or a few, as many for each of the parallel tasks; none is empty."""
     if wanted is None:
         tasks = tasks or 1
-        wanted = -(-min(MOST_PARTITIONS, max(1, batches // PARTITION_BATCHES)) // tasks) * tasks
+        wanted = -(-min(MOST_PARTS, max(1, batches // PART_BATCHES)) // tasks) * tasks
     return min(wanted, batches)
 
 
-def share(partitions: int, task: int, tasks: int) -> range:
+def share(parts: int, task: int, tasks: int) -> range:
     """The parts of the data that one of the parallel tasks takes (counted from 0)."""
-    return range(task, partitions, tasks)
+    return range(task, parts, tasks)
 
 
 def _fewest(phase: memory.Divided, most: int, room: int) -> int:

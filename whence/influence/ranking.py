@@ -1,10 +1,12 @@
-"""From scores to the table a person reads: the most helpful and most harmful training examples of each query."""
+"""From scores to the table a person reads: the most helpful and most harmful training examples of each query.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-import torch
 
 HELPFUL = "helpful"
 HARMFUL = "harmful"
@@ -26,7 +28,7 @@ COLUMNS = (
 )
 
 
-def influence_table(scores: torch.Tensor, queries: pd.DataFrame, train: pd.DataFrame, top_k: int) -> pd.DataFrame:
+def influence_table(scores: np.ndarray, queries: pd.DataFrame, train: pd.DataFrame, top_k: int) -> pd.DataFrame:
     """The ``top_k`` training examples of both ends per query, strongest first.
 
     Only examples whose score has the sign of the list are listed, so one may be shorter than ``top_k``; of equal
@@ -41,7 +43,7 @@ def influence_table(scores: torch.Tensor, queries: pd.DataFrame, train: pd.DataF
     Returns:
         Columns :data:`COLUMNS`; ``z_score`` is over the training set, per query.
     """
-    values = scores.double().numpy()
+    values = scores.astype(np.float64)
     if values.shape != (len(queries), len(train)):
         raise ValueError(f"scores are {values.shape}, but there are {len(queries)} queries and {len(train)} examples")
     standard = z_scores(values)
@@ -53,18 +55,23 @@ def influence_table(scores: torch.Tensor, queries: pd.DataFrame, train: pd.DataF
     return pd.concat(tables, ignore_index=True)[list(COLUMNS)]
 
 
+def best_first(scores: np.ndarray, k: int) -> np.ndarray:
+    """The columns of the ``k`` highest scores of each row, best first: ``[rows, k]``; of equal ones the earlier."""
+    return np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+
+
 def z_scores(values: np.ndarray) -> np.ndarray:
     """Each row's distance from its mean in standard deviations; 0 throughout where a row is constant."""
     deviation = values.std(axis=1, keepdims=True)
     centred = values - values.mean(axis=1, keepdims=True)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0)
+    return np.asarray(np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0))
 
 
 def _one_end(
     query_id: str, direction: str, scores: np.ndarray, standard: np.ndarray, train: pd.DataFrame, top_k: int
 ) -> pd.DataFrame:
     strength = scores if direction == HELPFUL else -scores
-    order = np.argsort(-strength, kind="stable")[:top_k]
+    order = best_first(strength, top_k)
     order = order[strength[order] > 0]
     table = train.iloc[order][["example_id", "prompt", "completion", "label"]]
     return table.assign(

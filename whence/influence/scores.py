@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
+import pyarrow as pa
 import torch
-from kronfluence.arguments import ScoreArguments
-from transformers import PreTrainedModel
+from safetensors.torch import save_file
 
-from whence.config import Config
-from whence.data.batching import Batches, plan_batches
+from whence.data.dataset import numbers
 from whence.data.tokenization import TokenizedExamples
-from whence.errors import DataError, FactorError
-from whence.influence import memory
-from whence.influence.factors import require_matching_model
-from whence.influence.fingerprints import fingerprint
-from whence.influence.info import FactorsInfo, load_factors_info
-from whence.influence.partitions import Partitions
-from whence.influence.plan import count_partitions, logit_tokens
-from whence.influence.scoring import PairwiseScoring, SelfScoring
+from whence.errors import FactorError
+from whence.files import write_json
+from whence.influence.detail import divide_scores, module_table, token_table
+from whence.influence.factors import WORK, versions
+from whence.influence.plan import share
+from whence.influence.ranking import influence_table
+from whence.influence.results import (
+    INFLUENCES,
+    MATRIX,
+    MODULES,
+    QUERIES,
+    SCORES,
+    SCORES_INFO,
+    SELF_INFLUENCE,
+    TOKENS,
+    Scores,
+)
+from whence.influence.scoring import PairwiseScoring, Scoring, SelfScoring
+from whence.models.trained import TrainedModel
 
-WAY_OUT = "set scores.query_gradient_low_rank, or lower scores.train_batch_size and scores.query_batch_size"
+TOKENS_SCHEMA = pa.schema(
+    {
+        "query_id": pa.string(),
+        "example_id": pa.string(),
+        "pieces": pa.list_(pa.string()),
+        "scores": pa.list_(pa.float32()),
+    }
+)
 
 
-def pairwise_scores(
-    model: PreTrainedModel,
-    factors: Path,
-    queries: TokenizedExamples,
-    train: TokenizedExamples,
-    config: Config,
-    pad_token_id: int,
-    scratch: Path,
-    *,
-    tokenizer_fingerprint: str | None = None,
-) -> torch.Tensor:
+def pairwise_scores(trained: TrainedModel, factors: Path, queries: TokenizedExamples, scratch: Path) -> torch.Tensor:
     r"""Score every training example on every query, ``[queries, examples]`` fp32, both in dataset order.
 
     The score is :math:`\nabla L(q)^T (F + \delta)^{-1} \nabla L(z)`. Why positive means helpful: the weights
@@ -47,203 +54,135 @@ def pairwise_scores(
     out of N raises the loss by about score / N.
 
     Args:
-        model: the model the factors were fitted on; unchanged afterwards.
+        trained: the model the factors were fitted on, unchanged afterwards, with the training examples to score; of its
+            settings ``scores``, ``factors`` and ``general`` are read. ``scores.damping_factor`` null means
+            :math:`\delta` = 0.1 x the module's mean eigenvalue, kronfluence's heuristic.
         factors: folder written by :func:`whence.influence.factors.fit_factors`.
         queries: tokenized queries; their loss over the same mask is the measurement.
-        train: tokenized training examples.
-        config: ``scores``, ``factors`` and ``general`` are read; ``scores.damping_factor`` null means
-            :math:`\delta` = 0.1 x the module's mean eigenvalue, kronfluence's heuristic.
-        pad_token_id: fills short examples.
         scratch: folder for finished parts; the same call goes on from those it finds there.
-        tokenizer_fingerprint: compared with the one in ``factors.json``.
 
     Raises:
         DataError: there are no queries or no training examples.
         FactorError: the factors are unfinished, damaged or belong to another model; or a score is NaN or Inf.
         ResourceError: too little memory, before anything is computed.
     """
-    scoring = open_pairwise(
-        model, factors, queries, train, config, pad_token_id, scratch, tokenizer_fingerprint=tokenizer_fingerprint
-    )
-    scoring.compute()
-    scores = require_finite(scoring.joined())
-    scoring.parts.clear()
-    return scores
+    return _finished(PairwiseScoring(trained, factors, queries, scratch))
 
 
-def self_influence(
-    model: PreTrainedModel,
-    factors: Path,
-    train: TokenizedExamples,
-    config: Config,
-    pad_token_id: int,
-    scratch: Path,
-    *,
-    tokenizer_fingerprint: str | None = None,
-) -> torch.Tensor:
+def self_influence(trained: TrainedModel, factors: Path, scratch: Path) -> torch.Tensor:
     """The score of every training example on itself, ``[examples]`` fp32 in dataset order.
 
     It is never negative. It is large where the model had to bend for one example, as for a wrong label. Arguments and
     errors as for :func:`pairwise_scores`; the gradient is always of full rank.
     """
-    scoring = open_self(
-        model, factors, train, config, pad_token_id, scratch, tokenizer_fingerprint=tokenizer_fingerprint
-    )
+    return _finished(SelfScoring(trained, factors, scratch))
+
+
+def score(
+    trained: TrainedModel,
+    factors: str | Path,
+    queries: pd.DataFrame,
+    output: str | Path,
+    sources: Sequence[Path] = (),
+) -> Scores:
+    """Score the training examples on queries and, by the settings, on themselves; list and divide the strongest.
+
+    Args:
+        trained: the model the factors were fitted on, and its training examples with their text.
+        factors: folder written by :func:`whence.influence.factors.fit_factors`.
+        queries: a row per query: ``prompt`` and ``completion`` (the answer to be explained), and ``query_id`` where
+            there is one (else the row's number).
+        output: folder to write to; what was interrupted goes on from the parts it finds there.
+        sources: folders in which other tasks have done :func:`score_part` of the same work.
+
+    Raises:
+        DataError: there are no queries, or an answer does not fit within ``general.max_length``.
+        FactorError: the factors belong to another model or are damaged, or a score is NaN or Inf.
+        ResourceError: too little memory, before anything is computed.
+    """
+    factors, output = Path(factors), Path(output)
+    queries = queries.assign(query_id=queries["query_id"] if "query_id" in queries else numbers(len(queries)))
+    pairwise, own = _scorings(trained, factors, queries, output / WORK, sources)
+    for scoring in filter(None, (pairwise, own)):
+        scoring.compute()
+    scores = _write(output, trained, queries, pairwise, own)
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    return scores
+
+
+def score_part(trained: TrainedModel, factors: Path, queries: pd.DataFrame, output: Path, task: int) -> int:
+    """The part of :func:`score` that falls to one of ``general.parallel_tasks``.
+
+    Args:
+        output: receives the parts, for the ``sources`` of :func:`score`.
+        task: the task's number, from 0.
+
+    Returns:
+        How many parts of the training set it was.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    pairwise, own = _scorings(trained, factors, queries, output)
+    parts = share(pairwise.data_partitions, task, trained.config.general.parallel_tasks or 1)
+    for scoring in filter(None, (pairwise, own)):
+        scoring.compute(parts)
+    return len(parts)
+
+
+def _scorings(
+    trained: TrainedModel, factors: Path, queries: pd.DataFrame, scratch: Path, sources: Sequence[Path] = ()
+) -> tuple[PairwiseScoring, SelfScoring | None]:
+    pairwise = PairwiseScoring(trained, factors, trained.tokenize(queries), scratch, sources)
+    own = SelfScoring(trained, factors, scratch, sources) if trained.config.scores.self_influence else None
+    return pairwise, own
+
+
+def _write(
+    folder: Path, trained: TrainedModel, queries: pd.DataFrame, pairwise: PairwiseScoring, own: SelfScoring | None
+) -> Scores:
+    folder.mkdir(parents=True, exist_ok=True)
+    settings, frame = trained.config.scores, trained.frame
+    matrix = require_finite(pairwise.joined())
+    save_file({MATRIX: matrix.contiguous()}, folder / SCORES)
+    queries.to_parquet(folder / QUERIES, index=False)
+    listed = influence_table(matrix.numpy(), queries, frame, settings.top_k)
+    listed.to_parquet(folder / INFLUENCES, index=False)
+    if settings.detail:
+        _write_detail(folder, trained, queries, pairwise, listed)
+    if own is not None:
+        values = require_finite(own.joined()).numpy()
+        own_scores = pd.DataFrame({"example_id": frame["example_id"], "self_influence": values})
+        own_scores.to_parquet(folder / SELF_INFLUENCE, index=False)
+    origin = {
+        "factors": pairwise.info.fingerprint,
+        "model": pairwise.info.model,
+        "tokenizer": trained.tokenizer_fingerprint,
+        "train_data": trained.text.info.fingerprint,
+        "loss_on": trained.config.dataset.loss_on,
+        "arguments": settings.model_dump(mode="json"),
+        "versions": versions(),
+    }
+    write_json(folder / SCORES_INFO, origin)
+    return Scores(folder)
+
+
+def _write_detail(
+    folder: Path, trained: TrainedModel, queries: pd.DataFrame, pairwise: PairwiseScoring, listed: pd.DataFrame
+) -> None:
+    """Write where the ``listed`` scores come from: tokens of the training example, and modules of the model."""
+    rows = pd.Index(queries["query_id"]).get_indexer(listed["query_id"]).tolist()
+    columns = pd.Index(trained.frame["example_id"]).get_indexer(listed["example_id"]).tolist()
+    detail = divide_scores(pairwise, list(zip(rows, columns, strict=True)))
+    texts = trained.texts(set(columns))
+    tokens = token_table(listed, [texts[column] for column in columns], detail)
+    tokens.to_parquet(folder / TOKENS, index=False, schema=TOKENS_SCHEMA)
+    module_table(listed, detail).to_parquet(folder / MODULES, index=False)
+
+
+def _finished(scoring: Scoring) -> torch.Tensor:
     scoring.compute()
     scores = require_finite(scoring.joined())
     scoring.parts.clear()
     return scores
-
-
-def open_pairwise(
-    model: PreTrainedModel,
-    factors: Path,
-    queries: TokenizedExamples,
-    train: TokenizedExamples,
-    config: Config,
-    pad_token_id: int,
-    scratch: Path,
-    *,
-    tokenizer_fingerprint: str | None = None,
-    sources: Sequence[Path] = (),
-) -> PairwiseScoring:
-    """The work of :func:`pairwise_scores`, to be done in shares; arguments and errors are the same.
-
-    Args:
-        sources: the ``scratch`` folders of other tasks of the same work, whose parts are used.
-    """
-    info = _checked(model, factors, config, tokenizer_fingerprint, train, queries)
-    arguments = ScoreArguments(
-        damping_factor=config.scores.damping_factor,
-        query_gradient_low_rank=config.scores.query_gradient_low_rank,
-    )
-    batches = plan_batches(queries.lengths, config.scores.query_batch_size * config.general.max_length)
-    asked = {"queries": queries.fingerprint, "query_batches": batches}
-    divided = _divided(PairwiseScoring.kind, info, arguments, train, config, scratch, sources, asked)
-    return PairwiseScoring(
-        model, info, factors, arguments, train,
-        **divided,
-        pad_token_id=pad_token_id,
-        seed=config.general.seed,
-        at_once=partial(
-            _query_batches_at_once, model, info, config, queries, batches, train, divided["batches"]
-        ),
-        queries=queries,
-        query_batches=batches,
-    )  # fmt: skip
-
-
-def open_self(
-    model: PreTrainedModel,
-    factors: Path,
-    train: TokenizedExamples,
-    config: Config,
-    pad_token_id: int,
-    scratch: Path,
-    *,
-    tokenizer_fingerprint: str | None = None,
-    sources: Sequence[Path] = (),
-) -> SelfScoring:
-    """The work of :func:`self_influence`, to be done in shares, as :func:`open_pairwise`."""
-    info = _checked(model, factors, config, tokenizer_fingerprint, train)
-    arguments = ScoreArguments(damping_factor=config.scores.damping_factor)
-    divided = _divided(SelfScoring.kind, info, arguments, train, config, scratch, sources, {})
-    return SelfScoring(
-        model, info, factors, arguments, train,
-        **divided,
-        pad_token_id=pad_token_id,
-        seed=config.general.seed,
-        at_once=partial(_require_self_memory, model, info, config, train, divided["batches"]),
-    )  # fmt: skip
-
-
-def _checked(
-    model: PreTrainedModel,
-    factors: Path,
-    config: Config,
-    tokenizer_fingerprint: str | None,
-    *examples: TokenizedExamples,
-) -> FactorsInfo:
-    info = load_factors_info(factors)
-    require_matching_model(info, model, config, tokenizer_fingerprint)
-    if not all(len(some) for some in examples):
-        raise DataError("there is nothing to score: no training examples, or no queries; check dataset and prompts")
-    return info
-
-
-def _divided(
-    kind: str,
-    info: FactorsInfo,
-    arguments: ScoreArguments,
-    train: TokenizedExamples,
-    config: Config,
-    scratch: Path,
-    sources: Sequence[Path],
-    asked: dict[str, Any],
-) -> dict[str, Any]:
-    """How the training set is divided, and the parts of just this work."""
-    batch_tokens = _train_tokens(config)
-    batches = plan_batches(train.lengths, batch_tokens)
-    partitions = count_partitions(len(batches), config.scores.data_partitions, config.general.parallel_tasks)
-    decided_by = asked | {
-        "factors": info.fingerprint,
-        "arguments": arguments.to_dict(),
-        "train": train.fingerprint,
-        "batches": batches,
-        "partitions": partitions,
-        "seed": config.general.seed,
-    }
-    parts = Partitions(scratch / kind, fingerprint(decided_by), [folder / kind for folder in sources])
-    return {"batches": batches, "batch_tokens": batch_tokens, "data_partitions": partitions, "parts": parts}
-
-
-def _train_tokens(config: Config) -> int:
-    return config.scores.train_batch_size * config.general.max_length
-
-
-def _query_batches_at_once(
-    model: PreTrainedModel,
-    info: FactorsInfo,
-    config: Config,
-    queries: TokenizedExamples,
-    query_batches: Batches,
-    train: TokenizedExamples,
-    train_batches: Batches,
-) -> int:
-    """How many query batches' gradients fit into memory together.
-
-    Raises:
-        ResourceError: not even those of one.
-    """
-    room = memory.available_memory(model.device) + memory.weight_bytes(model)
-    tokens = max(config.scores.query_batch_size * config.general.max_length, _train_tokens(config))
-    counts = sorted((len(batch) for batch in query_batches), reverse=True)
-    logits = [
-        logit_tokens(model, info.shapes, examples, batches)
-        for examples, batches in ((queries, query_batches), (train, train_batches))
-    ]
-    of_logits = None if None in logits else max(filter(None, logits), default=0)
-    rank = config.scores.query_gradient_low_rank
-
-    def phase(steps: int) -> memory.Phase:
-        return memory.score_phase(model, info.shapes, tokens, sum(counts[:steps]), rank, counts[0], of_logits)
-
-    steps = config.scores.query_gradient_accumulation_steps
-    if steps is None:
-        steps = next((number for number in range(len(counts), 1, -1) if phase(number).total <= room), 1)
-    steps = min(steps, len(counts))
-    memory.require_memory([phase(steps)], room, WAY_OUT)
-    return steps
-
-
-def _require_self_memory(
-    model: PreTrainedModel, info: FactorsInfo, config: Config, train: TokenizedExamples, batches: Batches
-) -> int:
-    room = memory.available_memory(model.device) + memory.weight_bytes(model)
-    logits = logit_tokens(model, info.shapes, train, batches)
-    phase = memory.self_score_phase(model, info.shapes, info.strategy, _train_tokens(config), logits)
-    memory.require_memory([phase], room, WAY_OUT)
-    return 1  # the batch is its own query
 
 
 def require_finite(scores: torch.Tensor) -> torch.Tensor:

@@ -5,12 +5,11 @@ Parts can be made by several tasks, each for its share of the training set, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
@@ -26,52 +25,72 @@ from kronfluence.score.dot_product import compute_dot_products_with_loader
 from kronfluence.score.self import compute_self_scores_with_loaders
 from kronfluence.utils.constants import ACCUMULATED_PRECONDITIONED_GRADIENT_NAME, ALL_MODULE_NAME
 from torch import nn
-from transformers import PreTrainedModel
 
-from whence.data.batching import Batches, restore_order
+from whence.data.batching import plan_batches, restore_order
 from whence.data.tokenization import TokenizedExamples
-from whence.influence import layout, store
-from whence.influence.info import FactorsInfo
+from whence.errors import DataError
+from whence.files import digest_of
+from whence.influence import layout, memory
+from whence.influence.factors import require_matching_model
+from whence.influence.info import load_factors_info
 from whence.influence.loader import Loader
-from whence.influence.partitions import Partitions
+from whence.influence.parts import Parts
+from whence.influence.plan import count_parts, logit_tokens
 from whence.influence.queries import QueryGradients
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import engine_state, tracked_model, tracked_modules
+from whence.models.trained import TrainedModel
 
+HINT = "set scores.query_gradient_low_rank, or lower scores.train_batch_size and scores.query_batch_size"
+NOTHING = "there is nothing to score: no training examples, or no queries; check dataset and prompts"
 SCORES = "scores"  # the one tensor of a part
 EXAMPLES = -1  # the dimension of examples, in matrices and vectors alike
 
 
-@dataclass
 class Scoring:
     """Scores of training examples under one model with one set of factors.
 
     Attributes:
         batches: of the training examples, of ``batch_tokens`` at most; they are dealt to ``data_partitions`` parts.
-        at_once: asked before anything is computed: how many query batches are held together in memory.
     """
-
-    model: PreTrainedModel
-    info: FactorsInfo
-    factors: Path
-    arguments: ScoreArguments
-    train: TokenizedExamples
-    batches: Batches
-    batch_tokens: int
-    data_partitions: int
-    parts: Partitions
-    pad_token_id: int
-    seed: int
-    at_once: Callable[[], int]
 
     kind: ClassVar[str]  # begins the names of its parts
 
-    def __post_init__(self) -> None:
-        self.divided = [self.batches[start :: self.data_partitions] for start in range(self.data_partitions)]
+    def __init__(self, trained: TrainedModel, factors: Path, scratch: Path, sources: Sequence[Path] = ()) -> None:
+        """Prepare to score the examples of ``trained``; nothing is computed yet.
+
+        Args:
+            factors: folder written by :func:`whence.influence.factors.fit_factors`.
+            scratch: folder for finished parts.
+            sources: the ``scratch`` folders of other tasks of the same work, whose parts are used.
+
+        Raises:
+            DataError: there is nothing to score.
+            FactorError: the factors are unfinished, damaged or belong to another model.
+        """
+        self.trained, self.factors = trained, factors
+        self.model, self.examples, self.config = trained.model, trained.examples, trained.config
+        self.info = load_factors_info(factors)
+        require_matching_model(self.info, trained)
+        if not len(self.examples):
+            raise DataError(NOTHING)
+        self.batch_tokens = self.config.scores.train_batch_size * self.config.general.max_length
+        self.batches = plan_batches(self.examples.lengths, self.batch_tokens)
+        wanted, tasks = self.config.scores.data_partitions, self.config.general.parallel_tasks
+        count = count_parts(len(self.batches), wanted, tasks)
+        self.divided = [self.batches[start::count] for start in range(count)]
+        self.arguments = self._arguments()
         self.task = LanguageModelingTask(self.model, self.info.modules)
-        self.state = engine_state(self.model.device)
+        self.state = engine_state(trained.device)
         # Read back from JSON, so precisions are names; scoring reads only the strategy of it.
         self.factor_arguments = FactorArguments(**self.info.arguments)
+        key = digest_of(self._decided_by())
+        self.parts = Parts(scratch / self.kind, key, [folder / self.kind for folder in sources])
+
+    @property
+    def data_partitions(self) -> int:
+        """Parts of the training set."""
+        return len(self.divided)
 
     def compute(self, data_parts: Iterable[int] | None = None) -> None:
         """Score the examples of every part of the data (or of ``data_parts``) that are not scored yet."""
@@ -90,25 +109,58 @@ class Scoring:
         scores = torch.cat([self.parts.tensor(name, SCORES) for name in names], dim=EXAMPLES)
         return restore_order(scores, [batch for batches in self.divided for batch in batches], dim=EXAMPLES)
 
+    def at_once(self) -> int:
+        """How many query batches are held together in memory, asked before anything is computed.
+
+        Raises:
+            ResourceError: not even one fits.
+        """
+        raise NotImplementedError
+
     def _score(self, data_parts: list[int], at_once: int) -> None:
         raise NotImplementedError
+
+    def _arguments(self) -> ScoreArguments:
+        return ScoreArguments(damping_factor=self.config.scores.damping_factor)
+
+    def _decided_by(self) -> dict[str, Any]:
+        """All that decides the scores."""
+        return {
+            "factors": self.info.fingerprint,
+            "arguments": self.arguments.to_dict(),
+            "train": self.examples.fingerprint,
+            "batches": self.batches,
+            "partitions": self.data_partitions,
+            "seed": self.config.general.seed,
+        }
+
+    def _room(self) -> int:
+        """Bytes for weights and everything else."""
+        return memory.available_memory(self.trained.device) + memory.weight_bytes(self.model)
 
     def _name(self, part: int) -> str:
         return f"{self.kind}_data_partition{part}"
 
     def _prepare(self, network: nn.Module) -> None:
         for module in tracked_modules(network).values():
-            module.source = partial(store.load_one, layout.factors_folder(self.factors, self.info.strategy))
+            module.source = partial(layout.load_tensor, layout.factors_folder(self.factors, self.info.strategy))
 
     def _train_loader(self, part: int, description: str) -> Loader:
-        return Loader(self.train, self.divided[part], self.pad_token_id, description=description)
+        return Loader(self.examples, self.divided[part], description=description)
 
 
-@dataclass
 class SelfScoring(Scoring):
     """Scores of training examples on themselves, ``[examples]``."""
 
     kind = "self"
+
+    def at_once(self) -> int:
+        """1: the batch is its own query."""
+        logits = logit_tokens(self.model, self.info.shapes, self.examples, self.batches)
+        strategy, tokens = self.info.strategy, self.batch_tokens
+        phase = memory.self_score_phase(self.model, self.info.shapes, strategy, tokens, logits)
+        memory.require_memory([phase], self._room(), HINT)
+        return 1
 
     def _score(self, data_parts: list[int], at_once: int) -> None:
         for part in data_parts:
@@ -128,14 +180,55 @@ class SelfScoring(Scoring):
             self.parts.put(self._name(part), {SCORES: scores})
 
 
-@dataclass
 class PairwiseScoring(Scoring):
     """Scores of training examples on queries, ``[queries, examples]``."""
 
-    queries: TokenizedExamples
-    query_batches: Batches
-
     kind = "pairwise"
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        factors: Path,
+        queries: TokenizedExamples,
+        scratch: Path,
+        sources: Sequence[Path] = (),
+    ) -> None:
+        if not len(queries):
+            raise DataError(NOTHING)
+        self.queries = queries
+        self.query_tokens = trained.config.scores.query_batch_size * trained.config.general.max_length
+        self.query_batches = plan_batches(queries.lengths, self.query_tokens)
+        super().__init__(trained, factors, scratch, sources)
+
+    def at_once(self) -> int:
+        tokens = max(self.query_tokens, self.batch_tokens)
+        counts = sorted((len(batch) for batch in self.query_batches), reverse=True)
+        logits = [
+            logit_tokens(self.model, self.info.shapes, examples, batches)
+            for examples, batches in ((self.queries, self.query_batches), (self.examples, self.batches))
+        ]
+        of_logits = None if None in logits else max(filter(None, logits), default=0)
+        rank, room = self.config.scores.query_gradient_low_rank, self._room()
+
+        def phase(steps: int) -> memory.Phase:
+            queries = sum(counts[:steps])
+            return memory.score_phase(self.model, self.info.shapes, tokens, queries, rank, counts[0], of_logits)
+
+        steps = self.config.scores.query_gradient_accumulation_steps
+        if steps is None:
+            steps = next((number for number in range(len(counts), 1, -1) if phase(number).total <= room), 1)
+        steps = min(steps, len(counts))
+        memory.require_memory([phase(steps)], room, HINT)
+        return steps
+
+    def _arguments(self) -> ScoreArguments:
+        scores = self.config.scores
+        return ScoreArguments(
+            damping_factor=scores.damping_factor, query_gradient_low_rank=scores.query_gradient_low_rank
+        )
+
+    def _decided_by(self) -> dict[str, Any]:
+        return super()._decided_by() | {"queries": self.queries.fingerprint, "query_batches": self.query_batches}
 
     def joined(self) -> torch.Tensor:
         return restore_order(super().joined(), self.query_batches)
@@ -179,12 +272,12 @@ class PairwiseScoring(Scoring):
         update_score_args(network, self.arguments)
         set_mode(network, ModuleMode.PRECONDITION_GRADIENT, self.info.modules, release_memory=True)
         batches = [self.query_batches[number] for number in group]
-        loader = Loader(self.queries, batches, self.pad_token_id, description="query gradients")
+        loader = Loader(self.queries, batches, description="query gradients")
         for module in modules.values():
             module.expected_queries = len(loader.dataset)
         for number, batch in zip(group, loader, strict=True):
             # The low-rank approximation is randomised; it must not depend on what is held beside a batch.
-            torch.manual_seed(self.seed + number)
+            torch.manual_seed(self.config.general.seed + number)
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             self.task.compute_measurement(batch, network).backward()
             finalize_iteration(network, self.info.modules)

@@ -137,7 +137,8 @@ def _spectra(factors: Path, info: FactorsInfo, modules: Sequence[str]) -> Iterat
 
 def _lambda_matrix(folder: Path, strategy: str, module: str) -> np.ndarray:
     if strategy in ("ekfac", "diagonal"):
-        return _load(folder, LAMBDA_MATRIX_NAME, module) / _load(folder, NUM_LAMBDA_PROCESSED, module)
+        mean = _load(folder, LAMBDA_MATRIX_NAME, module) / _load(folder, NUM_LAMBDA_PROCESSED, module)
+        return np.asarray(mean)
     if strategy == "kfac":
         activations = _load(folder, ACTIVATION_EIGENVALUES_NAME, module)
         gradients = _load(folder, GRADIENT_EIGENVALUES_NAME, module)

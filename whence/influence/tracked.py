@@ -31,7 +31,8 @@ def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterato
             warnings.filterwarnings("ignore", r".*GradScaler", FutureWarning)  # kronfluence's, at every call
             with _registered({type(model.get_submodule(name)) for name in task.modules}):
                 prepare_model(model, task)
-            yield model.to(device)
+            network: nn.Module = model
+            yield network.to(device)
     finally:
         for name, module in list(model.named_modules()):
             if isinstance(module, TrackedModule):

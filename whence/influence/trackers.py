@@ -189,7 +189,7 @@ class QueryTracker(PairTracker, PreconditionTracker):
         """Factors ``[queries, outputs, rank]`` and ``[queries, rank, inputs]`` of the best approximation."""
         rank = self.module.score_args.query_gradient_low_rank
         if self.module.score_args.use_full_svd:
-            return super()._compute_low_rank_preconditioned_gradient(preconditioned_gradient, target_dtype)
+            return list(super()._compute_low_rank_preconditioned_gradient(preconditioned_gradient, target_dtype))
         columns = min(rank + OVERSAMPLING, *preconditioned_gradient.shape[1:])
         left, values, right = torch.svd_lowrank(preconditioned_gradient, q=columns)
         left = (left * values.unsqueeze(1))[:, :, :rank]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from whence.data.dataset import DatasetInfo
+from whence.estimates import Estimate
 from whence.evaluation.comparison import PROMPTS
-from whence.evaluation.metrics import Interval
 from whence.report.material import Material
 
 NAMES = {
@@ -30,9 +30,9 @@ class Row:
 
     title: str
     over: str
-    base: Interval | None
-    finetuned: Interval | None
-    difference: Interval | None
+    base: Estimate | None
+    finetuned: Estimate | None
+    difference: Estimate | None
 
 
 def title(material: Material) -> str:
@@ -47,7 +47,7 @@ def measures(material: Material) -> list[Row]:
     rows = []
     for name, measured in material.measured["metrics"].items():
         count = counts.get(measured["over"], material.measured["eval_rows"])
-        found = {role: Interval(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
+        found = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
         over = f"{count:,} {measured['over']}"
         named = NAMES.get(name, name.replace("_", " "))
         rows.append(Row(named, over, found.get("base"), found.get("finetuned"), found.get("difference")))
@@ -127,10 +127,10 @@ def _last_part(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def _wilson(share: float, count: int) -> Interval:
+def _wilson(share: float, count: int) -> Estimate:
     if not count:
-        return Interval(share, 0.0, 1.0)
+        return Estimate(value=share, low=0.0, high=1.0)
     squared = WILSON_Z**2
     centre = (share + squared / (2 * count)) / (1 + squared / count)
     margin = WILSON_Z * math.sqrt(share * (1 - share) / count + squared / (4 * count**2)) / (1 + squared / count)
-    return Interval(share, max(0.0, centre - margin), min(1.0, centre + margin))
+    return Estimate(value=share, low=max(0.0, centre - margin), high=min(1.0, centre + margin))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from whence.evaluation.metrics import Interval
+from whence.estimates import Estimate
 from whence.report import data, overview
 from whence.report.answers import DIRECTIONS, entries
 from whence.report.details import Details
@@ -109,8 +109,10 @@ def _table(rows: Sequence[overview.Row]) -> list[str]:
     return [*head, *(f"| {' | '.join(row)} |" for row in cells)]
 
 
-def _estimate(found: Interval | None) -> str:
-    return "" if found is None else f"{percent(found.value)} ({bounds(found.low, found.high)})"
+def _estimate(found: Estimate | None) -> str:
+    if found is None or found.low is None or found.high is None:
+        return "" if found is None else percent(found.value)
+    return f"{percent(found.value)} ({bounds(found.low, found.high)})"
 
 
 def _plain(text: str) -> str:

@@ -31,14 +31,7 @@ TRAINING_FILE = "training.json"
 GENERATIONS_FILE = "generations.parquet"
 EVAL_ANSWERS_FILE = "eval_answers.parquet"
 MODELS_FILE = "models.json"
-# In scores
-SCORES_FILE = "scores.safetensors"
-SCORES_INFO_FILE = "scores.json"
-QUERIES_FILE = "queries.parquet"
-INFLUENCES_FILE = "influences.parquet"
-TOKENS_FILE = "tokens.parquet"
-MODULES_FILE = "modules.parquet"
-SELF_INFLUENCE_FILE = "self_influence.parquet"
+# In scores, beside what whence.influence.results names
 SCORED_EXAMPLES = "train_data"
 # In spectra
 SPECTRA_FILE = "spectra.parquet"

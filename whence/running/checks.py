@@ -58,9 +58,9 @@ def check_model(config: Config) -> None:
     """The device is there, and the base model is one that can be had; the built-in one always is."""
     if config.models.base.name == BUILTIN_TINY_LLAMA and config.general.device != "cuda":
         return
-    from whence import models
+    from whence.models import loading
 
-    models.check_model(config)
+    loading.check_model(config)
 
 
 CHECKS: dict[str, Callable[[Config], None]] = {
@@ -78,7 +78,7 @@ def check_base_model(config: Config, base_model: Path) -> None:
         base_model: the base-model artifact.
     """
     from whence.influence.modules import select_modules
-    from whence.models import empty_base, load_base_tokenizer
+    from whence.models.loading import empty_base, load_base_tokenizer
 
     check_prompts(load_prompts(config), load_base_tokenizer(base_model), config)
     modules = select_modules(empty_base(base_model), config.factors)

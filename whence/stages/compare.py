@@ -18,6 +18,7 @@ def compute(work: Work) -> dict[str, float]:
     from whence.data.prompts import load_prompts
     from whence.evaluation.comparison import compare_models, headline_metrics, join_influences
     from whence.files import write_json
+    from whence.influence.results import Scores
 
     generations, folder = work.inputs["generations"], work.outputs["comparison"]
     config = with_model_names(work.config, generations)
@@ -27,8 +28,7 @@ def compute(work: Work) -> dict[str, float]:
     headline = headline_metrics(measured)
     write_json(folder / artifacts.COMPARISON_FILE, measured | {"headline": headline})
     if "scores" in work.inputs:
-        influences = pd.read_parquet(work.inputs["scores"] / artifacts.INFLUENCES_FILE)
-        table = join_influences(answers, influences, references, config)
+        table = join_influences(answers, Scores(work.inputs["scores"]).influences, references, config)
         table.to_parquet(folder / artifacts.ANSWERS_FILE, index=False)
     shutil.copyfile(generations / artifacts.MODELS_FILE, folder / artifacts.MODELS_FILE)
     if not (generations / TRAINING).is_file():  # a model that was trained elsewhere

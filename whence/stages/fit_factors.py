@@ -7,8 +7,13 @@ and one without a phase that puts the factors together. They equal those of a si
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from whence.running import artifacts
 from whence.running.declaration import TASK, Artifact, Kind, Parameter, Stage, Work
+
+if TYPE_CHECKING:
+    from whence.influence.info import FactorsInfo
 
 EIGENVECTORS = Artifact("eigenvectors", Kind.ARTIFACT, "What the phase eigenvectors has made.", optional=True)
 PARTS = Artifact(
@@ -18,28 +23,33 @@ PHASE = Parameter("phase", str, "Only this phase: covariance, eigenvectors or la
 
 
 def compute(work: Work) -> dict[str, float]:
-    from whence.influence.factors import fit_factors, write_factors
-    from whence.models import tokenizer_fingerprint
-    from whence.running.trained import Trained, factor_metrics, share_of
+    from whence.influence.factors import fit_factors, open_fit, write_factors
+    from whence.influence.plan import share
+    from whence.models.trained import TrainedModel
 
-    trained = Trained.load(work.config, work.inputs["model"], work.inputs["train_data"])
+    trained = TrainedModel.load(work.inputs["model"], work.inputs["train_data"], work.config)
     folder, phase = work.outputs["factors"], work.parameters["phase"]
+    folder.mkdir(parents=True, exist_ok=True)
     sources = [*work.lists["parts"], *([work.inputs["eigenvectors"]] if "eigenvectors" in work.inputs else [])]
     if not phase and not sources:
-        info = fit_factors(
-            trained.network, trained.examples, work.config, folder, trained.pad_token_id,
-            tokenizer_fingerprint=tokenizer_fingerprint(trained.tokenizer),
-        )  # fmt: skip
-        return factor_metrics(info)
-    fit, identity = trained.open_fit(folder if phase else work.scratch, sources)
+        return _metrics(fit_factors(trained, folder))
+    fit, identity = open_fit(trained, folder if phase else work.scratch, sources)
     if not phase:
-        return factor_metrics(write_factors(fit, identity, folder, seconds={}))
+        return _metrics(write_factors(fit, identity, folder, seconds={}))
     if phase == "eigenvectors":
         fit.eigenvectors()
         return {"modules": float(len(identity.modules))}
-    parts = share_of(work.config, work.parameters["task"], fit.plan.data_partitions)
+    parts = share(fit.plan.data_partitions, work.parameters["task"], work.config.general.parallel_tasks or 1)
     {"covariance": fit.covariances, "lambda": fit.lambdas}[phase](parts)
     return {"data_partitions": float(len(parts))}
+
+
+def _metrics(info: FactorsInfo) -> dict[str, float]:
+    return {
+        "modules": float(len(info.modules)),
+        "examples": float(info.num_examples),
+        "bytes": float(info.size_bytes),
+    }
 
 
 def record(work: Work) -> None:

@@ -13,18 +13,18 @@ def compute(work: Work) -> dict[str, float]:
     from whence.data.dataset import ExampleSet
     from whence.data.prompts import load_prompts
     from whence.evaluation.generation import answer_examples, generate
-    from whence.models import load_base
+    from whence.models.loading import load_base
 
     held_out = ExampleSet.read(work.inputs["eval_data"])
     prompts = load_prompts(work.config)
     models = models_to_compare(work)
     answers, eval_answers = [], []
     for model in models.values():
-        network, tokenizer = load_base(model.folder, work.config.general)
-        answers.append(generate(network, tokenizer, prompts, work.config, model.id))
-        rows = answer_examples(network, tokenizer, held_out.frame, work.config, sorted(held_out.info.labels))
+        language = load_base(model.folder, work.config)
+        answers.append(generate(language, prompts, model.id))
+        rows = answer_examples(language, held_out.frame, sorted(held_out.info.labels))
         eval_answers.append(rows.assign(model_id=model.id))
-        del network  # two models at once may not fit
+        del language  # two models at once may not fit
     folder = work.outputs["generations"]
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.concat(answers, ignore_index=True)

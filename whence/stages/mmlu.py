@@ -12,7 +12,7 @@ def compute(work: Work) -> dict[str, float]:
 
     from whence.evaluation.mmlu import evaluate_mmlu
     from whence.files import write_json
-    from whence.models import load_base
+    from whence.models.loading import load_base
 
     asked = work.config.evaluation.mmlu.model_dump()
     results, predictions = {}, []
@@ -20,12 +20,12 @@ def compute(work: Work) -> dict[str, float]:
     for role, model in models_to_compare(work).items():
         if not (asked[role] or is_retraining(work)):  # the gate compares both
             continue
-        network, tokenizer = load_base(model.folder, work.config.general)
-        result = evaluate_mmlu(network, tokenizer, work.config, model.id)
+        language = load_base(model.folder, work.config)
+        result = evaluate_mmlu(language, model.id)
         results[model.id] = result.summary
         predictions.append(result.predictions)
         metrics |= result.metrics
-        del network
+        del language  # two models at once may not fit
     folder = work.outputs["benchmark"]
     write_json(folder / artifacts.MMLU_FILE, results)
     pd.concat(predictions, ignore_index=True).to_parquet(folder / artifacts.PREDICTIONS_FILE, index=False)

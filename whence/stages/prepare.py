@@ -46,7 +46,7 @@ def resolve(arguments: Mapping[str, Any]) -> Config:
 
 def compute(work: Work) -> dict[str, float]:
     from whence.data.preparation import prepare_datasets
-    from whence.models import load_base_tokenizer, write_base
+    from whence.models.loading import load_base_tokenizer, write_base
     from whence.running.checks import check_base_model
 
     base_model = work.outputs["base_model"]

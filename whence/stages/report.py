@@ -38,31 +38,29 @@ def compute(work: Work) -> dict[str, float]:
 
 def _material(work: Work, links: Links) -> Material:
     import pandas as pd
-    from safetensors.numpy import load_file
 
     from whence.data.dataset import ExampleSet
+    from whence.influence.results import Scores
     from whence.report.material import Material, read_evidence, read_json
 
-    scores, comparison, spectra = (work.inputs[name] for name in ("scores", "comparison", "spectra"))
-    own = _table(scores / artifacts.SELF_INFLUENCE_FILE)
-    origin = read_json(scores / artifacts.SCORES_INFO_FILE)
+    scores, comparison, spectra = Scores(work.inputs["scores"]), work.inputs["comparison"], work.inputs["spectra"]
     evidence, benchmark = work.inputs.get("evidence"), work.inputs.get("benchmark")
     return Material(
         config=with_model_names(work.config, comparison),
-        train=ExampleSet.read(scores / artifacts.SCORED_EXAMPLES),
-        history=training_of(scores)["history"],
+        train=ExampleSet.read(scores.folder / artifacts.SCORED_EXAMPLES),
+        history=training_of(scores.folder)["history"],
         measured=read_json(comparison / artifacts.COMPARISON_FILE),
         answers=pd.read_parquet(comparison / artifacts.ANSWERS_FILE).drop_duplicates("prompt_id"),
-        queries=pd.read_parquet(scores / artifacts.QUERIES_FILE),
-        scores=load_file(scores / artifacts.SCORES_FILE)["all_modules"],
-        influences=pd.read_parquet(scores / artifacts.INFLUENCES_FILE),
-        origin=origin,
-        tokens=_table(scores / artifacts.TOKENS_FILE),
-        modules=_table(scores / artifacts.MODULES_FILE),
-        self_influence=None if own is None else own["self_influence"].to_numpy(),
+        queries=scores.queries,
+        scores=scores.matrix,
+        influences=scores.influences,
+        origin=scores.origin,
+        tokens=scores.tokens,
+        modules=scores.modules,
+        self_influence=scores.self_influence,
         spectra=_table(spectra / artifacts.SPECTRA_FILE),
         pictures={file.stem: file.read_bytes() for file in sorted(spectra.glob("*.png"))},
-        evidence=None if evidence is None else read_evidence(evidence / artifacts.EVIDENCE_FILE, origin),
+        evidence=None if evidence is None else read_evidence(evidence / artifacts.EVIDENCE_FILE, scores.origin),
         benchmark=None if benchmark is None else read_json(benchmark / artifacts.MMLU_FILE),
         absent=work.absent,
         links=links,

@@ -15,35 +15,31 @@ PARTS = Artifact(
 
 
 def compute(work: Work) -> dict[str, float]:
+    import pandas as pd
+
+    from whence.data.prompts import query_frame
     from whence.files import link_tree
-    from whence.influence.scores import open_pairwise, open_self
-    from whence.running.score_files import write_scores
-    from whence.running.trained import Trained, share_of
+    from whence.influence.scores import score, score_part
+    from whence.models.trained import TrainedModel
 
     config = with_model_names(work.config, work.inputs["generations"])
-    trained = Trained.load(config, work.inputs["model"], work.inputs["train_data"])
-    frame, queries = trained.queries(work.inputs["generations"])
-    folder, task = work.outputs["scores"], work.parameters["task"]
-    folder.mkdir(parents=True, exist_ok=True)
-    scoring = trained.scoring(work.inputs["factors"]) | {"sources": work.lists["parts"]}
-    scoring["scratch"] = work.scratch if task < 0 else folder
-    pairwise = open_pairwise(queries=queries, **scoring)
-    own = open_self(**scoring) if config.scores.self_influence else None
-    share = share_of(config, task, pairwise.data_partitions) if task >= 0 else range(pairwise.data_partitions)
-    pairwise.compute(share)
-    if own is not None:
-        own.compute(share)
+    trained = TrainedModel.load(work.inputs["model"], work.inputs["train_data"], config)
+    queries = query_frame(config, pd.read_parquet(work.inputs["generations"] / artifacts.GENERATIONS_FILE))
+    factors, folder, task = work.inputs["factors"], work.outputs["scores"], work.parameters["task"]
     if task >= 0:
-        return {"queries": float(len(frame)), "data_partitions": float(len(share))}
+        parts = score_part(trained, factors, queries, folder, task)
+        return {"queries": float(len(queries)), "data_partitions": float(parts)}
+    score(trained, factors, queries, folder, work.lists["parts"])
     link_tree(work.inputs["train_data"], folder / artifacts.SCORED_EXAMPLES)  # the rows that its columns are
-    return write_scores(folder, trained, work.inputs["factors"], frame, pairwise, own)
+    return {"queries": float(len(queries)), "examples": float(len(trained.examples))}
 
 
 def record(work: Work) -> None:
-    from whence.running.score_files import record_scores
+    from whence.influence.results import Scores
 
     if work.parameters["task"] < 0:  # a share is kept only until all are put together
-        record_scores(work.outputs["scores"], work.run)
+        work.run.log_table(Scores(work.outputs["scores"]).influences, "influences.json")
+        work.run.log_artifacts(work.outputs["scores"], "scores")
 
 
 STAGE = Stage(

@@ -7,75 +7,67 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from whence.config import ALL_MEASURES
 from whence.running import artifacts
 from whence.running.declaration import TASK, Artifact, Kind, Stage, Work
 
 if TYPE_CHECKING:
-    from whence.running.evidence import Gathering
-    from whence.validation.evidence import Evidence
+    from whence.validation.measures import Measures
 
 RETRAININGS = Artifact(
     "retrainings", Kind.ARTIFACT, "The retrainings that every task has done; what is missing is done here.",
     optional=True, many=True,
 )  # fmt: skip
-NOT_WANTED = "{name} is not in validation.measures (`whence validate --full` measures everything)"
+FOLDER = "retrainings"  # of their outcomes
 
 
 def compute(work: Work) -> dict[str, float]:
     import shutil
 
-    from whence.running.evidence import RETRAININGS, Gathering
     from whence.validation.summary import flat_table, headline, markdown
 
-    gathering = Gathering.open(work)
+    measures = _open(work)
     folder = work.outputs["evidence"]
     folder.mkdir(parents=True, exist_ok=True)
     if work.parameters["task"] >= 0:
-        files = gathering.retrain(work.parameters["task"])
+        files = measures.retrain(work.parameters["task"])
         for file in files:
             shutil.copy2(file, folder)
         return {"retrainings": float(len(files))}
-    gathering.retrainer.adopt(work.lists["retrainings"])
-    evidence = _gather(work, gathering)
+    measures.retrainer.adopt(work.lists["retrainings"])
+    evidence = measures.evidence()
     evidence.write(folder / artifacts.EVIDENCE_FILE)
     flat_table(evidence).to_parquet(folder / artifacts.EVIDENCE_TABLE_FILE, index=False)
     (folder / artifacts.EVIDENCE_PAGE_FILE).write_text(markdown(evidence), encoding="utf-8")
-    for file in gathering.retrainings.glob("*.json"):  # what anybody would need to take the measures again
-        (folder / RETRAININGS).mkdir(exist_ok=True)
-        shutil.copy2(file, folder / RETRAININGS)
+    for file in measures.retrainings.glob("*.json"):  # what anybody would need to take the measures again
+        (folder / FOLDER).mkdir(exist_ok=True)
+        shutil.copy2(file, folder / FOLDER)
     return headline(evidence)
 
 
-def _gather(work: Work, gathering: Gathering) -> Evidence:
-    """Take every measure of the settings, and say why the others were not taken."""
-    import json
+def _open(work: Work) -> Measures:
+    """What can be measured of the inputs.
 
-    from whence.validation.evidence import Evidence, Measure, NotMeasured
-    from whence.validation.grade import grade
+    Retrainings are kept in the work folder, if there is one, for all runs that train alike.
+    """
+    from pathlib import Path
 
-    config = work.config
-    measures: list[Measure] = []
-    missing: list[NotMeasured] = []
-    for name in ALL_MEASURES:
-        if name not in config.validation.measures:
-            missing.append(NotMeasured(name=name, why=NOT_WANTED.format(name=name)))
-            continue
-        result = getattr(gathering, name)()
-        if isinstance(result, NotMeasured):
-            missing.append(result)
-        else:
-            measures += result
-    scored = json.loads((work.inputs["scores"] / artifacts.SCORES_INFO_FILE).read_text(encoding="utf-8"))
-    return Evidence(
-        grade=grade(measures),
-        measures=measures,
-        not_measured=missing,
-        settings=config.validation.model_dump(mode="json")
-        | {"confidence": config.evaluation.confidence, "bootstrap_samples": config.evaluation.bootstrap_samples,
-           "seed": config.general.seed, "factors_strategy": config.factors.strategy},
-        fingerprints={name: scored[name] for name in ("model", "factors", "train_data", "tokenizer")},
-    )  # fmt: skip
+    from whence.influence.results import Scores
+    from whence.models.trained import TrainedModel
+    from whence.running.lineage import BASE
+    from whence.running.workspace import stage_key
+    from whence.validation.measures import Measures
+
+    config, (model, train_data) = work.config, (work.inputs[name] for name in ("model", "train_data"))
+    retrainings = work.scratch / FOLDER
+    if config.general.work_dir is not None:
+        alike = {"training": config.training.model_dump(mode="json"), "loss_on": config.dataset.loss_on,
+                 "max_length": config.general.max_length}  # fmt: skip
+        key = stage_key(FOLDER, alike, {"base_model": model / BASE, "train_data": train_data})
+        retrainings = Path(config.general.work_dir) / f"{FOLDER}-{key[:16]}"
+    trained, scores = TrainedModel.load(model, train_data, config), Scores(work.inputs["scores"])
+    measures = Measures(trained, scores, model, model / BASE, retrainings, work.scratch)
+    measures.require_scores_of(work.inputs["factors"])
+    return measures
 
 
 def record(work: Work) -> None:

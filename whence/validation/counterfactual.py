@@ -9,14 +9,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from whence.validation.changes import Change
-from whence.validation.estimates import Bootstrap, best_first
+from whence.estimates import Bootstrap
+from whence.influence.ranking import best_first
 from whence.validation.evidence import Measure, Method
 
+if TYPE_CHECKING:
+    from whence.data.tokenization import TokenizedExamples
+
 NAME = "counterfactual"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a retraining differs from the run's own: its seed, and the examples.
+
+    Attributes:
+        seed: of the order of the examples.
+        without: these are absent from their batches; order, steps and everything else stay as they were.
+        only: train on these alone, in an order of their own, for as many epochs; None: on all.
+    """
+
+    seed: int
+    without: tuple[int, ...] = ()
+    only: tuple[int, ...] | None = None
+
+    def examples(self, train_examples: TokenizedExamples) -> TokenizedExamples:
+        """The training examples as this retraining sees them."""
+        if self.only is not None:
+            return train_examples.subset(self.only)
+        return train_examples.without(self.without)
+
+
 Outcomes = Mapping[Change, np.ndarray]  # log-probability of each query's answer, [queries]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from whence.errors import DataError
+from whence.estimates import Estimate
 
 Method = Literal["influence", "bm25", "gradient_cosine", "embedding", "random"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -26,18 +27,6 @@ Word = Literal["strong", "moderate", "weak", "none", "not measured"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Estimate(_Frozen):
-    """A measured value, the bounds of its bootstrap interval, and how many items (queries, examples) it is over.
-
-    Bounds are None where nothing was resampled; ``items`` is None where there is nothing to count.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    items: int | None = None
 
 
 class Measure(_Frozen):

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from whence.validation.evidence import METHOD_NAMES, Criterion, Estimate, Grade, Measure, Method, Word
+from whence.estimates import Estimate
+from whence.validation.evidence import METHOD_NAMES, Criterion, Grade, Measure, Method, Word
 
 # Measures that know what is behind an answer: they were there when it came about, or they make it go away.
 CAUSAL = ("planted_recall", "counterfactual", "lds")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from whence.errors import DataError
-from whence.validation.estimates import Bootstrap
+from whence.estimates import Bootstrap, rank_correlation
 from whence.validation.evidence import Measure, Method
 
 NAME = "lds"
@@ -43,19 +43,13 @@ def linear_datamodeling_scores(scores: np.ndarray, subsets: list[tuple[int, ...]
     Raises:
         DataError: fewer than three subsets, or as many outcomes as subsets are not there.
     """
-    from scipy.stats import spearmanr  # only where it is measured
-
     if len(subsets) < 3 or outcomes.shape != (len(subsets), len(scores)):
         raise DataError(
             f"the linear datamodeling score takes three subsets or more and an outcome of each: there are "
             f"{len(subsets)} subsets and outcomes {outcomes.shape}; raise validation.lds_subsets"
         )
     predicted = np.stack([scores[:, list(subset)].sum(axis=1) for subset in subsets])
-    result = np.zeros(len(scores))
-    for query in range(len(scores)):
-        if np.ptp(predicted[:, query]) > 0 and np.ptp(outcomes[:, query]) > 0:
-            result[query] = spearmanr(predicted[:, query], outcomes[:, query]).statistic
-    return result
+    return rank_correlation(predicted.T, outcomes.T)
 
 
 def lds_measure(

@@ -8,13 +8,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from whence.data.batching import Batches, plan_batches
-from whence.data.tokenization import IGNORED, TokenizedExamples, collate
+from whence.data.tokenization import IGNORED, TokenizedExamples
 
 
 @torch.inference_mode()
-def answer_logprobs(
-    model: PreTrainedModel, queries: TokenizedExamples, pad_token_id: int, batches: Batches | None = None
-) -> np.ndarray:
+def answer_logprobs(model: PreTrainedModel, queries: TokenizedExamples, batches: Batches | None = None) -> np.ndarray:
     """Summed log-probability of the counted tokens of each query, ``[queries]`` float64: minus its summed loss.
 
     Args:
@@ -23,8 +21,7 @@ def answer_logprobs(
     model.eval()
     totals = np.zeros(len(queries))
     for batch in batches or plan_batches(queries.lengths, 4096):
-        inputs = collate([queries[index] for index in batch], pad_token_id)
-        totals[batch] = sequence_logprobs(model, inputs).double().cpu().numpy()
+        totals[batch] = sequence_logprobs(model, queries.batch(batch)).double().cpu().numpy()
     return totals
 
 

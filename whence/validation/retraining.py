@@ -21,12 +21,11 @@ from tqdm import tqdm
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
 from whence.environment import environment
-from whence.files import write_atomically
-from whence.influence.fingerprints import fingerprint
-from whence.models import choose_device, load_base
+from whence.files import digest_of, write_json
+from whence.models.loading import choose_device, load_base
 from whence.threads import available_cpus
 from whence.training import train
-from whence.validation.changes import Change
+from whence.validation.counterfactual import Change
 from whence.validation.outcomes import answer_logprobs
 
 NEVER = 2**31
@@ -68,7 +67,7 @@ class Retrainer:
         """Take over the retrainings that other tasks have finished."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for file in (file for folder in folders for file in folder.glob("*.json")):
-            write_atomically(self.folder / file.name, file.read_text(encoding="utf-8"))
+            write_json(self.folder / file.name, json.loads(file.read_text(encoding="utf-8")))
 
     def file(self, change: Change) -> Path:
         """Where the outcome of a retraining is kept, named by all that decides it."""
@@ -79,7 +78,7 @@ class Retrainer:
             "training": self.config.training.model_dump(mode="json"),
             "base": self.config.models.base.model_dump(mode="json"),
         }
-        return self.folder / f"{fingerprint(decided_by)[:24]}.json"
+        return self.folder / f"{digest_of(decided_by)[:24]}.json"
 
     def _retrain(self, changes: Sequence[Change], of: int) -> None:
         workers = min(self.processes or _at_once(self.config), len(changes))
@@ -103,7 +102,7 @@ class Retrainer:
         file = self.file(change)
         work = self.scratch / f"{file.stem}.{os.getpid()}"
         examples = change.examples(self.train)
-        settings = self.config.model_copy(
+        config = self.config.model_copy(
             update={
                 "general": self.config.general.model_copy(update={"seed": change.seed}),
                 "training": self.config.training.model_copy(
@@ -112,16 +111,16 @@ class Retrainer:
                 "tracking": self.config.tracking.model_copy(update={"wandb": False}),
             }
         )
-        network, tokenizer = load_base(self.base_model, settings.general, dtype=torch.float32)
+        base = load_base(self.base_model, config, dtype=torch.float32)
         try:
             train(
-                network, tokenizer, examples, self.queries, settings,
+                base, examples, self.queries,
                 output=work / "model", checkpoints=work / "checkpoints", on_log=lambda step, metrics: None,
             )  # fmt: skip
-            outcome = answer_logprobs(network, self.queries, int(tokenizer.pad_token_id))
+            outcome = answer_logprobs(base.model, self.queries)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        write_atomically(file, json.dumps({"change": asdict(change), "logprobs": outcome.tolist()}))
+        write_json(file, {"change": asdict(change), "logprobs": outcome.tolist()})
 
 
 def _at_once(config: Config) -> int:

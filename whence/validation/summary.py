@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from whence.validation.evidence import METHOD_NAMES, METHODS, Criterion, Estimate, Evidence
+from whence.estimates import Estimate
+from whence.validation.evidence import METHOD_NAMES, METHODS, Criterion, Evidence
 
 _VERDICTS = {True: "reached", False: "missed", None: "not measured"}
 

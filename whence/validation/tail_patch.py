@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from whence.data.tokenization import IGNORED, TokenizedExamples, collate
-from whence.validation.estimates import Bootstrap
+from whence.data.tokenization import IGNORED, TokenizedExamples
+from whence.estimates import Bootstrap
 from whence.validation.evidence import Measure, Method, NotMeasured
 from whence.validation.outcomes import sequence_logprobs
 
@@ -31,7 +31,6 @@ def tail_patch_changes(
     top: Mapping[Method, np.ndarray],
     learning_rate: float,
     steps: int,
-    pad_token_id: int,
 ) -> dict[Method, np.ndarray]:
     """The change of each query's log-probability by further training on its top examples, by method ``[queries]``.
 
@@ -45,15 +44,15 @@ def tail_patch_changes(
         steps: optimizer steps on the same examples.
     """
     model.eval()  # no dropout: the change is to come from the examples alone
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
     kept = [weight.detach().clone() for weight in weights]
-    asked = [collate([queries[row]], pad_token_id) for row in range(len(queries))]
+    asked = [queries.batch([row]) for row in range(len(queries))]
     changes = {method: np.zeros(len(queries)) for method in top}
     with tqdm(total=len(queries) * len(top), desc="tail patch", unit="patch", mininterval=1) as progress:
         for row, query in enumerate(asked):
             before = _logprob(model, query)
             for method, examples in top.items():
-                batch = collate([train[index] for index in examples[row].tolist()], pad_token_id)
+                batch = train.batch(examples[row].tolist())
                 _train_on(model, weights, batch, learning_rate, steps)
                 changes[method][row] = _logprob(model, query) - before
                 with torch.no_grad():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,11 +12,12 @@ from safetensors.torch import save_file
 
 from whence.errors import FactorError
 from whence.files import replacing
+from whence.models.language import tensors_digest
 
 KEY, DIGEST = "whence.key", "whence.sha256"
 
 
-class Partitions:
+class Parts:
     """Parts of one piece of work in one folder, each a safetensors file that carries its key and checksum."""
 
     def __init__(self, folder: Path, key: str, sources: Sequence[Path] = ()) -> None:
@@ -88,12 +88,3 @@ class Partitions:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
-
-
-def tensors_digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """sha256 (hex) over the names, precisions, shapes and values of tensors, wherever they are, in the order given."""
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

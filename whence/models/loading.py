@@ -1,43 +1,30 @@
-"""Base and fine-tuned models: loading, device and precision, and the built-in tiny Llama of the demo."""
+"""Base and fine-tuned models: what can be found out without weights, loading, device and precision."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from whence.config import BUILTIN_TINY_LLAMA, Config, General
 from whence.errors import ModelError
+from whence.models.builtin import tiny_llama, train_tokenizer
+from whence.models.language import LanguageModel, make_usable
 from whence.threads import use_threads
 
 REFERENCE = "base.json"
-TINY_LLAMA = {
-    "hidden_size": 128,
-    "intermediate_size": 352,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
-TINY_LLAMA_VOCABULARY = 2048
 
 
 def choose_device(general: General) -> torch.device:
@@ -95,7 +82,7 @@ def _check_weights(folder: Path) -> None:
 def base_model_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     """The transformers configuration of a hub model or folder (no weights are loaded)."""
     try:
-        found = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        found: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"models.base.name: cannot read the configuration of {name!r}: {_first_line(error)}; "
@@ -116,55 +103,18 @@ def write_base(config: Config, texts: list[str], folder: Path) -> None:
     base = config.models.base
     if base.name == BUILTIN_TINY_LLAMA:
         tokenizer = train_tokenizer(texts)
-        network = tiny_llama(len(tokenizer), config.general.max_length, config.general.seed)
-        network.save_pretrained(folder)
+        model = tiny_llama(len(tokenizer), config.general.max_length, config.general.seed)
+        model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     else:
         reference = {"name": base.name, "revision": base.revision}
         (folder / REFERENCE).write_text(json.dumps(reference, indent=1), encoding="utf-8")
 
 
-def train_tokenizer(texts: list[str], vocabulary: int = TINY_LLAMA_VOCABULARY) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer learned of ``texts``, with Llama's special tokens; deterministic.
-
-    Every byte is in its alphabet, so that no text is unknown to it.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-
-
-def tiny_llama(vocabulary: int, max_length: int, seed: int) -> LlamaForCausalLM:
-    """The demo's base model: a Llama of about a million parameters with seeded random weights."""
-    settings = LlamaConfig(
-        vocab_size=vocabulary,
-        max_position_embeddings=max_length,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        **TINY_LLAMA,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(settings)
-
-
-def load_base(
-    folder: Path, general: General, dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(folder: Path, config: Config, dtype: torch.dtype | None = None) -> LanguageModel:
     """Load the base model from its artifact; see :func:`load_model`."""
     name, revision = _base_source(folder)
-    return load_model(name, general, revision, dtype)
+    return load_model(name, config, revision, dtype)
 
 
 def load_base_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -175,7 +125,9 @@ def load_base_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def empty_base(folder: Path) -> PreTrainedModel:
     """The base model's modules without weights (on the meta device), to check settings against its structure."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(base_model_config(*_base_source(folder)), trust_remote_code=False)
+        config = base_model_config(*_base_source(folder))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return model
 
 
 def _base_source(folder: Path) -> tuple[str, str | None]:
@@ -196,25 +148,12 @@ def load_tokenizer(name: str | Path, revision: str | None = None) -> PreTrainedT
         tokenizer = AutoTokenizer.from_pretrained(str(name), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"cannot read the tokenizer of {str(name)!r}: {_first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise ModelError(f"the tokenizer of {str(name)!r} has no end-of-text token, so answers would never end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what decides which token ids a text gets; padding and truncation, which calls change, are left out."""
-    parts: dict[str, Any] = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
-    if isinstance(tokenizer, PreTrainedTokenizerFast):
-        backend = json.loads(tokenizer.backend_tokenizer.to_str())
-        parts |= {name: backend[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "model")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return make_usable(tokenizer)
 
 
 def load_model(
-    name: str | Path, general: General, revision: str | None = None, dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name: str | Path, config: Config, revision: str | None = None, dtype: torch.dtype | None = None
+) -> LanguageModel:
     """Load a causal language model in evaluation mode, on the chosen device and in the chosen precision.
 
     From now on torch computes on as many threads as pay for it, see :func:`whence.threads.use_threads`.
@@ -227,10 +166,11 @@ def load_model(
     Raises:
         ModelError: model or tokenizer cannot be read or lack weights, or FlashAttention is asked for and not there.
     """
+    general = config.general
     device = choose_device(general)
     attention = "flash_attention_2" if general.use_flash_attention else "sdpa"
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(name),
             revision=revision,
             dtype=dtype or choose_dtype(general, device),
@@ -248,11 +188,12 @@ def load_model(
             f"cannot load the model {str(name)!r}: {_first_line(error)}; "
             "a folder needs config.json and safetensors weights"
         ) from error
+    model, report = loaded
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise ModelError(f"the weights of {str(name)!r} lack {missing}; the model would answer from random weights")
-    use_threads(network)
-    return network.to(device).eval(), load_tokenizer(name, revision)
+    use_threads(model)
+    return LanguageModel(model.to(device).eval(), load_tokenizer(name, revision), config)
 
 
 def _first_line(error: BaseException) -> str:

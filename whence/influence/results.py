@@ -1,0 +1,129 @@
+"""What scoring leaves in a folder: the score matrix, where it comes from, and the tables made of it. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
+
+from whence.data.dataset import ExampleSet
+from whence.errors import DataError
+
+SCORES, MATRIX = "scores.safetensors", "all_modules"
+SCORES_INFO = "scores.json"
+QUERIES = "queries.parquet"
+INFLUENCES = "influences.parquet"
+TOKENS = "tokens.parquet"
+MODULES = "modules.parquet"
+SELF_INFLUENCE = "self_influence.parquet"
+
+
+class PairDetail(NamedTuple):
+    """One score divided: among the training example's tokens (``piece, score``), and among ``layer, module, score``."""
+
+    tokens: pd.DataFrame
+    modules: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The scores in ``folder``; each table is read when it is first looked at."""
+
+    folder: Path
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """``[queries, examples]`` fp32; positive where the example lowers the query's loss."""
+        return np.asarray(load_file(self.folder / SCORES)[MATRIX])
+
+    @cached_property
+    def queries(self) -> pd.DataFrame:
+        """A row per row of the matrix: ``query_id, prompt, completion``."""
+        return pd.read_parquet(self.folder / QUERIES)
+
+    @cached_property
+    def influences(self) -> pd.DataFrame:
+        """The strongest examples of each query, as :func:`whence.influence.ranking.influence_table` has them."""
+        return pd.read_parquet(self.folder / INFLUENCES)
+
+    @cached_property
+    def tokens(self) -> pd.DataFrame | None:
+        """The listed scores by token: ``query_id, example_id, pieces, scores``; None without ``scores.detail``."""
+        return self._table(TOKENS)
+
+    @cached_property
+    def modules(self) -> pd.DataFrame | None:
+        """The listed scores by module: ``query_id, example_id, layer, module, score``; None without the detail."""
+        return self._table(MODULES)
+
+    @cached_property
+    def self_influence(self) -> np.ndarray | None:
+        """Of every example on itself, ``[examples]``; None without ``scores.self_influence``."""
+        table = self._table(SELF_INFLUENCE)
+        return None if table is None else table["self_influence"].to_numpy()
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What was scored: fingerprints of ``factors, model, tokenizer, train_data``, and the settings."""
+        origin: dict[str, Any] = json.loads((self.folder / SCORES_INFO).read_text(encoding="utf-8"))
+        return origin
+
+    def rank(
+        self, query_id: str, top_k: int | None = None, direction: Literal["helpful", "harmful"] = "helpful"
+    ) -> pd.DataFrame:
+        """The training examples that helped (or harmed) a query's answer most, best first.
+
+        Args:
+            top_k: how many, ``scores.top_k`` at most; None: all that are listed.
+
+        Raises:
+            DataError: there is no such query.
+        """
+        if query_id not in set(self.queries["query_id"]):
+            known = ", ".join(self.queries["query_id"].head(5))
+            raise DataError(f"no query {query_id!r} was scored in {self.folder}; there are {known}, ...")
+        listed = self.influences
+        rows = listed[(listed["query_id"] == query_id) & (listed["direction"] == direction)]
+        return rows.head(top_k or len(rows)).reset_index(drop=True)
+
+    def detail(self, query_id: str, example_id: str) -> PairDetail:
+        """The score of a listed example on a query, divided among tokens and modules; both sum up to it.
+
+        Raises:
+            DataError: scores were not divided, or the example is not listed for the query.
+        """
+        if self.tokens is None or self.modules is None:
+            raise DataError(f"the scores in {self.folder} were not divided; set scores.detail to true and score again")
+        tokens, modules = (
+            table[(table["query_id"] == query_id) & (table["example_id"] == example_id)]
+            for table in (self.tokens, self.modules)
+        )
+        if tokens.empty:
+            raise DataError(
+                f"example {example_id!r} is not listed for query {query_id!r} in {self.folder}; raise scores.top_k"
+            )
+        row = tokens.iloc[0]
+        pieces = pd.DataFrame({"piece": row["pieces"], "score": row["scores"]})
+        return PairDetail(pieces, modules[["layer", "module", "score"]].reset_index(drop=True))
+
+    def require_examples(self, examples: ExampleSet) -> None:
+        """Refuse scores of other examples, which would be shown beside these examples' text.
+
+        Raises:
+            DataError: naming both fingerprints.
+        """
+        scored, wanted = self.origin["train_data"], examples.info.fingerprint
+        if scored != wanted:
+            raise DataError(
+                f"the scores in {self.folder} are of other training data ({scored[:12]}...) than these examples "
+                f"({wanted[:12]}...); score these examples first"
+            )
+
+    def _table(self, name: str) -> pd.DataFrame | None:
+        return pd.read_parquet(self.folder / name) if (self.folder / name).exists() else None

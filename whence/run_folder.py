@@ -1,0 +1,76 @@
+"""A finished run of the pipeline on this machine, read from its folder: for notebooks and scripts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whence.config import Config
+from whence.errors import DataError
+from whence.influence.results import Scores
+from whence.running.artifacts import EVIDENCE_FILE
+from whence.running.lineage import config_of
+
+if TYPE_CHECKING:
+    from whence.models.trained import TrainedModel
+    from whence.validation.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a run has left in ``folder``; everything is read when it is first looked at."""
+
+    folder: Path
+
+    def artifact(self, stage: str, name: str) -> Path:
+        """Where a stage's output is: ``artifact("train", "model")``.
+
+        Raises:
+            DataError: the run has none.
+        """
+        path = self.folder / "artifacts" / stage.replace("_", "-") / name
+        if not path.exists():
+            raise DataError(f"{self.folder} has no {name} of stage {stage} ({path}); give the folder of a finished run")
+        return path
+
+    @cached_property
+    def config(self) -> Config:
+        """The run's settings, every value explicit."""
+        return config_of(self.artifact("train", "model"))
+
+    @cached_property
+    def trained(self) -> TrainedModel:
+        """The fine-tuned model with its training examples, on the device that the settings choose."""
+        from whence.models.trained import TrainedModel  # with torch, which looking at scores does without
+
+        return TrainedModel.load(self.artifact("train", "model"), self.artifact("prepare", "train_data"), self.config)
+
+    @property
+    def factors(self) -> Path:
+        """The folder of the influence factors."""
+        return self.artifact("fit_factors", "factors")
+
+    @cached_property
+    def scores(self) -> Scores:
+        """The scores, with their tables."""
+        return Scores(self.artifact("score", "scores"))
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """How far the attributions can be trusted."""
+        from whence.validation.evidence import Evidence
+
+        return Evidence.read(self.artifact("validate", "evidence") / EVIDENCE_FILE)
+
+
+def load_run(folder: str | Path = "whence-output/latest") -> RunFolder:
+    """Open the folder of a run: ``whence-output/latest``, or another one below ``whence-output``.
+
+    Raises:
+        DataError: it is no folder of a run.
+    """
+    run = RunFolder(Path(folder))
+    run.artifact("train", "model")
+    return run
