@@ -10,7 +10,6 @@ from kfp import dsl
 
 from whence import __version__
 from whence.errors import PipelineError
-from whence.stages import stage
 
 REGISTRY_VARIABLE = "WHENCE_IMAGE_REGISTRY"
 TAG_VARIABLE = "WHENCE_IMAGE_TAG"
@@ -40,4 +39,4 @@ def component(function: Callable[..., Any]) -> Any:
     The function is what Kubeflow executes, and every byte of it is kept several times in each task's Workflow object,
     so it has no docstring, and its body is one call; what inputs and outputs are stands in the stage's declaration.
     """
-    return dsl.component(function, base_image=image(stage(function.__name__).image), install_kfp_package=False)
+    return dsl.component(function, base_image=image(function.__name__), install_kfp_package=False)

@@ -48,7 +48,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback()(_root)
-    if importlib.util.find_spec("whence.pipelines.graphs") is not None:  # images hold the library alone
+    if importlib.util.find_spec("whence.pipelines") is not None:  # images hold the library alone
         from whence.cli.pipelines import register
 
         register(app)

@@ -40,5 +40,5 @@ STAGE = Stage(
     settings=("inspection",),
     compute=compute,
     record=record,
-    image="inspect",
+    group="pages",
 )
