@@ -19,7 +19,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRYPOINT = ROOT / "mlflow" / "entrypoint.sh"
-REQUIREMENTS = ROOT / "mlflow" / "requirements.txt"
+LOCKED = ["export", "--quiet", "--frozen", "--no-hashes", "--only-group", "mlflow-server"]
 START_SECONDS = 120
 
 
@@ -33,7 +33,8 @@ def install() -> Path:
     Raises:
         PackagesUnavailable: pip cannot install them.
     """
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
+    requirements = subprocess.check_output([Path(sys.executable).with_name("uv"), *LOCKED], cwd=ROOT, text=True)
+    digest = hashlib.sha256(requirements.encode()).hexdigest()[:12]
     cache = ROOT / ".cache"
     home = cache / f"mlflow-{digest}"
     cache.mkdir(exist_ok=True)
@@ -42,11 +43,13 @@ def install() -> Path:
             pip = str(home / "bin" / "pip")
             commands = [
                 [sys.executable, "-m", "venv", "--clear", str(home)],
-                [pip, "install", "--quiet", "--no-deps", "--no-compile", "-r", str(REQUIREMENTS)],
+                [pip, "install", "--quiet", "--no-deps", "--no-compile", "-r", "/dev/stdin"],
                 [pip, "check"],
             ]
             for command in commands:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+                done = subprocess.run(
+                    command, input=requirements, capture_output=True, text=True, timeout=600, check=False
+                )
                 if done.returncode:
                     raise PackagesUnavailable(f"{' '.join(command[:2])}: {(done.stdout + done.stderr).strip()[-500:]}")
             (home / ".complete").touch()
