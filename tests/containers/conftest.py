@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from whence import __version__
-from whence.components.images import GROUPS
+from whence.stages import stages
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "integration"))  # for its MLflow server
 
 SERVER = "mlflow"
-STAGES = list(GROUPS)
+STAGES = list(stages())
 INCLUDED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
 HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none", "--tmpfs=/tmp"]
 
@@ -49,7 +49,7 @@ class Image:
 
 def groups_of(stage: str) -> set[str]:
     """The dependency groups in a stage's image: its own, and those that this one includes."""
-    groups, name = set(), GROUPS[stage]
+    groups, name = set(), stages()[stage].group
     while name:
         groups.add(name)
         name = next((entry["include-group"] for entry in INCLUDED[name] if isinstance(entry, dict)), "")

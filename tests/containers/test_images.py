@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -15,7 +16,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from whence import __version__
-from whence.components.docs import component
 
 LIGHT = {stage for stage in STAGES if "models" not in groups_of(stage)}
 MEGABYTE = 1_000_000
@@ -94,14 +94,22 @@ def test_it_is_without_what_other_stages_need(image: Image) -> None:
     assert [name for name in found if image.stage in HEAVY[name]] == []
 
 
-def test_it_has_what_its_components_need(image: Image) -> None:
-    """Several components may run in one image."""
-    names = [path.parent.name for path in (ROOT / "components").glob("*/component.py")]
-    images = {name: component(name).component_spec.implementation.container.image for name in names}
-    repository = image.name.rpartition(":")[0].rpartition("/")[2]
-    ours = [name for name, base in images.items() if base.rpartition(":")[0].rpartition("/")[2] == repository]
-    assert image.stage in ours
-    image.shell(f"python -c 'import whence.kubeflow, {', '.join(f'whence.stages.{name}' for name in ours)}'")
+def test_it_has_what_its_stage_imports(image: Image) -> None:
+    """Also what its functions import only when they are called."""
+    names = sorted(imports_of(ast.parse((ROOT / f"whence/stages/{image.stage}.py").read_text(encoding="utf-8"))))
+    assert "whence.running.declaration" in names
+    image.shell(f"python -c 'import whence.kubeflow, {', '.join(names)}'", "--tmpfs=/cache:mode=1777")
+
+
+def imports_of(node: ast.AST) -> set[str]:
+    """The modules that the code imports when it runs."""
+    if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        return set()
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return {node.module} - {"__future__"}
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    return {name for child in ast.iter_child_nodes(node) for name in imports_of(child)}
 
 
 def test_what_only_draws_needs_no_model() -> None:
@@ -146,7 +154,7 @@ def test_labels_say_what_it_is(any_image: Image) -> None:
 
 def test_labels_are_of_the_commit_that_was_built_last(tmp_path: Path) -> None:
     """Also where all of it is in the builder's cache: nothing in the image has changed but the commit."""
-    for name in ["docker/build.sh", "docker/engine.sh", "components/images.py", "pyproject.toml"]:
+    for name in ["docker/build.sh", "docker/engine.sh", "whence/stages/inspect.py", "pyproject.toml"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     # Two, since podman labels the last one of a file in any case.

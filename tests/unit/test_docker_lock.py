@@ -15,8 +15,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from whence.cli import KRONFLUENCE_MISSING
-from whence.components.images import GROUPS
+from whence.stages import stages
 
+GROUPS = {name: stage.group for name, stage in stages().items()}
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 UV = Path(sys.executable).with_name("uv")
