@@ -67,7 +67,7 @@ compiled: setup ## Compile the checked-in pipelines again
 	  -o pipelines/compiled/patents-tinyllama-retraining.yaml
 
 component-docs: setup ## Write the input/output tables of the components' READMEs again
-	$(BIN)/python -m components.docs
+	$(BIN)/python -m whence.components.docs
 
 lock: ## Lock the packages again after pyproject.toml has changed (UPGRADE=1: the newest of what is not pinned)
 	test -x $(BIN)/uv || $(MAKE) setup

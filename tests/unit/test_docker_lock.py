@@ -85,7 +85,7 @@ def test_a_stage_that_does_not_exist_is_refused() -> None:
     environment = os.environ | {"CONTAINER_ENGINE": "echo", "TAG": "1"}
     refused = subprocess.run([ROOT / "docker/build.sh", "fit"], env=environment, capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "there is no stage fit; stages are prepare train" in refused.stderr
+    assert "there is no stage fit; stages are compare find_champion" in refused.stderr
 
 
 def test_a_run_without_kronfluence_says_first_how_to_install_it(tmp_path: Path) -> None:
