@@ -41,7 +41,7 @@ evidence: setup ## The full evidence on the last run, and its report anew: train
 ui: setup ## Open MLflow's UI on the runs made here (http://127.0.0.1:5000)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-test: setup lint types unit integration e2e ## Everything CI runs
+test: setup lint types docs unit integration e2e ## Everything CI runs
 
 lint: setup ## Style, common mistakes, and the layers' imports
 	$(BIN)/ruff check .
