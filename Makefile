@@ -5,18 +5,21 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evidence test lint types unit integration e2e ui compiled component-docs mlflow-requirements \
-  requirements images test-containers pictures clean
+.PHONY: help setup demo evidence test lint types unit integration e2e ui compiled component-docs lock docs images \
+  test-containers pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
-setup: .venv/.installed ## Create .venv with everything in it (once, and again when pyproject.toml changes)
+setup: .venv/.installed ## Create .venv with everything in it, as locked (once, and again when the lock changes)
 
-.venv/.installed: pyproject.toml
+# pip installs, so that its index, certificates and a torch without CUDA are those of this machine; uv only reads the lock.
+.venv/.installed: pyproject.toml uv.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps kronfluence==1.0.1  # declares torchvision, which it never imports
+	$(BIN)/python -m pip install --quiet "$$(grep -o 'uv==[0-9.]*' pyproject.toml)"
+	$(BIN)/uv export --quiet --frozen --no-hashes --no-emit-project --extra dev --group influence > .venv/locked.txt
+	$(BIN)/python -m pip install --quiet --constraint .venv/locked.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint .venv/locked.txt --no-deps kronfluence
 	touch $@
 
 demo: setup ## Run the whole pipeline on the built-in demo: train, fit factors, score, validate, compare
@@ -34,7 +37,7 @@ evidence: setup ## The full evidence on the last run, and its report anew: train
 ui: setup ## Open MLflow's UI on the runs made here (http://127.0.0.1:5000)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
 
-test: setup lint types unit integration e2e ## Everything CI runs
+test: setup lint types docs unit integration e2e ## Everything CI runs
 
 lint: setup ## Style, common mistakes, and the layers' imports
 	$(BIN)/ruff check .
@@ -60,16 +63,14 @@ compiled: setup ## Compile the checked-in pipelines again
 	  -o pipelines/compiled/patents-tinyllama-retraining.yaml
 
 component-docs: setup ## Write the input/output tables of the components' READMEs again
-	$(BIN)/python -m components.docs
+	$(BIN)/python -m whence.components.docs
 
-mlflow-requirements: ## Pin everything the MLflow server's image installs again
-	rm -rf build/mlflow && $(PYTHON) -m venv build/mlflow
-	build/mlflow/bin/pip install --quiet -r mlflow/requirements.in
-	{ echo '# Pinned from requirements.in by `make mlflow-requirements`; edit that file, not this one.'; \
-	  build/mlflow/bin/pip freeze; } > mlflow/requirements.txt
+lock: ## Lock the packages again after pyproject.toml has changed (UPGRADE=1: the newest of what is not pinned)
+	test -x $(BIN)/uv || $(MAKE) setup
+	UV_DEFAULT_INDEX=https://pypi.org/simple $(BIN)/uv lock $(if $(UPGRADE),--upgrade)
 
-requirements: setup ## Pin the images' requirements again (UPGRADE=1 takes the newest of what is not pinned)
-	$(BIN)/python docker/requirements.py $(if $(UPGRADE),--upgrade)
+docs: setup ## Build the documentation's site in build/site
+	$(BIN)/mkdocs build --strict --quiet
 
 images: ## Build the stages' images with docker or podman (REGISTRY=..., PUSH=1, TORCH=cpu: docker/README.md)
 	docker/build.sh

@@ -21,7 +21,7 @@ def interface_table(stage: Stage) -> str:
     for title, values in sides.items():
         rows = [f"| `{value.name}` | {_type(value)} | {value.help} |" for value in values]
         sections.append("\n".join([f"### {title}", "", "| name | type | meaning |", "|---|---|---|", *rows]))
-    return "\n\n".join([stage.help, f"Image: `{image(stage.image)}`", *sections])
+    return "\n\n".join([stage.help, f"Image: `{image(stage.name)}`", *sections])
 
 
 def with_table(readme: str, stage: Stage) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 from whence import __version__
 from whence.errors import PipelineError
-from whence.stages import stage
 
 REGISTRY_VARIABLE = "WHENCE_IMAGE_REGISTRY"
 TAG_VARIABLE = "WHENCE_IMAGE_TAG"
@@ -40,4 +39,4 @@ def component(function: Callable[..., Any]) -> Any:
     """
     from kfp import dsl  # half a second, which commands that only need an image's name do not pay
 
-    return dsl.component(function, base_image=image(stage(function.__name__).image), install_kfp_package=False)
+    return dsl.component(function, base_image=image(function.__name__), install_kfp_package=False)

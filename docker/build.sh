@@ -1,11 +1,11 @@
 #!/bin/sh
-# Build the images: all of them, or those named: the targets of docker/Dockerfile, and mlflow, the tracking server (its
-# tag is the version, as k8s/ has it). Arguments that begin with -- go to the builder.
+# Build the images: all of them, or those named: stages, and mlflow, the tracking server (its tag is the version, as k8s/
+# has it). Arguments that begin with -- go to the builder.
 #   CONTAINER_ENGINE  docker or podman; by default docker where its daemon answers, otherwise podman
 #   REGISTRY          registry and folder of the images (whence)
 #   PUSH              1 pushes each image as soon as it is built
 #   TAG               of the stages' images; default: version and content, as docker/tag.sh prints it; never latest
-#   TORCH             cuda, or cpu
+#   TORCH             cuda, or cpu; prepare, which only looks at a model's shape, has cpu always
 set -eu
 cd "$(dirname "$0")/.."
 . docker/engine.sh
@@ -15,6 +15,8 @@ if [ "$TAG" = latest ]; then
   echo "TAG=latest moves, and Kubeflow would reuse results of old code; give a version, or leave it out" >&2
   exit 2
 fi
+# "stage group", one a line, from the stages' declarations.
+groups=$(grep -o '^    group="[a-z]*"' whence/stages/*.py | sed 's|.*/\([a-z_]*\)\.py: *group="\([a-z]*\)"|\1 \2|')
 options= targets=
 for argument in "$@"; do
   case $argument in
@@ -22,9 +24,7 @@ for argument in "$@"; do
     *) targets="$targets $argument" ;;
   esac
 done
-if [ -z "$targets" ]; then
-  targets="$(sed -n 's/^\[stages\.\(.*\)\]$/\1/p' docker/requirements/layers.toml) mlflow"
-fi
+[ -n "$targets" ] || targets="$(echo "$groups" | cut -d' ' -f1) mlflow"
 version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [ -z "$(git status --porcelain 2>/dev/null)" ] || revision=$revision-modified
@@ -33,19 +33,30 @@ format=
 # Without it podman leaves the server's HEALTHCHECK out.
 [ "$CONTAINER_ENGINE" != podman ] || format=--format=docker
 for target in $targets; do
+  name=$(echo "$target" | tr _ -)
   if [ "$target" = mlflow ]; then
     image=$REGISTRY/mlflow:$version
-    from="--file mlflow/Dockerfile mlflow"
+    from="--file mlflow/Dockerfile"
   else
-    image=$REGISTRY/$(echo "$target" | tr _ -):$TAG
-    from="--file docker/Dockerfile --target $target --build-arg TORCH=${TORCH:-cuda} ."
+    group=$(echo "$groups" | sed -n "s/^$target //p")
+    [ -n "$group" ] || { echo "there is no stage $target; stages are" $(echo "$groups" | cut -d' ' -f1) >&2; exit 2; }
+    layer=$group
+    grep -q "^FROM .* AS $group$" docker/Dockerfile \
+      || layer=$(sed -n "s/^$group = .*include-group = \"\([a-z]*\)\".*/\1/p" pyproject.toml)
+    torch=${TORCH:-cuda}
+    [ "$target" != prepare ] || torch=cpu
+    image=$REGISTRY/$name:$TAG
+    from="--file docker/Dockerfile --target stage --build-arg STAGE=$target --build-arg GROUP=$group"
+    from="$from --build-arg LAYER=$layer --build-arg TORCH=$torch"
   fi
+  title="org.opencontainers.image.title=whence $name"
   # shellcheck disable=SC2086  # lists of words
-  $CONTAINER_ENGINE build $format --tag "$image" $labels $options $from || { echo "$image: not built" >&2; exit 1; }
+  $CONTAINER_ENGINE build $format --tag "$image" --label "$title" $labels $options $from . \
+    || { echo "$image: not built" >&2; exit 1; }
   # An image that podman has in its cache keeps the labels of the commit that was first to build it.
   # shellcheck disable=SC2086
-  [ "$CONTAINER_ENGINE" != podman ] \
-    || echo "FROM $image" | podman build $format --quiet --no-cache --pull=never --tag "$image" $labels - > /dev/null
+  [ "$CONTAINER_ENGINE" != podman ] || echo "FROM $image" \
+    | podman build $format --quiet --no-cache --pull=never --tag "$image" --label "$title" $labels - > /dev/null
   [ -z "${PUSH:-}" ] || $CONTAINER_ENGINE push --quiet "$image"
   echo "$image"
 done

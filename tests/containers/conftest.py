@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from whence import __version__
+from whence.stages import stages
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "integration"))  # for its MLflow server
 
 SERVER = "mlflow"
-LAYERS = tomllib.loads((ROOT / "docker/requirements/layers.toml").read_text(encoding="utf-8"))
-STAGES = list(LAYERS["stages"])
+STAGES = list(stages())
+INCLUDED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
 HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none", "--tmpfs=/tmp"]
 
 
@@ -46,13 +47,13 @@ class Image:
         return dict(json.loads(engine("image", "inspect", self.name, check=True).stdout)[0])
 
 
-def layers_of(stage: str) -> set[str]:
-    """The names of the layers that a stage's image is made on."""
-    below, name = set(), LAYERS["stages"][stage].get("on")
+def groups_of(stage: str) -> set[str]:
+    """The dependency groups in a stage's image: its own, and those that this one includes."""
+    groups, name = set(), stages()[stage].group
     while name:
-        below.add(name)
-        name = LAYERS["layers"][name].get("on")
-    return below
+        groups.add(name)
+        name = next((entry["include-group"] for entry in INCLUDED[name] if isinstance(entry, dict)), "")
+    return groups
 
 
 def engine(*arguments: str, check: bool = False) -> subprocess.CompletedProcess[str]:

@@ -22,8 +22,8 @@ from docker.errors import APIError
 from mlflow import MlflowClient
 from mlflow_server import running
 
-from whence.components import STAGES as COMPONENTS
 from whence.config_file import inline_prompts, load_config
+from whence.pipelines.graphs.attribution import STAGES as COMPONENTS
 
 pytestmark = pytest.mark.timeout(2400)  # the demo takes minutes, and many more on a machine that others use too
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import requests
-from packages import programs_of
+from packages import UV, programs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRYPOINT = ROOT / "mlflow" / "entrypoint.sh"
-REQUIREMENTS = ROOT / "mlflow" / "requirements.txt"
+LOCKED = ["export", "--quiet", "--frozen", "--no-hashes", "--only-group", "mlflow-server"]
 START_SECONDS = 120
 
 
@@ -28,8 +29,12 @@ def install() -> Path:
     Raises:
         PackagesUnavailable: they cannot be installed.
     """
-    digest = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    return programs_of(f"mlflow-{digest}", "--no-deps", "-r", str(REQUIREMENTS))
+    requirements = subprocess.check_output([UV, *LOCKED], cwd=ROOT, text=True)
+    digest = hashlib.sha256(requirements.encode()).hexdigest()[:12]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
+        file.write(requirements)
+        file.flush()
+        return programs_of(f"mlflow-{digest}", "--no-deps", "-r", file.name)
 
 
 def environment(programs: Path, folder: Path, settings: Mapping[str, str]) -> dict[str, str]:

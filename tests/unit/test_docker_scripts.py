@@ -54,7 +54,7 @@ def test_images_are_not_built_without_an_engine(bare: dict[str, str]) -> None:
 
 
 def test_a_tag_is_of_one_content(tmp_path: Path) -> None:
-    copied = ("docker", "whence", "pyproject.toml", "LICENSE")
+    copied = ("docker", "whence", "pyproject.toml", "uv.lock", "LICENSE")
     for name in copied:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)

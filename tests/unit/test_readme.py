@@ -14,6 +14,7 @@ from whence.cli import build_app
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SITE = "\n".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
 CLUSTER = (ROOT / "k8s" / "README.md").read_text(encoding="utf-8")
 
 
@@ -21,7 +22,7 @@ def commands(text: str) -> list[str]:
     return re.findall(r"^\$ (.+?)(?:\s{2,}#.*)?$", text, re.MULTILINE)
 
 
-WHENCE = [command for command in commands(README) + commands(CLUSTER) if command.startswith("whence ")]
+WHENCE = sorted({command for command in commands(README + SITE + CLUSTER) if command.startswith("whence ")})
 
 
 @pytest.mark.parametrize("command", WHENCE)

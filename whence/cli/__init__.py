@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,6 +21,12 @@ from whence.cli.evaluate import evaluate
 from whence.cli.settings import config_app
 from whence.cli.stages import add_commands
 from whence.errors import WhenceError
+
+# Not a dependency of the package: it declares torchvision, which it never imports and which breaks a CPU torch.
+KRONFLUENCE_MISSING = (
+    "kronfluence is not installed; all it needs is here already, so install it alone:\n"
+    "  pip install --no-deps kronfluence==1.0.1"
+)
 
 
 def _show_version(wanted: bool) -> None:
@@ -48,7 +54,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
     app.callback()(_root)
-    if importlib.util.find_spec("whence.pipelines.graphs") is not None:  # images hold the library alone
+    if importlib.util.find_spec("whence.pipelines") is not None:  # images hold the library alone
         from whence.cli.pipelines import register
 
         register(app)
@@ -64,5 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         build_app()(args=list(sys.argv[1:] if arguments is None else arguments))
     except WhenceError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "kronfluence":
+            raise
+        _fail(KRONFLUENCE_MISSING)
+
+
+def _fail(message: str) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(1)

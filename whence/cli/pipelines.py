@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", help="Print everything the stages print.")] = False,
 ) -> None:
     """Run a whole pipeline on this machine; the built-in demo when no settings are named."""
+    if importlib.util.find_spec("kronfluence") is None:  # said now, not when the model is trained
+        raise ModuleNotFoundError(name="kronfluence")
     kind = pipeline or PipelineKind.ATTRIBUTION
     resolved = inline_prompts(find_settings(profile, config, set_).load())
     console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log

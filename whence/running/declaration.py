@@ -112,7 +112,7 @@ class Stage:
         settings: dotted keys of the settings (or sections) that decide its result.
         compute: writes the outputs and returns the stage's metrics; not called when the same work is already done.
         record: logs what a reviewer needs for good, from the outputs.
-        image: the image that runs it; stages that need the same packages share one.
+        group: the dependency group of ``pyproject.toml`` that its image holds; docker/build.sh reads it too.
         gpu: whether its tasks ask for an accelerator where the cluster has any.
         parameters: its arguments that are plain values.
         returns: its results that are plain values.
@@ -128,7 +128,7 @@ class Stage:
     settings: tuple[str, ...]
     compute: Callable[[Work], dict[str, float]]
     record: Callable[[Work], None]
-    image: str
+    group: str
     gpu: bool = False
     parameters: tuple[Parameter, ...] = ()
     returns: tuple[Parameter, ...] = ()

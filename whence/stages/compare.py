@@ -56,5 +56,5 @@ STAGE = Stage(
     settings=("general.seed", "models", "prompts", "evaluation.bootstrap_samples", "evaluation.confidence"),
     compute=compute,
     record=record,
-    image="compare",
+    group="pages",
 )

@@ -108,6 +108,6 @@ STAGE = Stage(
     settings=("retraining", "tracking.registered_model"),
     compute=compute,
     record=record,
-    image="compare",
+    group="pages",
     reuse=False,  # the champion may be another one by now
 )

@@ -66,6 +66,6 @@ STAGE = Stage(
     settings=("general", "factors", "dataset.loss_on", "dataset.template"),
     compute=compute,
     record=record,
-    image="fit_factors",
+    group="influence",
     gpu=True,
 )

@@ -145,6 +145,6 @@ STAGE = Stage(
     settings=("retraining", "models", "evaluation.bootstrap_samples", "evaluation.confidence", "general.seed"),
     compute=compute,
     record=record,
-    image="compare",
+    group="pages",
     reuse=False,  # cheap, and the champion's number is none of its inputs' content
 )

@@ -57,6 +57,6 @@ STAGE = Stage(
     ),
     compute=compute,
     record=record,
-    image="generate",
+    group="models",
     gpu=True,
 )  # fmt: skip

@@ -39,5 +39,5 @@ STAGE = Stage(
     settings=("inspection",),
     compute=compute,
     record=record,
-    image="inspect",
+    group="pages",
 )

@@ -45,6 +45,6 @@ STAGE = Stage(
     switch="evaluation.mmlu.enabled",
     compute=compute,
     record=record,
-    image="mmlu",
+    group="benchmark",
     gpu=True,
 )

@@ -95,6 +95,6 @@ STAGE = Stage(
     settings=("general", "models", "dataset", "prompts"),
     compute=compute,
     record=record,
-    image="prepare",
+    group="data",
     reuse=False,  # a hub dataset, a bucket or a tracking server may have changed since the last look
 )

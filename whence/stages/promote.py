@@ -53,6 +53,6 @@ STAGE = Stage(
     settings=("tracking.registered_model",),
     compute=compute,
     record=record,
-    image="compare",
+    group="pages",
     reuse=False,  # the registry is what it changes
 )

@@ -98,6 +98,6 @@ STAGE = Stage(
     settings=("profile", "evaluation.confidence", "scores.top_k"),
     compute=compute,
     record=record,
-    image="report",
+    group="pages",
     reuse=False,  # the page links to the record of this very run
 )

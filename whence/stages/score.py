@@ -51,6 +51,6 @@ STAGE = Stage(
     settings=("general", "scores", "prompts", "dataset.loss_on", "dataset.template"),
     compute=compute,
     record=record,
-    image="score",
+    group="influence",
     gpu=True,
 )

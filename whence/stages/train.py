@@ -54,6 +54,6 @@ STAGE = Stage(
     settings=("general", "training", "dataset.loss_on", "dataset.template"),
     compute=compute,
     record=record,
-    image="train",
+    group="training",
     gpu=True,
 )

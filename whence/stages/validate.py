@@ -96,6 +96,6 @@ STAGE = Stage(
     ),
     compute=compute,
     record=record,
-    image="validate",
+    group="validation",
     gpu=True,
 )  # fmt: skip
