@@ -48,7 +48,7 @@ STAGE = Stage(
     parameters=(TASK,),
     compute=compute,
     record=lambda work: None,
-    image="example",
+    group="common",
 )
 
 
