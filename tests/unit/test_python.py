@@ -19,9 +19,17 @@ from whence.estimates import Estimate
 from whence.running.lineage import hand_on
 from whence.validation.evidence import Evidence, Grade, Measure
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "python.md").read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[2]
+BLOCKS, IN_README = (
+    re.findall(r"```python\n(.*?)```", (ROOT / file).read_text(), re.DOTALL) for file in ("docs/python.md", "README.md")
+)
 MODULES = [f"model.layers.0.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
 THINGS = ["lens", "loom", "valve", "claim", "sensor", "bridge", "polymer", "boiler", "yarn", "light", "text", "class"]
+
+
+def test_the_readme_shows_what_is_run_here():
+    assert len(IN_README) == 1
+    assert IN_README[0] in BLOCKS
 
 
 @pytest.fixture
