@@ -14,7 +14,6 @@ from whence.pipelines.graphs.tasks import Tasks
 from whence.running.form import PARALLEL_TASKS
 
 SUMMARY = "Fine-tune a language model, fit influence factors, and show which training examples are behind each answer."
-STAGES = ("prepare", "train", "generate", "mmlu", "fit_factors", "inspect", "score", "compare", "validate", "report")
 
 
 def attribution_pipeline(config: Config, settings: str, placement: Placement = HERE) -> GraphComponent:

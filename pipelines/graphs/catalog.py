@@ -30,12 +30,13 @@ class PipelineKind(StrEnum):
         builders = {PipelineKind.ATTRIBUTION: attribution_pipeline, PipelineKind.RETRAINING: retraining_pipeline}
         return builders[self](config, config.to_yaml(), placement or HERE)
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Its stages, in the order they are shown."""
-        from whence.pipelines.graphs import attribution, retraining
 
-        return {PipelineKind.ATTRIBUTION: attribution, PipelineKind.RETRAINING: retraining}[self].STAGES
+def stages_of(graph: GraphComponent) -> tuple[str, ...]:
+    """The stages of a pipeline, each after those whose outputs it takes."""
+    from whence.stages import stages
+
+    executors = graph.pipeline_spec.deployment_spec["executors"]
+    return tuple(stage.name for stage in stages().values() if f"exec-{stage.title}" in executors)
 
 
 KindOption = Annotated[

@@ -22,10 +22,6 @@ SUMMARY = (
     "Retrain where data or configuration have changed since the champion, compare the candidate with the champion, and "
     "promote it where it passes the gate, with the training examples behind its answers."
 )
-STAGES = (
-    "prepare", "find_champion", "train", "generate", "mmlu", "gate", "fit_factors", "inspect", "score", "compare",
-    "validate", "report", "promote",
-)  # fmt: skip
 RUN_MMLU = "run_mmlu"  # settled when the pipeline is compiled: a guard is nothing to switch off in a form
 
 

@@ -16,7 +16,7 @@ from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_set
 from whence.components.images import REGISTRY_VARIABLE, TAG_VARIABLE
 from whence.config import Config
 from whence.config_file import inline_prompts
-from whence.pipelines.graphs.catalog import KindOption, PipelineKind
+from whence.pipelines.graphs.catalog import KindOption, PipelineKind, stages_of
 from whence.pipelines.local.artifact_root import ArtifactRoot
 
 INTERRUPTED = 130
@@ -62,7 +62,7 @@ def _run(kind: PipelineKind, config: Config, root: ArtifactRoot, console: Consol
 
         graph = kind.build(config)
     try:
-        result = run_locally(graph, kind.stages, root.folder, console, verbose)
+        result = run_locally(graph, stages_of(graph), root.folder, console, verbose)
     except RunFailed as failure:
         raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
     from whence.pipelines.local.summary import print_result
