@@ -28,7 +28,7 @@ class PipelineKind(StrEnum):
         from whence.pipelines.graphs.retraining import retraining_pipeline
 
         builders = {PipelineKind.ATTRIBUTION: attribution_pipeline, PipelineKind.RETRAINING: retraining_pipeline}
-        return builders[self](config, config.to_yaml(), placement or HERE)
+        return builders[self](config, placement or HERE)
 
 
 def stages_of(graph: GraphComponent) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ KindOption = Annotated[
     PipelineKind | None,
     typer.Option(
         "--pipeline",
-        help="attribution when not given; retraining trains only after a change, and promotes only what is better than "
+        help="attribution by default; retraining trains only after a change, and promotes only what is better than "
         "the champion.",
     ),
 ]

@@ -24,11 +24,11 @@ def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = N
     Raises:
         ConfigError: the profile or its prompts file cannot be used.
     """
-    loaded = inline_prompts(load_config(profile, overrides))
-    travelling: dict[str, Any] = {"prompts": loaded.prompts.model_dump(mode="json")}
+    config = inline_prompts(load_config(profile, overrides))
+    portable: dict[str, Any] = {"prompts": config.prompts.model_dump(mode="json")}
     if is_address(profile):  # what lies beside it is at an address, too
-        travelling |= {f"dataset.{name}": getattr(loaded.dataset, name) for name in ("train_files", "eval_files")}
-    config = parse_config(read_settings(profile), {**(overrides or {}), **travelling}, origin=str(profile))
+        portable |= {f"dataset.{name}": getattr(config.dataset, name) for name in ("train_files", "eval_files")}
+    config = parse_config(read_settings(profile), {**(overrides or {}), **portable}, origin=str(profile))
     work_dir = config.general.work_dir
     if work_dir is None or Path(work_dir).is_absolute():
         return config

@@ -135,5 +135,5 @@ def test_a_stage_that_is_switched_off_ends_at_once_and_says_so(
 
 
 def test_a_folder_that_no_stage_has_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no lineage/config\.yaml, so it is no folder that a stage has written"):
+    with pytest.raises(DataError, match=r"has no lineage/config\.yaml, so no stage has written it"):
         config_of(tmp_path)
