@@ -41,8 +41,8 @@ def parallel_score(placement: Placement) -> GraphComponent:
     """Every task scores its part of the training examples, and one puts the scores together."""
 
     def graph(tasks: Tasks, inputs: dict[str, Any], numbers: Any) -> Any:
-        with named(dsl.ParallelFor(numbers), "shares") as number:
-            part = tasks.make("score", "score-share", **inputs, task=number)
+        with named(dsl.ParallelFor(numbers), "parts") as number:
+            part = tasks.make("score", "score-part", **inputs, task=number)
         return tasks.make("score", **inputs, parts=dsl.Collected(part.outputs["scores"])).outputs["scores"]
 
     return _pipeline("score", placement, graph)
