@@ -18,7 +18,7 @@ from whence.stages import check_stage_names
 def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """The profile as it can travel: prompts inlined, paths as written, and no work folder of this machine.
 
-    A relative ``general.work_dir`` means a folder of whoever runs locally; in a pod it would be lost with the pod, or
+    A relative ``general.work_dir`` is a folder of the machine that runs it; in a pod it would be lost with the pod, or
     lie on a read-only root. An absolute one, a mounted volume, is kept.
 
     Raises:
@@ -50,7 +50,7 @@ def compile_pipeline(
 
 
 def local_record_note(config: Config) -> str | None:
-    """What to tell whoever compiles a pipeline whose record would be lost with its pods; None when it is not."""
+    """A warning for a pipeline whose record would be lost with its pods; None when it would not."""
     if not config.tracking.uri.startswith("sqlite:"):
         return None
     return (

@@ -1,4 +1,4 @@
-"""Running one stage: its configuration, a tracked run, reuse of finished work, and events for whoever is watching.
+"""Running one stage: its configuration, a tracked run, reuse of finished work, and events for a local run to show.
 
 ``compute`` and ``record`` are separate because reused work is not computed again, yet every pipeline run gets its
 complete record.
