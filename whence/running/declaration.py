@@ -58,7 +58,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A plain value beside the artifacts, as an argument or a result of a stage."""
+    """A plain value beside the artifacts, as an argument or a result of a stage; without a default where it is None."""
 
     name: str
     type: type

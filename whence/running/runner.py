@@ -62,7 +62,8 @@ def run_stage(
         WhenceError: an input is not there, or what the stage itself refuses.
     """
     started = time.monotonic()
-    arguments = {one.name: one.default for one in stage.parameters} | dict(parameters or {})
+    defaults = {one.name: one.default for one in stage.parameters if one.default is not None}
+    arguments = defaults | dict(parameters or {})
     name = _name(stage, arguments)
     emit(name, "started")
     try:
