@@ -5,8 +5,8 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evidence test lint types unit integration e2e ui compiled component-docs lock docs images \
-  test-containers pictures clean
+.PHONY: help setup demo evidence test lint types unit integration e2e ui compiled component-docs surface lock docs \
+  images test-containers pictures clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | sort | awk -F ':.*?## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -64,6 +64,9 @@ compiled: setup ## Compile the checked-in pipelines again
 
 component-docs: setup ## Write the input/output tables of the components' READMEs again
 	$(BIN)/python -m whence.components.docs
+
+surface: setup ## Write the list of settings, commands and options again (tests/data/surface.txt)
+	$(BIN)/python tests/unit/test_surface.py
 
 lock: ## Lock the packages again after pyproject.toml has changed (UPGRADE=1: the newest of what is not pinned)
 	test -x $(BIN)/uv || $(MAKE) setup

@@ -35,7 +35,7 @@ def component(function: Callable[..., Any]) -> Any:
     """``kfp.dsl.component`` for the stage that ``function`` is named after.
 
     The function is what Kubeflow executes, and every byte of it is kept several times in each task's Workflow object,
-    so it has no docstring, and its body is one call; what inputs and outputs are stands in the stage's declaration.
+    so it has no docstring, and its body is one call; what inputs and outputs are is in the stage's declaration.
     """
     from kfp import dsl  # half a second, which commands that only need an image's name do not pay
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from whence.files import digest
 from whence.running.declaration import Artifact, Kind
 from whence.running.runner import StageResult, run_stage
-from whence.stages import stage
+from whence.stages import stage as declaration_of
 
 
 class KfpArtifact(Protocol):
@@ -22,7 +22,7 @@ class KfpArtifact(Protocol):
 
 
 def run_component(name: str, arguments: Mapping[str, Any]) -> Any:
-    """Run a stage on the arguments of its component, and show in the Kubeflow UI what came of it.
+    """Run a stage on the arguments of its component, and show the result in the Kubeflow UI.
 
     Args:
         name: the stage.
@@ -32,19 +32,19 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> Any:
     Returns:
         the result that the component itself returns, where it does: the one without a path among the arguments.
     """
-    one = stage(name)
+    stage = declaration_of(name)
     result = run_stage(
-        one,
-        inputs={artifact.name: _paths(arguments.get(artifact.name)) for artifact in one.inputs},
-        outputs={artifact.name: Path(arguments[artifact.name].path) for artifact in one.outputs},
+        stage,
+        inputs={artifact.name: _paths(arguments.get(artifact.name)) for artifact in stage.inputs},
+        outputs={artifact.name: Path(arguments[artifact.name].path) for artifact in stage.outputs},
         parameters={
-            parameter.name: arguments[parameter.name] for parameter in one.parameters if parameter.name in arguments
+            parameter.name: arguments[parameter.name] for parameter in stage.parameters if parameter.name in arguments
         },
     )
-    for artifact in one.outputs:
+    for artifact in stage.outputs:
         _describe(artifact, arguments[artifact.name], result)
     returned = None
-    for parameter in one.returns:
+    for parameter in stage.returns:
         value = result.returns[parameter.name]
         if parameter.name in arguments:
             text = value if isinstance(value, str) else json.dumps(value)

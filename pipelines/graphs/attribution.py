@@ -14,35 +14,33 @@ from whence.pipelines.graphs.tasks import Tasks
 from whence.running.form import PARALLEL_TASKS
 
 SUMMARY = "Fine-tune a language model, fit influence factors, and show which training examples are behind each answer."
-STAGES = ("prepare", "train", "generate", "mmlu", "fit_factors", "inspect", "score", "compare", "validate", "report")
 
 
-def attribution_pipeline(config: Config, settings: str, placement: Placement = HERE) -> GraphComponent:
+def attribution_pipeline(config: Config, placement: Placement = HERE) -> GraphComponent:
     """The pipeline with the values of ``config`` as the defaults of its form.
 
     Args:
-        config: the profile.
-        settings: the profile as YAML text, baked into the pipeline; it must need no file beside it.
+        config: the profile, baked into the pipeline as YAML; it must need no file beside it.
         placement: where its tasks run.
     """
     explanation = Explanation.build(config, placement)
 
     def graph(parameters: dict[str, Any], tasks: Tasks) -> None:
-        prepared = tasks.make("prepare", settings=settings, **{PARALLEL_TASKS: 0, **parameters})
+        prepare = tasks.make("prepare", settings=config.to_yaml(), **{PARALLEL_TASKS: 0, **parameters})
         base_model, train_data, eval_data = (
-            prepared.outputs[name] for name in ("base_model", "train_data", "eval_data")
+            prepare.outputs[name] for name in ("base_model", "train_data", "eval_data")
         )
-        trained = tasks.make("train", base_model=base_model, train_data=train_data, eval_data=eval_data)
-        model = trained.outputs["model"]
-        generated = tasks.make("generate", model=model, eval_data=eval_data)
-        benchmarked = tasks.make("mmlu", model=model)
+        train = tasks.make("train", base_model=base_model, train_data=train_data, eval_data=eval_data)
+        model = train.outputs["model"]
+        generate = tasks.make("generate", model=model, eval_data=eval_data)
+        mmlu = tasks.make("mmlu", model=model)
         explanation.tasks(
             tasks,
-            prepared.outputs["tasks"],
+            prepare.outputs["tasks"],
             model=model,
             train_data=train_data,
-            generations=generated.outputs["generations"],
-            benchmark=benchmarked.outputs["benchmark"],
+            generations=generate.outputs["generations"],
+            benchmark=mmlu.outputs["benchmark"],
         )
 
     return with_form(

@@ -28,21 +28,22 @@ class PipelineKind(StrEnum):
         from whence.pipelines.graphs.retraining import retraining_pipeline
 
         builders = {PipelineKind.ATTRIBUTION: attribution_pipeline, PipelineKind.RETRAINING: retraining_pipeline}
-        return builders[self](config, config.to_yaml(), placement or HERE)
+        return builders[self](config, placement or HERE)
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Its stages, in the order they are shown."""
-        from whence.pipelines.graphs import attribution, retraining
 
-        return {PipelineKind.ATTRIBUTION: attribution, PipelineKind.RETRAINING: retraining}[self].STAGES
+def stages_of(graph: GraphComponent) -> tuple[str, ...]:
+    """The stages of a pipeline, each after those whose outputs it takes."""
+    from whence.stages import stages
+
+    executors = graph.pipeline_spec.deployment_spec["executors"]
+    return tuple(stage.name for stage in stages().values() if f"exec-{stage.title}" in executors)
 
 
 KindOption = Annotated[
     PipelineKind | None,
     typer.Option(
         "--pipeline",
-        help="attribution when not given; retraining trains only after a change, and promotes only what is better than "
+        help="attribution by default; retraining trains only after a change, and promotes only what is better than "
         "the champion.",
     ),
 ]

@@ -18,17 +18,17 @@ from whence.stages import check_stage_names
 def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """The profile as it can travel: prompts inlined, paths as written, and no work folder of this machine.
 
-    A relative ``general.work_dir`` means a folder of whoever runs locally; in a pod it would be lost with the pod, or
+    A relative ``general.work_dir`` is a folder of the machine that runs it; in a pod it would be lost with the pod, or
     lie on a read-only root. An absolute one, a mounted volume, is kept.
 
     Raises:
         ConfigError: the profile or its prompts file cannot be used.
     """
-    loaded = inline_prompts(load_config(profile, overrides))
-    travelling: dict[str, Any] = {"prompts": loaded.prompts.model_dump(mode="json")}
+    config = inline_prompts(load_config(profile, overrides))
+    portable: dict[str, Any] = {"prompts": config.prompts.model_dump(mode="json")}
     if is_address(profile):  # what lies beside it is at an address, too
-        travelling |= {f"dataset.{name}": getattr(loaded.dataset, name) for name in ("train_files", "eval_files")}
-    config = parse_config(read_settings(profile), {**(overrides or {}), **travelling}, origin=str(profile))
+        portable |= {f"dataset.{name}": getattr(config.dataset, name) for name in ("train_files", "eval_files")}
+    config = parse_config(read_settings(profile), {**(overrides or {}), **portable}, origin=str(profile))
     work_dir = config.general.work_dir
     if work_dir is None or Path(work_dir).is_absolute():
         return config
@@ -50,7 +50,7 @@ def compile_pipeline(
 
 
 def local_record_note(config: Config) -> str | None:
-    """What to tell whoever compiles a pipeline whose record would be lost with its pods; None when it is not."""
+    """A warning for a pipeline whose record would be lost with its pods; None when it would not."""
     if not config.tracking.uri.startswith("sqlite:"):
         return None
     return (

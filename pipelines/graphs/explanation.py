@@ -19,7 +19,7 @@ class Explanation:
     """Makes the tasks. Build it before the pipeline: kfp wants a pipeline within another to be complete by then."""
 
     parallel: dict[str, GraphComponent]
-    """The pipelines that stand in for stages that several tasks share, by the name of the stage."""
+    """The pipelines that replace the stages that several tasks share, by the name of the stage."""
 
     @classmethod
     def build(cls, config: Config, placement: Placement) -> Explanation:
@@ -41,23 +41,23 @@ class Explanation:
         """
         inputs = {"model": model, "train_data": train_data}
 
-        def shared(name: str, **further: Any) -> Any:
+        def shared(name: str, **more_inputs: Any) -> Any:
             if name in self.parallel:
-                return self.parallel[name](**inputs, **further, tasks=numbers, **tasks.form).output
-            task = tasks.make(name, **inputs, **further)
+                return self.parallel[name](**inputs, **more_inputs, tasks=numbers, **tasks.form).output
+            task = tasks.make(name, **inputs, **more_inputs)
             (output,) = task.outputs
             return task.outputs[output]
 
         factors = shared("fit_factors")
-        inspected = tasks.make("inspect", factors=factors)
+        inspect = tasks.make("inspect", factors=factors)
         scores = shared("score", factors=factors, generations=generations)
-        compared = tasks.make("compare", generations=generations, scores=scores)
+        compare = tasks.make("compare", generations=generations, scores=scores)
         evidence = shared("validate", factors=factors, scores=scores)
         return tasks.make(
             "report",
             scores=scores,
-            comparison=compared.outputs["comparison"],
-            spectra=inspected.outputs["spectra"],
+            comparison=compare.outputs["comparison"],
+            spectra=inspect.outputs["spectra"],
             evidence=evidence,
             benchmark=benchmark,
         )

@@ -34,25 +34,25 @@ def with_form(
         left_out: fields that this pipeline's form does not have.
     """
     form = {field: parameter for field, parameter in form_of(config).items() if field not in left_out}
-    places = placement.form()
-    names = [*form, *places, "overrides"]
+    placement_form = placement.form()
+    names = [*form, *placement_form, "overrides"]
 
     def pipeline(*arguments: Any) -> None:
-        given = dict(zip(names, arguments, strict=True))
-        chosen = {field: given.pop(field) for field in places}
-        graph(given, Tasks(placement, chosen))
+        values = dict(zip(names, arguments, strict=True))
+        placing = {field: values.pop(field) for field in placement_form}
+        graph(values, Tasks(placement, placing))
 
-    # The form is derived from one table, so the signature and the docstring that kfp reads are made, not written.
+    # kfp reads the signature and the docstring, which are generated since the form is derived from one table.
     pipeline.__signature__ = Signature(  # type: ignore[attr-defined]
         [
             *(_parameter(field, parameter.type, form_default(config, parameter)) for field, parameter in form.items()),
-            *(_parameter(field, type(value), value) for field, value in places.items()),
+            *(_parameter(field, type(value), value) for field, value in placement_form.items()),
             _parameter("overrides", dict, {}),
         ]
     )
-    described = [f"    {field}: {form_help(parameter)}" for field, parameter in form.items()]
-    described += [f"    {field}: {FORM_HELP[field]}" for field in places]
-    pipeline.__doc__ = "\n".join([summary, "", "Args:", *described, f"    overrides: {OVERRIDES_HELP}"])
+    helps = [f"    {field}: {form_help(parameter)}" for field, parameter in form.items()]
+    helps += [f"    {field}: {FORM_HELP[field]}" for field in placement_form]
+    pipeline.__doc__ = "\n".join([summary, "", "Args:", *helps, f"    overrides: {OVERRIDES_HELP}"])
     return dsl.pipeline(name=name, display_name=display_name)(pipeline)
 
 

@@ -1,4 +1,4 @@
-"""Fitting, scoring and retraining by several tasks, each on its own node: pipelines that stand in for the stages.
+"""Fitting, scoring and retraining by several tasks, each on its own node: pipelines that replace the stages.
 
 They are pipelines within the pipeline: in the Kubeflow UI each is one box that opens, and kfp's local runner, which
 takes the items of a loop only from a pipeline's own parameters, runs them too. A pipeline within another sees nothing
@@ -24,47 +24,46 @@ def parallel_fit(placement: Placement) -> GraphComponent:
 
     def graph(tasks: Tasks, inputs: dict[str, Any], numbers: Any) -> Any:
         with named(dsl.ParallelFor(numbers), "covariances") as number:
-            summed = tasks.make("fit_factors", "covariance", **inputs, phase="covariance", task=number)
-        covariances = dsl.Collected(summed.outputs["factors"])
-        decomposed = tasks.make("fit_factors", "eigenvectors", **inputs, phase="eigenvectors", parts=covariances)
-        eigenvectors = decomposed.outputs["factors"]
+            part = tasks.make("fit_factors", "covariance", **inputs, phase="covariance", task=number)
+        covariances = dsl.Collected(part.outputs["factors"])
+        eigenvectors = tasks.make(
+            "fit_factors", "eigenvectors", **inputs, phase="eigenvectors", parts=covariances
+        ).outputs["factors"]
         with named(dsl.ParallelFor(numbers), "lambdas") as number:
-            squared = tasks.make(
-                "fit_factors", "lambda", **inputs, phase="lambda", task=number, eigenvectors=eigenvectors
-            )
-        lambdas = dsl.Collected(squared.outputs["factors"])
+            part = tasks.make("fit_factors", "lambda", **inputs, phase="lambda", task=number, eigenvectors=eigenvectors)
+        lambdas = dsl.Collected(part.outputs["factors"])
         return tasks.make("fit_factors", **inputs, eigenvectors=eigenvectors, parts=lambdas).outputs["factors"]
 
     return _pipeline("fit_factors", placement, graph)
 
 
 def parallel_score(placement: Placement) -> GraphComponent:
-    """Every task scores its share of the training examples, and one puts the scores together."""
+    """Every task scores its part of the training examples, and one puts the scores together."""
 
     def graph(tasks: Tasks, inputs: dict[str, Any], numbers: Any) -> Any:
-        with named(dsl.ParallelFor(numbers), "shares") as number:
-            share = tasks.make("score", "score-share", **inputs, task=number)
-        return tasks.make("score", **inputs, parts=dsl.Collected(share.outputs["scores"])).outputs["scores"]
+        with named(dsl.ParallelFor(numbers), "parts") as number:
+            part = tasks.make("score", "score-part", **inputs, task=number)
+        return tasks.make("score", **inputs, parts=dsl.Collected(part.outputs["scores"])).outputs["scores"]
 
     return _pipeline("score", placement, graph)
 
 
 def parallel_validate(placement: Placement) -> GraphComponent:
-    """Every task does its share of the retrainings, and one measures with all of them."""
+    """Every task does its part of the retrainings, and one measures with all of them."""
 
     def graph(tasks: Tasks, inputs: dict[str, Any], numbers: Any) -> Any:
         with named(dsl.ParallelFor(numbers), "retrainings") as number:
-            share = tasks.make("validate", "retrain", **inputs, task=number)
-        retrainings = dsl.Collected(share.outputs["evidence"])
+            part = tasks.make("validate", "retrain", **inputs, task=number)
+        retrainings = dsl.Collected(part.outputs["evidence"])
         return tasks.make("validate", **inputs, retrainings=retrainings).outputs["evidence"]
 
     return _pipeline("validate", placement, graph)
 
 
 def _pipeline(name: str, placement: Placement, make: Callable[[Tasks, dict[str, Any], Any], Any]) -> GraphComponent:
-    """What ``make`` makes of the inputs that the stage ``name`` cannot do without, and of the tasks' numbers."""
-    one, form = stage(name), placement.form()
-    artifacts = {artifact.name: artifact.kind for artifact in one.inputs if not artifact.optional}
+    """The pipeline of ``make``, which takes the inputs that the stage ``name`` needs and the numbers of the tasks."""
+    declaration, form = stage(name), placement.form()
+    artifacts = {artifact.name: artifact.kind for artifact in declaration.inputs if not artifact.optional}
 
     def graph(*arguments: Any) -> Any:
         values = dict(zip(kinds, arguments, strict=True))
@@ -75,10 +74,10 @@ def _pipeline(name: str, placement: Placement, make: Callable[[Tasks, dict[str, 
     # kfp reads the signature: the artifacts, the tasks' numbers and the placement's form.
     kinds = {artifact: dsl.Input[getattr(dsl, kind.value)] for artifact, kind in artifacts.items()}
     kinds |= {"tasks": list[int]} | {field: type(value) for field, value in form.items()}
-    returns = getattr(dsl, one.outputs[0].kind.value)
+    returns = getattr(dsl, declaration.outputs[0].kind.value)
     graph.__signature__ = Signature(  # type: ignore[attr-defined]
         [Parameter(field, Parameter.POSITIONAL_OR_KEYWORD, annotation=kind) for field, kind in kinds.items()],
         return_annotation=returns,
     )
     graph.__annotations__ = {**kinds, "return": returns}
-    return dsl.pipeline(name=f"{one.title}-in-parallel", description=one.help)(graph)
+    return dsl.pipeline(name=f"{declaration.title}-in-parallel", description=declaration.help)(graph)

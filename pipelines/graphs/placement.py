@@ -1,7 +1,7 @@
 """Where the tasks of a compiled pipeline run: nodes, resources, credentials, time limits, retries.
 
-Whatever kfp runs on this machine ignores nodes and credentials, but would try failed stages again; so a pipeline is
-given all this only when it is compiled.
+kfp's local runner ignores nodes and credentials but would retry failed stages, so a pipeline gets all this only when it
+is compiled.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ PLATFORMS = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Puts tasks where ``cluster`` says; ``cluster`` is None for a run on this machine."""
+    """Places tasks as ``cluster`` says; ``cluster`` is None for a run on this machine."""
 
     cluster: Cluster | None
     gpu: bool
@@ -86,20 +86,20 @@ class Placement:
         """The fields that the pipeline's form has for it, with their defaults."""
         if self.cluster is None or not self.gpu:
             return {}
-        platform, given = PLATFORMS[self.cluster.platform], self.cluster
-        selector, tolerations = given.gpu_node_selector, given.gpu_tolerations
+        cluster, platform = self.cluster, PLATFORMS[self.cluster.platform]
+        selector, tolerations = cluster.gpu_node_selector, cluster.gpu_tolerations
         return {
             "gpu_node_selector": platform.node_selector if selector is None else selector,
             "gpu_tolerations": list(platform.tolerations) if tolerations is None else tolerations,
             # Text, the number too: Kubeflow reads nothing else where a pod's resources are put together.
-            "gpu_accelerator": given.accelerator,
-            "gpu_count": str(given.accelerator_count),
+            "gpu_accelerator": cluster.accelerator,
+            "gpu_count": str(cluster.accelerator_count),
             "gpu_cpu": GPU_STAGE.cpu,
             "gpu_memory": GPU_STAGE.memory,
         }
 
     def place(self, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
-        """Give a task of ``stage`` its place; ``form`` has the pipeline's fields of :meth:`form`."""
+        """Set where a task of ``stage`` runs, and with what; ``form`` has the pipeline's fields of :meth:`form`."""
         # How stages find the record of their pipeline run; `whence run` sets it the same way locally.
         kubernetes.use_field_path_as_env(task, RUN_ID_VARIABLE, "metadata.labels['pipeline/runid']")
         if self.cluster is not None:
@@ -108,16 +108,16 @@ class Placement:
             self._environment(self.cluster, task)
 
     def _resources(self, cluster: Cluster, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
-        asked = cluster.resources(stage, declaration(stage).gpu)
-        cpu, memory = asked.cpu, asked.memory
+        resources = cluster.resources(stage, declaration(stage).gpu)
+        cpu, memory = resources.cpu, resources.memory
         if self._on_gpu(stage) and stage not in cluster.stages:
             cpu, memory = form["gpu_cpu"], form["gpu_memory"]
             register(task, cpu, memory)
         task.set_cpu_request(cpu).set_cpu_limit(cpu)
         task.set_memory_request(memory).set_memory_limit(memory)
-        task.set_retry(asked.retries, **BACKOFF)
-        kubernetes.set_timeout(task, round(asked.timeout_hours * 3600))
-        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=asked.shm)
+        task.set_retry(resources.retries, **BACKOFF)
+        kubernetes.set_timeout(task, round(resources.timeout_hours * 3600))
+        kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=resources.shm)
         kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
 
     def _node(self, cluster: Cluster, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
@@ -145,7 +145,7 @@ HERE = Placement(cluster=None, gpu=False)
 
 
 def register(task: PipelineTask, *values: Any) -> None:
-    """Have ``values`` of the form passed down to ``task``.
+    """Pass ``values`` of the form down to ``task``.
 
     kfp does so for what a component takes, but not for what sets its resources; Kubeflow's driver then fails with
     "parent DAG does not have input parameter".

@@ -22,45 +22,43 @@ SUMMARY = (
     "Retrain where data or configuration have changed since the champion, compare the candidate with the champion, and "
     "promote it where it passes the gate, with the training examples behind its answers."
 )
-STAGES = (
-    "prepare", "find_champion", "train", "generate", "mmlu", "gate", "fit_factors", "inspect", "score", "compare",
-    "validate", "report", "promote",
-)  # fmt: skip
 RUN_MMLU = "run_mmlu"  # settled when the pipeline is compiled: a guard is nothing to switch off in a form
 
 
-def retraining_pipeline(config: Config, settings: str, placement: Placement = HERE) -> GraphComponent:
+def retraining_pipeline(config: Config, placement: Placement = HERE) -> GraphComponent:
     """The pipeline with the values of ``config`` as the defaults of its form; arguments as for attribution."""
     explanation = Explanation.build(config, placement)
     run_mmlu = config.evaluation.mmlu.enabled
 
     def graph(parameters: dict[str, Any], tasks: Tasks) -> None:
-        prepared = tasks.make("prepare", settings=settings, **{PARALLEL_TASKS: 0, RUN_MMLU: run_mmlu, **parameters})
-        inputs = {name: prepared.outputs[name] for name in ("base_model", "train_data", "eval_data")}
-        found = tasks.make("find_champion", **inputs)
-        with named(dsl.If(found.outputs["Output"] == True), "changed"):  # noqa: E712  (a pipeline channel, not a bool)
+        prepare = tasks.make(
+            "prepare", settings=config.to_yaml(), **{PARALLEL_TASKS: 0, RUN_MMLU: run_mmlu, **parameters}
+        )
+        inputs = {name: prepare.outputs[name] for name in ("base_model", "train_data", "eval_data")}
+        find_champion = tasks.make("find_champion", **inputs)
+        with named(dsl.If(find_champion.outputs["Output"] == True), "changed"):  # noqa: E712  (a pipeline channel, not a bool)
             model = tasks.make("train", **inputs).outputs["model"]
-            champion, eval_data = found.outputs["champion"], inputs["eval_data"]
+            champion, eval_data = find_champion.outputs["champion"], inputs["eval_data"]
             generations = tasks.make("generate", model=model, eval_data=eval_data, champion=champion).output
             benchmark = tasks.make("mmlu", model=model, champion=champion).output
-            judged = tasks.make(
+            gate = tasks.make(
                 "gate",
-                champion_version=found.outputs["champion_version"],
+                champion_version=find_champion.outputs["champion_version"],
                 eval_data=eval_data,
                 generations=generations,
                 benchmark=benchmark,
             )
-            with named(dsl.If(judged.outputs["Output"] == True), "explain"):  # noqa: E712
-                reported = explanation.tasks(
+            with named(dsl.If(gate.outputs["Output"] == True), "explain"):  # noqa: E712
+                report = explanation.tasks(
                     tasks,
-                    prepared.outputs["tasks"],
+                    prepare.outputs["tasks"],
                     model=model,
                     train_data=inputs["train_data"],
                     generations=generations,
                     benchmark=benchmark,
                 )
-                with named(dsl.If(judged.outputs["passed"] == True), "passed"):  # noqa: E712
-                    tasks.make("promote", decision=judged.outputs["decision"]).after(reported)
+                with named(dsl.If(gate.outputs["passed"] == True), "passed"):  # noqa: E712
+                    tasks.make("promote", decision=gate.outputs["decision"]).after(report)
 
     return with_form(
         graph,

@@ -1,4 +1,4 @@
-"""Tasks of a graph: the component of a stage, in its place on the cluster."""
+"""Tasks of a graph: the component of a stage, placed on the cluster."""
 
 from __future__ import annotations
 

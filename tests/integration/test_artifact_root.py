@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import Bucket
-from pipeline_helpers import STAGES, two_stage_pipeline
+from pipeline_helpers import two_stage_pipeline
 from rich.console import Console
 from swift import Swift
 
@@ -63,7 +63,6 @@ def test_a_run_is_found_in_the_bucket_as_it_is_on_disk(
 ) -> None:
     configs: list[Config] = []
     monkeypatch.setattr(PipelineKind, "build", lambda _, config: configs.append(config) or two_stage_pipeline())
-    monkeypatch.setattr(PipelineKind, "stages", STAGES)
     code, out, err = whence("run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs/")
     assert code == 0, out + err
     run = (tmp_path / "whence-output" / "latest").resolve()

@@ -67,7 +67,7 @@ def test_the_command_of_a_stage_takes_what_the_stage_declares(name: str) -> None
     offered = {parameter.name for parameter in command.params} - {"help", "set_", "full"}
     artifacts = {artifact.name for artifact in (*stage.inputs, *stage.outputs)}
     if name == "prepare":  # reads settings as `run` does
-        assert offered == artifacts | {"profile", "config"}
+        assert offered == artifacts | {"profile", "config_file"}
     else:
         assert offered == artifacts | {parameter.name for parameter in stage.parameters}
     required = {parameter.name for parameter in command.params if parameter.required}

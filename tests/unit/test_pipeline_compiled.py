@@ -115,13 +115,13 @@ def test_every_stage_learns_its_pipeline_run_and_prepare_is_never_cached(profile
 
 
 PARALLEL = {
-    "covariance": "fit_factors", "eigenvectors": "fit_factors", "lambda": "fit_factors", "score_share": "score",
+    "covariance": "fit_factors", "eigenvectors": "fit_factors", "lambda": "fit_factors", "score_part": "score",
     "retrain": "validate",
 }  # fmt: skip
 
 
 def runs_on_gpu(executor: str) -> bool:
-    """Whether an executor, ``exec-score-share``, is of a stage that asks for an accelerator."""
+    """Whether an executor, ``exec-score-part``, is of a stage that asks for an accelerator."""
     name = executor.removeprefix("exec-").replace("-", "_")
     return stages()[PARALLEL.get(name, name)].gpu
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 
 from whence.config import Config
 from whence.errors import ConfigError, DataError
-from whence.running.declaration import TASK, Artifact, Kind, Stage, Work
+from whence.running.declaration import TASK, Artifact, Kind, Parameter, Stage, Work
 from whence.running.lineage import config_of, hand_on, training_of, why_absent, write_absent
 from whence.running.runner import run_stage
 
@@ -135,5 +135,21 @@ def test_a_stage_that_is_switched_off_ends_at_once_and_says_so(
 
 
 def test_a_folder_that_no_stage_has_written_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no lineage/config\.yaml, so it is no folder that a stage has written"):
+    with pytest.raises(DataError, match=r"has no lineage/config\.yaml, so no stage has written it"):
         config_of(tmp_path)
+
+
+def test_a_parameter_without_a_default_is_an_argument_only_where_it_is_passed(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`whence prepare` passes the settings alone; fields of a form that nobody has filled in must not win over them."""
+    monkeypatch.chdir(tmp_path)
+    arguments: list[Mapping[str, Any]] = []
+    first = replace(
+        STAGE,
+        inputs=(PARTS,),
+        parameters=(Parameter("settings", str, "Text."), Parameter("seed", int, "A field."), TASK),
+        resolve=lambda values: arguments.append(values) or make_config(),
+    )
+    run_stage(first, inputs={}, outputs=outputs(tmp_path / "a"), parameters={"settings": "x"})
+    assert arguments == [{"settings": "x", "task": -1}]

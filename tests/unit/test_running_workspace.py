@@ -80,7 +80,7 @@ import sys
 from pathlib import Path
 from whence.running.workspace import Workspace
 
-with Workspace.open(sys.argv[1], "train", "k" * 64, {"model": Path(sys.argv[1], "model")}).held():
+with Workspace.open(sys.argv[1], "train", "k" * 64, {"model": Path(sys.argv[1], "model")}).locked():
     print("held", flush=True)
     sys.stdin.read()
 """

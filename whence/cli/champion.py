@@ -20,9 +20,9 @@ champion_app = typer.Typer(
 
 
 @champion_app.command()
-def show(profile: ProfileOption = None, config: ConfigOption = None, set_: SetOption = None) -> None:
+def show(profile: ProfileOption = None, config_file: ConfigOption = None, set_: SetOption = None) -> None:
     """Show the champion and the one before it."""
-    registry = _registry(profile, config, set_)
+    registry = _registry(profile, config_file, set_)
     aliases = registry.aliases()
     if aliases.champion is None:
         typer.echo(f"{registry.name} has no champion yet")
@@ -35,9 +35,9 @@ def show(profile: ProfileOption = None, config: ConfigOption = None, set_: SetOp
 
 
 @champion_app.command()
-def rollback(profile: ProfileOption = None, config: ConfigOption = None, set_: SetOption = None) -> None:
+def rollback(profile: ProfileOption = None, config_file: ConfigOption = None, set_: SetOption = None) -> None:
     """Make the previous champion the champion again; no scheduled run promotes the present one again."""
-    registry = _registry(profile, config, set_)
+    registry = _registry(profile, config_file, set_)
     before = registry.roll_back()
     typer.echo(f"champion: version {before.previous} of {registry.name}, in place of version {before.champion}")
 
@@ -46,11 +46,11 @@ def rollback(profile: ProfileOption = None, config: ConfigOption = None, set_: S
 def set_champion(
     version: Annotated[int, typer.Argument(min=1, help="Version number of the registered model.")],
     profile: ProfileOption = None,
-    config: ConfigOption = None,
+    config_file: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
     """Make any version the champion by hand, whatever the gate has said of it."""
-    registry = _registry(profile, config, set_)
+    registry = _registry(profile, config_file, set_)
     before = registry.set_champion(str(version))
     if before.champion == str(version):
         typer.echo(f"champion: version {version} of {registry.name}, as before")
@@ -59,8 +59,8 @@ def set_champion(
         typer.echo(f"champion: version {version} of {registry.name}, {instead}")
 
 
-def _registry(profile: str | None, config: str | None, values: list[str] | None) -> Registry:
-    settings = find_settings(profile, config, values).load()
+def _registry(profile: str | None, config_file: str | None, values: list[str] | None) -> Registry:
+    config = find_settings(profile, config_file, values).load()
     from whence.tracking.registry import Registry
 
-    return Registry(settings)
+    return Registry(config)

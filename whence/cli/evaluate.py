@@ -29,7 +29,7 @@ def evaluate(
         Kind, typer.Option("--type", help="custom: prompts and held-out rows; mmlu: multiple-choice questions.")
     ] = Kind.ALL,
     profile: ProfileOption = None,
-    config: ConfigOption = None,
+    config_file: ConfigOption = None,
     set_: SetOption = None,
     model: Annotated[
         Path | None,
@@ -44,8 +44,8 @@ def evaluate(
     ] = Path("whence-output/evaluate"),
 ) -> None:
     """Evaluate a fine-tuned model against its base: own prompts and held-out rows, MMLU, or both."""
-    config_ = inline_prompts(find_settings(profile, config, set_).load())
-    finetuned = _finetuned_model(config_, model)
+    config = inline_prompts(find_settings(profile, config_file, set_).load())
+    source = _finetuned_model(config, model)
     from whence.running.lineage import config_of, hand_on, hand_on_base
     from whence.running.runner import run_stage
     from whence.stages import stage
@@ -54,30 +54,30 @@ def evaluate(
         paths = {output: output_folder / output for output in outputs}
         return run_stage(stage(name), inputs=inputs, outputs=paths, parameters=parameters).metrics
 
-    run("prepare", {}, "base_model", "train_data", "eval_data", settings=config_.to_yaml())
-    evaluated = output_folder / "model"
-    link_tree(finetuned, evaluated)
-    hand_on_base(output_folder / "base_model", evaluated)
-    hand_on(config_of(output_folder / "base_model"), None, evaluated)
+    run("prepare", {}, "base_model", "train_data", "eval_data", settings=config.to_yaml())
+    finetuned = output_folder / "model"
+    link_tree(source, finetuned)
+    hand_on_base(output_folder / "base_model", finetuned)
+    hand_on(config_of(output_folder / "base_model"), None, finetuned)
     metrics: dict[str, float] = {}
     if type_ in (Kind.ALL, Kind.CUSTOM):
-        run("generate", {"model": evaluated, "eval_data": output_folder / "eval_data"}, "generations")
+        run("generate", {"model": finetuned, "eval_data": output_folder / "eval_data"}, "generations")
         metrics |= run("compare", {"generations": output_folder / "generations", "scores": scores}, "comparison")
     if type_ in (Kind.ALL, Kind.MMLU):
-        metrics |= run("mmlu", {"model": evaluated}, "benchmark")
+        metrics |= run("mmlu", {"model": finetuned}, "benchmark")
     for name, value in metrics.items():
         typer.echo(f"{name}: {value:.4g}")
     typer.echo(f"Everything is in {output_folder}")
 
 
-def _finetuned_model(settings: Config, model: Path | None) -> Path:
-    named = settings.models.finetuned.path
-    if model is None and named is None:
+def _finetuned_model(config: Config, model: Path | None) -> Path:
+    path = config.models.finetuned.path
+    if model is None and path is None:
         raise ConfigError(
             "which fine-tuned model? Give its folder with --model, or set models.finetuned.path to where `whence run` "
             "is to save it"
         )
-    folder = model or Path(str(named))
+    folder = model or Path(str(path))
     if not folder.is_dir():
         raise ConfigError(f"models.finetuned.path: {folder} is not there; run `whence run` first, or give --model")
     return folder

@@ -16,7 +16,7 @@ from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_set
 from whence.components.images import REGISTRY_VARIABLE, TAG_VARIABLE
 from whence.config import Config
 from whence.config_file import inline_prompts
-from whence.pipelines.graphs.catalog import KindOption, PipelineKind
+from whence.pipelines.graphs.catalog import KindOption, PipelineKind, stages_of
 from whence.pipelines.local.artifact_root import ArtifactRoot
 
 INTERRUPTED = 130
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def run(
     profile: ProfileOption = None,
-    config: ConfigOption = None,
+    config_file: ConfigOption = None,
     set_: SetOption = None,
     pipeline: KindOption = None,
     artifact_root: Annotated[
@@ -43,12 +43,12 @@ def run(
     if importlib.util.find_spec("kronfluence") is None:  # said now, not when the model is trained
         raise ModuleNotFoundError(name="kronfluence")
     kind = pipeline or PipelineKind.ATTRIBUTION
-    resolved = inline_prompts(find_settings(profile, config, set_).load())
+    config = inline_prompts(find_settings(profile, config_file, set_).load())
     console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
     try:
-        _run(kind, resolved, ArtifactRoot.parse(artifact_root), console, verbose)
+        _run(kind, config, ArtifactRoot.parse(artifact_root), console, verbose)
     except KeyboardInterrupt:
-        console.print("Interrupted. " + _how_to_go_on(resolved))
+        console.print("Interrupted. " + _how_to_go_on(config))
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -62,7 +62,7 @@ def _run(kind: PipelineKind, config: Config, root: ArtifactRoot, console: Consol
 
         graph = kind.build(config)
     try:
-        result = run_locally(graph, kind.stages, root.folder, console, verbose)
+        result = run_locally(graph, stages_of(graph), root.folder, console, verbose)
     except RunFailed as failure:
         raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
     from whence.pipelines.local.summary import print_result
@@ -74,7 +74,7 @@ def _run(kind: PipelineKind, config: Config, root: ArtifactRoot, console: Consol
 def compile_(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Receives the pipeline as YAML.")],
     profile: ProfileOption = None,
-    config: ConfigOption = None,
+    config_file: ConfigOption = None,
     set_: SetOption = None,
     pipeline: KindOption = None,
     image_registry: Annotated[
@@ -86,14 +86,14 @@ def compile_(
 ) -> None:
     """Compile a pipeline for Kubeflow; its form shows the values of the settings."""
     # Read by the components, which are imported next.
-    given = {REGISTRY_VARIABLE: image_registry, TAG_VARIABLE: image_tag}
-    os.environ.update({name: value for name, value in given.items() if value is not None})
+    variables = {REGISTRY_VARIABLE: image_registry, TAG_VARIABLE: image_tag}
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
     from whence.pipelines.graphs.compile import compile_pipeline, local_record_note
 
-    settings, kind = find_settings(profile, config, set_), pipeline or PipelineKind.ATTRIBUTION
-    compiled = compile_pipeline(settings.file, output, settings.overrides, kind)
+    settings, kind = find_settings(profile, config_file, set_), pipeline or PipelineKind.ATTRIBUTION
+    config = compile_pipeline(settings.file, output, settings.overrides, kind)
     typer.echo(f"{output}: {kind} pipeline of {settings.file}")
-    note = local_record_note(compiled)
+    note = local_record_note(config)
     if note:
         typer.echo(note, err=True)
 

@@ -39,15 +39,15 @@ class Settings(NamedTuple):
         return load_config(self.file, self.overrides)
 
 
-def find_settings(profile: str | None, config: str | Path | None, values: Sequence[str] | None) -> Settings:
+def find_settings(profile: str | None, config_file: str | Path | None, values: Sequence[str] | None) -> Settings:
     """The settings that ``--profile``, ``--config`` and ``--set`` name; the demo's when neither of the first is given.
 
     Raises:
         ConfigError: both are given, the profile does not exist, or a value is not of the form key=value.
     """
-    if profile is not None and config is not None:
+    if profile is not None and config_file is not None:
         raise ConfigError("give --profile or --config, not both")
-    file = config if config is not None else find_profile(profile or DEFAULT_PROFILE)
+    file = config_file if config_file is not None else find_profile(profile or DEFAULT_PROFILE)
     return Settings(file, read_overrides(values))
 
 
@@ -62,8 +62,8 @@ def read_overrides(values: Sequence[str] | None) -> dict[str, Any]:
 
 def find_profile(name: str) -> Path:
     """The file of a profile: ``configs/<name>.yaml`` here, or in the source tree this library is installed from."""
-    places = (Path.cwd(), Path(whence.__file__).resolve().parent.parent)
-    folders = list(dict.fromkeys(place / "configs" for place in places))
+    roots = (Path.cwd(), Path(whence.__file__).resolve().parent.parent)
+    folders = list(dict.fromkeys(root / "configs" for root in roots))
     for folder in folders:
         if (folder / f"{name}.yaml").is_file():
             return folder / f"{name}.yaml"
@@ -80,27 +80,27 @@ config_app = typer.Typer(help="Show and check settings.", no_args_is_help=True, 
 @config_app.command("show")
 def config_show(
     profile: ProfileOption = None,
-    config: ConfigOption = None,
+    config_file: ConfigOption = None,
     set_: SetOption = None,
     explain: Annotated[bool, typer.Option("--explain", help="A table of keys, values and their meaning.")] = False,
 ) -> None:
     """Print the settings with every value explicit."""
-    resolved = find_settings(profile, config, set_).load()
+    config = find_settings(profile, config_file, set_).load()
     if not explain:
-        typer.echo(resolved.to_yaml(), nl=False)
+        typer.echo(config.to_yaml(), nl=False)
         return
     table = Table("key", "value", "meaning", box=None, pad_edge=False)
     for key, text in dotted_keys().items():
-        table.add_row(key, escape(str(get_dotted(resolved, key))), escape(text))
+        table.add_row(key, escape(str(get_dotted(config, key))), escape(text))
     Console().print(table)
 
 
 @config_app.command("check")
-def config_check(profile: ProfileOption = None, config: ConfigOption = None, set_: SetOption = None) -> None:
+def config_check(profile: ProfileOption = None, config_file: ConfigOption = None, set_: SetOption = None) -> None:
     """Check the settings and what they name - prompts, questions, model, tracking server - without training."""
-    settings = find_settings(profile, config, set_)
-    resolved = settings.load()
+    settings = find_settings(profile, config_file, set_)
+    config = settings.load()
     from whence.stages.prepare import check
 
-    check(resolved, lambda subject: typer.echo(f"checking {subject}", err=True))
+    check(config, lambda subject: typer.echo(f"checking {subject}", err=True))
     typer.echo(f"{settings.file}: nothing wrong found")

@@ -1,6 +1,6 @@
 """One command per stage, on plain folders: what an image's entry point runs, and the way to do a stage by hand.
 
-The commands are made of the stages' declarations: an option per input, argument and output.
+The commands are derived from the stages' declarations: an option per input, argument and output.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _command(stage: Stage) -> Callable[..., None]:
         if stage.name == "validate":
             options["full"] = (FullOption, False)
     else:
-        options |= {"profile": (ProfileOption, None), "config": (ConfigOption, None), "set_": (SetOption, None)}
+        options |= {"profile": (ProfileOption, None), "config_file": (ConfigOption, None), "set_": (SetOption, None)}
 
     def command(**values: Any) -> None:
         _run(stage, values)
@@ -81,7 +81,7 @@ def _run(stage: Stage, values: dict[str, Any]) -> None:
     if stage.resolve is not None:
         from whence.config_file import inline_prompts
 
-        settings = find_settings(values["profile"], values["config"], values["set_"])
+        settings = find_settings(values["profile"], values["config_file"], values["set_"])
         parameters["settings"] = inline_prompts(settings.load()).to_yaml()
     else:
         overrides = read_overrides(values["set_"])

@@ -24,7 +24,7 @@ class Kind(StrEnum):
     DATASET = "Dataset"
     MODEL = "Model"
     METRICS = "Metrics"
-    """A folder whose stage's metrics stand in the UI's comparison of runs."""
+    """A folder whose stage's metrics appear in the UI's comparison of runs."""
     HTML = "HTML"
     MARKDOWN = "Markdown"
 
@@ -35,7 +35,7 @@ class Artifact:
 
     Attributes:
         name: its name everywhere: in components, as an option of commands, in MLflow.
-        help: what it holds, a sentence.
+        help: what is in it, a sentence.
         optional: as an input, whether the stage does without it.
         many: as an input, whether it is a list of artifacts.
     """
@@ -58,7 +58,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A plain value beside the artifacts, as an argument or a result of a stage."""
+    """A plain value beside the artifacts, as an argument or a result of a stage; without a default where it is None."""
 
     name: str
     type: type
@@ -79,10 +79,10 @@ class Work:
         config: the resolved configuration.
         inputs: the input artifacts by name; optional ones that were not made are left out.
         lists: the inputs that are lists of artifacts, by name; empty where there are none.
-        absent: why an optional input was not made, by name, where its stage has said so.
+        absent: the reason why an optional input was not made, by name, where its stage gives one.
         parameters: the arguments by name.
         outputs: where to write each output.
-        scratch: a folder for what need not be kept; after a crash it is found again.
+        scratch: a folder for what need not be kept; a stage that is resumed after a crash has it again.
         run: the stage's run in MLflow.
         returns: the results that are plain values, by name; ``compute`` sets them.
         logged_steps: the steps whose metrics ``compute`` has logged while it ran, which ``record`` need not log again.

@@ -1,8 +1,8 @@
-"""What every folder between the stages carries of its beginning, so that one line carries it through the graph.
+"""What every artifact carries of its origin, so that one line in the graph brings everything along.
 
 ``lineage/config.yaml`` is the resolved configuration, ``lineage/training.json`` what was logged while training; the
-fine-tuned model has its base model, or the reference to it, as ``lineage/base``. How a stage that was switched off, or
-failed without failing the run, says so to those who take its output: ``absent.json``.
+fine-tuned model has its base model, or the reference to it, as ``lineage/base``. A stage
+that was switched off leaves ``absent.json`` with the reason for the stages that take its output.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def config_of(folder: Path, overrides: Mapping[str, Any] | None = None) -> Confi
     """
     file = folder / CONFIG_FILE
     if not file.is_file():
-        raise DataError(f"{folder}: has no {CONFIG_FILE}, so it is no folder that a stage has written")
+        raise DataError(f"{folder}: has no {CONFIG_FILE}, so no stage has written it")
     return load_config(file, overrides)
 
 
 def training_of(folder: Path) -> dict[str, Any]:
-    """What was logged while training the model that an artifact goes back to.
+    """What was logged while training the model that an artifact was made with.
 
     Raises:
         DataError: the folder carries none.
@@ -53,14 +53,14 @@ def training_of(folder: Path) -> dict[str, Any]:
 
 
 def hand_on(config: Config, carrier: Path | None, folder: Path) -> None:
-    """Give ``folder`` the configuration, and what else of the beginning ``carrier`` has and it does not."""
+    """Write the lineage of ``folder``: the configuration, and the training log of ``carrier`` where it has none."""
     write_atomically(folder / CONFIG_FILE, config.to_yaml())
     if carrier is not None and (carrier / TRAINING).is_file() and not (folder / TRAINING).exists():
         shutil.copyfile(carrier / TRAINING, folder / TRAINING)
 
 
 def hand_on_base(base_model: Path, model: Path) -> None:
-    """Give a fine-tuned model the base model, or the reference to it, that it was trained from."""
+    """Put the base model, or the reference to it, into the lineage of the model trained from it."""
     shutil.rmtree(model / BASE, ignore_errors=True)
     shutil.copytree(base_model, model / BASE, ignore=shutil.ignore_patterns(LINEAGE))
 
@@ -68,7 +68,7 @@ def hand_on_base(base_model: Path, model: Path) -> None:
 def content_digests(path: Path) -> dict[str, str]:
     """sha256 by relative name of the files that decide what is made of an artifact.
 
-    The configuration does so by the settings a stage reads, and how long a training took makes it no other model.
+    The configuration counts through the settings that a stage reads, and the log of a training changes no result.
     """
     return {name: sha for name, sha in digests(path).items() if name not in (CONFIG_FILE, TRAINING)}
 

@@ -14,7 +14,7 @@ from whence.files import digest_of, digests
 from whence.running.lineage import LINEAGE
 
 DATA_TAG, BASE_TAG, SETTINGS_TAG = "whence.data_fingerprint", "whence.base_model", "whence.settings"
-# Where and how fast, how often saved or reported: these change no model, and everything else is taken to.
+# Where, how fast, how often saved or reported: these do not change the model; every other setting is assumed to.
 OPERATIONAL = {
     "general.device",
     "general.parallel_tasks",
@@ -30,7 +30,7 @@ OPERATIONAL = {
 
 
 def model_digest(folder: Path) -> str:
-    """sha256 (hex) of a model's files, names and contents; where it comes from makes it no other model."""
+    """sha256 (hex) of a model's files, names and contents; its lineage does not count."""
     return digest_of({name: sha for name, sha in digests(folder).items() if not name.startswith(f"{LINEAGE}/")})
 
 
@@ -50,14 +50,14 @@ def provenance(config: Config, base_model: Path, train_data: Path) -> dict[str, 
 
 def changes(now: Mapping[str, str], then: Mapping[str, str]) -> list[str]:
     """In words what differs between two provenances, e.g. ``training.learning_rate: 0.002, now 0.001``."""
-    found = []
+    differences = []
     for tag, what in ((DATA_TAG, "training data"), (BASE_TAG, "base model")):
         if now[tag] != then.get(tag):
-            found.append(f"{what}: {then.get(tag, 'unknown')[:12]}, now {now[tag][:12]}")
+            differences.append(f"{what}: {then.get(tag, 'unknown')[:12]}, now {now[tag][:12]}")
     before, after = (_settings(tags) for tags in (then, now))
     if before is None or after is None:
-        return [*found, "settings: unknown"]
-    return found + [
+        return [*differences, "settings: unknown"]
+    return differences + [
         f"{key}: {_shown(before.get(key))}, now {_shown(after.get(key))}"
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
@@ -71,7 +71,7 @@ def judged_by(config: Config, eval_data: Path, champion_version: str) -> str:
     left out, since champion and candidate both take it.
 
     Args:
-        champion_version: its version number, empty where the base model stands in for it.
+        champion_version: its version number, empty where there is none and the base model is compared.
     """
     from whence.data.dataset import ExampleSet
     from whence.data.prompts import load_prompts

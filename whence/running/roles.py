@@ -15,7 +15,7 @@ from whence.running.declaration import Work
 from whence.running.lineage import BASE
 from whence.running.provenance import model_digest
 
-CHAMPION_INPUT = CHAMPION.without("Stands in the base model's place when retraining.")
+CHAMPION_INPUT = CHAMPION.without("Compared in place of the base model when retraining.")
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ def models_to_compare(work: Work) -> dict[str, ComparedModel]:
 
 
 def is_retraining(work: Work) -> bool:
-    """Whether somebody has looked for a champion, found or not."""
+    """Whether the registry was asked for a champion, whether or not there is one."""
     return CHAMPION.name in work.inputs or CHAMPION.name in work.absent
 
 
 def write_models(folder: Path, models: Mapping[str, ComparedModel]) -> None:
-    """Write ``models.json``: by role, the name and the digest of each model that has answered."""
+    """Write ``models.json``: name and digest of each model that has answered, by role."""
     write_json(
         folder / MODELS_FILE,
         {role: {"id": model.id, "digest": model_digest(model.folder)} for role, model in models.items()},
@@ -55,6 +55,6 @@ def model_digests(folder: Path) -> dict[str, str]:
 
 
 def with_model_names(config: Config, folder: Path) -> Config:
-    """``config`` with the names under which the answers in ``folder`` stand."""
+    """``config`` with the model names that the answers in ``folder`` are stored under."""
     models = json.loads((folder / MODELS_FILE).read_text(encoding="utf-8"))
     return parse_config(config.to_yaml(), {f"models.{role}.id": model["id"] for role, model in models.items()})

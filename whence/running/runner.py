@@ -1,7 +1,7 @@
-"""Running one stage: its configuration, a tracked run, reuse of finished work, and events for whoever is watching.
+"""Running one stage: its configuration, a tracked run, reuse of finished work, and events for a local run to show.
 
-``compute`` and ``record`` of a stage are apart because reused work is not computed again, yet every pipeline run gets
-its complete record.
+``compute`` and ``record`` are separate because reused work is not computed again, yet every pipeline run gets its
+complete record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EVENTS_VARIABLE = "WHENCE_EVENTS"
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage tells whoever started it.
+    """What a stage returns to its caller.
 
     Attributes:
         metrics: scalars, for the Kubeflow UI and the terminal.
@@ -62,12 +62,13 @@ def run_stage(
         WhenceError: an input is not there, or what the stage itself refuses.
     """
     started = time.monotonic()
-    arguments = {one.name: one.default for one in stage.parameters} | dict(parameters or {})
+    defaults = {one.name: one.default for one in stage.parameters if one.default is not None}
+    arguments = defaults | dict(parameters or {})
     name = _name(stage, arguments)
     emit(name, "started")
     try:
-        found, lists, absent = _sorted_inputs(stage, inputs)
-        carrier = None if stage.resolve else found[stage.inputs[0].name]
+        present, lists, absent = _sort_inputs(stage, inputs)
+        carrier = None if stage.resolve else present[stage.inputs[0].name]
         config = stage.resolve(arguments) if stage.resolve else config_of(carrier, overrides)  # type: ignore[arg-type]
         if stage.switch is not None and get_dotted(config, stage.switch) is not True:
             why = f"switched off: {stage.switch} is false"
@@ -76,29 +77,29 @@ def run_stage(
                 hand_on(config, carrier, outputs[output.name])
             emit(name, "skipped", message=why)
             return StageResult({})
-        workspace = _workspace(stage, config, found, lists, arguments, outputs)
-        with workspace.held(), stage_run(config, name) as run:
+        workspace = _workspace(stage, config, present, lists, arguments, outputs)
+        with workspace.locked(), stage_run(config, name) as run:
             run.log_params(_values(config, stage.settings))
-            work = Work(config, found, lists, absent, arguments, workspace.outputs, workspace.scratch, run)
-            finished = workspace.finished()
-            if finished is None:
+            work = Work(config, present, lists, absent, arguments, workspace.outputs, workspace.scratch, run)
+            earlier = workspace.finished()
+            if earlier is None:
                 workspace.scratch.mkdir(parents=True, exist_ok=True)
                 metrics = stage.compute(work)
                 workspace.finish(metrics, work.returns)
             else:
-                metrics, work.returns = finished
+                metrics, work.returns = earlier
             workspace.publish()
             for output in stage.outputs:
                 if not output.is_page:
                     hand_on(config, carrier, outputs[output.name])
-            run.set_tags({"whence.key": workspace.key, "whence.reused": str(finished is not None).lower()})
+            run.set_tags({"whence.key": workspace.key, "whence.reused": str(earlier is not None).lower()})
             run.log_metrics(metrics)
             stage.record(work)
             run_id, pipeline_url = run.run_id, run.pipeline_url
     except BaseException as error:
         emit(name, "failed", seconds=time.monotonic() - started, message=explain(error))
         raise
-    state = "finished" if finished is None else "reused"
+    state = "finished" if earlier is None else "reused"
     emit(name, state, seconds=time.monotonic() - started, metrics=metrics, mlflow_run_id=run_id)
     return StageResult(metrics, work.returns, pipeline_url)
 
@@ -124,7 +125,7 @@ def _name(stage: Stage, arguments: Mapping[str, Any]) -> str:
     return "-".join(filter(None, words))
 
 
-def _sorted_inputs(
+def _sort_inputs(
     stage: Stage, inputs: Mapping[str, Path | Sequence[Path] | None]
 ) -> tuple[dict[str, Path], dict[str, list[Path]], dict[str, str]]:
     """The inputs that are there, those that are lists, and why others are not.
@@ -132,7 +133,7 @@ def _sorted_inputs(
     Raises:
         DataError: an input is missing, or was not made although the stage needs it.
     """
-    found: dict[str, Path] = {}
+    present: dict[str, Path] = {}
     lists: dict[str, list[Path]] = {}
     absent: dict[str, str] = {}
     for artifact in stage.inputs:
@@ -148,11 +149,11 @@ def _sorted_inputs(
         elif paths and (why := why_absent(paths[0])):
             absent[artifact.name] = why
         elif paths:
-            found[artifact.name] = paths[0]
-        if not artifact.optional and artifact.name not in found:
-            why = absent.get(artifact.name, "it was not given")
+            present[artifact.name] = paths[0]
+        if not artifact.optional and artifact.name not in present:
+            why = absent.get(artifact.name, "nothing was passed for it")
             raise DataError(f"{stage.name}: cannot do without its input {artifact.name}: {why}")
-    return found, lists, absent
+    return present, lists, absent
 
 
 def _workspace(
@@ -163,7 +164,7 @@ def _workspace(
     arguments: Mapping[str, Any],
     outputs: Mapping[str, Path],
 ) -> Workspace:
-    """Where the stage works: decided by everything that decides its result."""
+    """Where the stage works: keyed by everything that decides its result."""
     content = dict(inputs) | {f"{name}_{n}": path for name, paths in lists.items() for n, path in enumerate(paths)}
     values = _values(config, stage.settings)
     if stage.resolve is None:

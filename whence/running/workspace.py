@@ -1,10 +1,10 @@
-"""Where a stage writes, and how finished work is found again.
+"""Where a stage writes, and how finished work is reused.
 
 With ``general.work_dir`` set, a stage works in ``<work_dir>/<stage>-<key>/`` where the key is a fingerprint of
 everything that decides its result: the library's code, the settings it reads and the content of its inputs. A stage
-that was killed finds its scratch files (checkpoints, partitions) there and goes on; one that finished is not run again:
-its files are verified against their checksums and linked to where the pipeline wants them. Of two runs that would do
-the same work at once, the second waits and takes over what the first has done.
+that was killed is resumed from its scratch files (checkpoints, parts) there; one that finished is not run again: its
+files are verified against their checksums and linked to where the pipeline wants them. Of two runs that would do the
+same work at once, the second waits for the first and reuses its result.
 Without a work folder the outputs are written in place and nothing is kept.
 """
 
@@ -56,10 +56,10 @@ class Workspace:
         return cls(outputs, folder / "scratch", dict(destinations), key, kept=True)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep others out of the folder while this stage works in it; wait while another process does.
+    def locked(self) -> Iterator[None]:
+        """Hold the folder's lock; wait while another process holds it.
 
-        The operating system lets go of the lock when its holder dies, however it does.
+        The operating system releases the lock when the process ends, however it ends.
         """
         if not self.kept:
             yield

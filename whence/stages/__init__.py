@@ -18,27 +18,27 @@ from whence.running.declaration import Stage
 
 def stage(name: str) -> Stage:
     """The declaration of a stage."""
-    found: Stage = importlib.import_module(f"{__name__}.{name}").STAGE
-    return found
+    declaration: Stage = importlib.import_module(f"{__name__}.{name}").STAGE
+    return declaration
 
 
 @cache
 def stages() -> dict[str, Stage]:
     """All stages by name, each after those whose outputs it takes."""
-    found = {module.name: stage(module.name) for module in pkgutil.iter_modules(__path__)}
-    makers = {artifact.name: name for name, one in found.items() for artifact in one.outputs}
-    before = {
-        name: {makers[artifact.name] for artifact in one.inputs if artifact.name in makers} - {name}
-        for name, one in found.items()
+    declarations = {module.name: stage(module.name) for module in pkgutil.iter_modules(__path__)}
+    makers = {artifact.name: name for name, maker in declarations.items() for artifact in maker.outputs}
+    predecessors = {
+        name: {makers[artifact.name] for artifact in taker.inputs if artifact.name in makers} - {name}
+        for name, taker in declarations.items()
     }
-    return {name: found[name] for name in TopologicalSorter(before).static_order()}
+    return {name: declarations[name] for name in TopologicalSorter(predecessors).static_order()}
 
 
 def check_stage_names(config: Config) -> None:
-    """Resources are given to stages that there are.
+    """Check that ``cluster.stages`` names stages that exist.
 
     Raises:
-        ConfigError: naming the stage that there is not.
+        ConfigError: it names another.
     """
     for name in config.cluster.stages:
         if name not in stages():

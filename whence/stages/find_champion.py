@@ -42,27 +42,27 @@ def compute(work: Work) -> dict[str, float]:
     champion = registry.champion()
     version = champion.number if champion else ""
     now = provenance(config, work.inputs["base_model"], work.inputs["train_data"])
-    known = _known(registry, now, judged_by(config, eval_data, version))
-    differing = [] if champion is None else changes(now, champion.tags)
-    changed = known is None and (champion is None or bool(differing))
+    attempt = _earlier_attempt(registry, now, judged_by(config, eval_data, version))
+    differences = [] if champion is None else changes(now, champion.tags)
+    changed = attempt is None and (champion is None or bool(differences))
     if changed and champion is not None:
         _fetch(registry, champion, work.outputs["champion"])
     else:
         write_absent(work.outputs["champion"], "no training" if not changed else "there is no champion yet")
-    write_atomically(work.outputs["changes"], _summary(registry.name, champion, known, differing))
+    write_atomically(work.outputs["changes"], _summary(registry.name, champion, attempt, differences))
     work.returns |= {CHANGED.name: changed, CHAMPION_VERSION.name: version}
     return {"changed": float(changed), "champion_version": float(version or 0)}
 
 
-def _known(registry: Registry, now: Mapping[str, str], judged: str) -> Version | None:
-    """A version that came from the same and was taken back, or else refused by the same: it would only come again."""
+def _earlier_attempt(registry: Registry, now: Mapping[str, str], judged: str) -> Version | None:
+    """A version of the same provenance that was rolled back, or else refused by the same rules: it would be again."""
     from whence.running.provenance import DATA_TAG, changes
     from whence.tracking.registry import REFUSED_TAG
 
     same = [version for version in registry.versions(DATA_TAG, now[DATA_TAG]) if not changes(now, version.tags)]
-    taken_back = [version for version in same if version.rolled_back]
+    rolled_back = [version for version in same if version.rolled_back]
     refused = [version for version in same if version.tags.get(REFUSED_TAG) == judged]
-    return next(iter(taken_back + refused), None)
+    return next(iter(rolled_back + refused), None)
 
 
 def _fetch(registry: Registry, version: Version, folder: Path) -> None:
@@ -79,19 +79,19 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> None:
         )
 
 
-def _summary(name: str, champion: Version | None, known: Version | None, differing: list[str]) -> str:
+def _summary(name: str, champion: Version | None, attempt: Version | None, differences: list[str]) -> str:
     against = f"the champion, version {champion.number} of `{name}`" if champion else "the base model"
-    if champion is not None and not differing:
+    if champion is not None and not differences:
         return f"**No training.** Data, base model and settings are those of {against}.\n"
-    if known is not None:
-        what = "was rolled back" if known.rolled_back else f"the gate refused against {against}"
+    if attempt is not None:
+        what = "was rolled back" if attempt.rolled_back else f"the gate refused against {against}"
         return (
-            f"**No training.** These data and settings gave version {known.number} of `{name}`, which {what}. Change "
-            f"one of them, or make it the champion all the same: `whence champion set {known.number}`.\n"
+            f"**No training.** These data and settings gave version {attempt.number} of `{name}`, which {what}. Change "
+            f"one of them, or make it the champion all the same: `whence champion set {attempt.number}`.\n"
         )
     if champion is None:
         return f"**First training.** `{name}` has no champion yet; the candidate has to beat the base model.\n"
-    listed = "\n".join(f"- `{line.replace('`', chr(39))}`" for line in differing)
+    listed = "\n".join(f"- `{line.replace('`', chr(39))}`" for line in differences)
     return f"**Training a candidate.** Since {against}:\n\n{listed}\n"
 
 

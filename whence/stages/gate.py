@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 RULES = {"gain": "above", "loss": "at least"}
 CHAMPION_VERSION = Parameter(
-    "champion_version", str, "The champion's version number, empty where the base model stands in for it.", ""
+    "champion_version", str, "The champion's version number, empty where the base model is compared.", ""
 )
 EXPLAIN = Parameter("explain", bool, "Whether the candidate's factors and scores are wanted.")
 PASSED = Parameter("passed", bool, "Whether the candidate may be promoted.")
@@ -124,9 +124,9 @@ def record(work: Work) -> None:
     import pandas as pd
 
     folder = work.outputs["decision"]
-    decided = json.loads((folder / artifacts.DECISION_FILE).read_text(encoding="utf-8"))
-    work.run.log_table(pd.DataFrame(decided["checks"]), "gate.json")
-    work.run.log_parent_metrics({"gate.passed": float(decided["passed"])})
+    decision = json.loads((folder / artifacts.DECISION_FILE).read_text(encoding="utf-8"))
+    work.run.log_table(pd.DataFrame(decision["checks"]), "gate.json")
+    work.run.log_parent_metrics({"gate.passed": float(decision["passed"])})
     work.run.log_artifacts(folder, "gate")
     work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md")
 

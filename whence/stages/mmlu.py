@@ -14,11 +14,11 @@ def compute(work: Work) -> dict[str, float]:
     from whence.files import write_json
     from whence.models.loading import load_base
 
-    asked = work.config.evaluation.mmlu.model_dump()
+    switches = work.config.evaluation.mmlu.model_dump()
     results, predictions = {}, []
     metrics: dict[str, float] = {}
     for role, model in models_to_compare(work).items():
-        if not (asked[role] or is_retraining(work)):  # the gate compares both
+        if not (switches[role] or is_retraining(work)):  # the gate compares both
             continue
         language = load_base(model.folder, work.config)
         result = evaluate_mmlu(language, model.id)

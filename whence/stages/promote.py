@@ -11,7 +11,7 @@ from whence.running.declaration import Stage, Work
 def compute(work: Work) -> dict[str, float]:
     """Move the alias ``champion`` to the candidate's version; the one that had it becomes ``previous``.
 
-    May be repeated: what is the champion already stays it, and the metric ``promoted`` is then 0.
+    May be repeated: a candidate that is the champion already stays so, and the metric ``promoted`` is then 0.
 
     Raises:
         PromotionError: the gate refused the candidate; another version has become the champion since the comparison;
@@ -28,16 +28,16 @@ def compute(work: Work) -> dict[str, float]:
     upload_spool(work.config)  # where the record of its training could not be delivered yet
     registry = Registry(work.config)
     candidate = registry.holding(decision["candidate_digest"])
-    over = decision["champion_version"] or None
-    promoted = registry.promote(candidate, over)
-    write_atomically(work.outputs["promotion"], _summary(registry.name, candidate.number, over, promoted))
+    champion = decision["champion_version"] or None
+    promoted = registry.promote(candidate, champion)
+    write_atomically(work.outputs["promotion"], _summary(registry.name, candidate.number, champion, promoted))
     return {"promoted": float(promoted), "champion_version": float(candidate.number)}
 
 
-def _summary(name: str, number: str, over: str | None, promoted: bool) -> str:
+def _summary(name: str, number: str, champion: str | None, promoted: bool) -> str:
     if not promoted:
         return f"Version {number} of `{name}` is the champion already.\n"
-    before = f"; version {over}, which was it before, is now `previous`" if over else ""
+    before = f"; version {champion}, the champion before, is now `previous`" if champion else ""
     return f"**Version {number} of `{name}` is the champion now**{before}. Back: `whence champion rollback`.\n"
 
 
