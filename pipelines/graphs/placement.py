@@ -19,8 +19,9 @@ from whence.config.cluster import GPU_STAGE, Cluster
 from whence.stages import stage as declaration
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
-UID = 1000  # the user of the images
-BACKOFF = {"backoff_duration": "30s", "backoff_factor": 2.0, "backoff_max_duration": "600s"}
+TOLERATION_KEYS = {"tolerationSeconds": "toleration_seconds"}  # kfp's name for Kubernetes' own
+LABEL = {"app.kubernetes.io/part-of": "whence"}  # by which network policies tell our pods from other teams'
+FIRST_PAUSE, PAUSE_FACTOR = 30, 2  # seconds before the second attempt, and how the pause grows
 FORM_HELP = {
     "gpu_node_selector": "Labels of the nodes for the GPU stages [cluster.gpu_node_selector].",
     "gpu_tolerations": "Taints that the GPU stages tolerate [cluster.gpu_tolerations].",
@@ -106,28 +107,43 @@ class Placement:
             self._resources(self.cluster, stage, task, form)
             self._node(self.cluster, stage, task, form)
             self._environment(self.cluster, task)
+            for key, value in LABEL.items():
+                kubernetes.add_pod_label(task, key, value)
+            if self.cluster.image_pull_secrets:
+                kubernetes.set_image_pull_secrets(task, self.cluster.image_pull_secrets)
 
     def _resources(self, cluster: Cluster, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
         resources = cluster.resources(stage, declaration(stage).gpu)
         cpu, memory = resources.cpu, resources.memory
+        cpu_limit, memory_limit = resources.cpu_limit or cpu, resources.memory_limit or memory
         if self._on_gpu(stage) and stage not in cluster.stages:
-            cpu, memory = form["gpu_cpu"], form["gpu_memory"]
+            cpu, memory = cpu_limit, memory_limit = form["gpu_cpu"], form["gpu_memory"]
             register(task, cpu, memory)
-        task.set_cpu_request(cpu).set_cpu_limit(cpu)
-        task.set_memory_request(memory).set_memory_limit(memory)
-        task.set_retry(resources.retries, **BACKOFF)
-        kubernetes.set_timeout(task, round(resources.timeout_hours * 3600))
+        task.set_cpu_request(cpu).set_cpu_limit(cpu_limit)
+        task.set_memory_request(memory).set_memory_limit(memory_limit)
+        timeout = round(resources.timeout_hours * 3600)
+        retry(task, resources.retries, timeout)
+        kubernetes.set_timeout(task, timeout)
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=resources.shm)
-        kubernetes.set_security_context(task, run_as_user=UID, run_as_group=UID, run_as_non_root=True)
+        kubernetes.set_security_context(task, run_as_user=cluster.user, run_as_group=cluster.user, run_as_non_root=True)
 
     def _node(self, cluster: Cluster, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
+        expressions = []
+        if cluster.architecture is not None:
+            expressions.append({"key": "kubernetes.io/arch", "operator": "In", "values": [cluster.architecture]})
         if self._on_gpu(stage):
             register(task, form["gpu_accelerator"], form["gpu_count"])
             task.set_accelerator_type(form["gpu_accelerator"]).set_accelerator_limit(form["gpu_count"])
             kubernetes.add_node_selector_json(task, form["gpu_node_selector"])
             kubernetes.add_toleration_json(task, form["gpu_tolerations"])
         else:
-            kubernetes.add_node_affinity(task, match_expressions=[PLATFORMS[cluster.platform].not_gpu])
+            expressions.append(PLATFORMS[cluster.platform].not_gpu)
+            for label, value in cluster.cpu_node_selector.items():
+                kubernetes.add_node_selector(task, label, value)
+            for taint in cluster.cpu_tolerations:
+                kubernetes.add_toleration(task, **{TOLERATION_KEYS.get(key, key): taint[key] for key in taint})
+        if expressions:  # in one term, whose expressions must all hold; of several terms one is enough
+            kubernetes.add_node_affinity(task, match_expressions=expressions)
 
     def _on_gpu(self, stage: str) -> bool:
         return self.gpu and declaration(stage).gpu
@@ -151,3 +167,18 @@ def register(task: PipelineTask, *values: Any) -> None:
     "parent DAG does not have input parameter".
     """
     task.register_pipeline_channels([value for value in values if isinstance(value, PipelineChannel)])
+
+
+def retry(task: PipelineTask, retries: int, timeout: int) -> None:
+    """Try ``task`` again up to ``retries`` times, each attempt stopped after ``timeout`` seconds.
+
+    Argo counts the maximum from the start of the first attempt: at the end of it no attempt begins, and one that runs
+    is killed. So it must have room for every attempt and every pause.
+    """
+    pauses = sum(FIRST_PAUSE * PAUSE_FACTOR**attempt for attempt in range(retries))
+    task.set_retry(
+        retries,
+        backoff_duration=f"{FIRST_PAUSE}s",
+        backoff_factor=float(PAUSE_FACTOR),
+        backoff_max_duration=f"{timeout * (retries + 1) + pauses}s",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -51,14 +52,34 @@ def built(overlay: str) -> list[Object]:
 
 
 def make_secrets(folder: Path, overlay: str) -> str:
-    """What `k8s/secrets.sh` prints."""
+    """What `k8s/secrets.sh` prints, called by a user who has the keys of a store outside."""
+    done = run_secrets(folder, overlay, AWS_ACCESS_KEY_ID="AKIAEXAMPLE", AWS_SECRET_ACCESS_KEY="kept-by-the-user")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_secrets(folder: Path, overlay: str, **variables: str) -> subprocess.CompletedProcess[str]:
     script = [str(folder / "secrets.sh"), overlay]
-    return subprocess.run(script, check=True, capture_output=True, text=True, timeout=30).stdout
+    clean = {"PATH": os.environ["PATH"], **variables}
+    return subprocess.run(script, capture_output=True, text=True, timeout=30, check=False, env=clean)
+
+
+def with_components(folder: Path, overlay: str, *names: str) -> list[Object]:
+    """The objects of an overlay of the copy ``folder`` after `kustomize edit add component`."""
+    make_secrets(folder, overlay)
+    file = folder / "overlays" / overlay / "kustomization.yaml"
+    settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    settings.setdefault("components", []).extend(f"../../components/{name}" for name in names)
+    file.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    done = build(folder / "overlays" / overlay)
+    assert done.returncode == 0, done.stderr
+    return objects(done.stdout)
 
 
 def only(items: list[Object], kind: str, name: str, namespace: str | None = None) -> Object:
     """The one object of that name."""
-    found = [i for i in items if name_of(i) == f"{kind}/{name}" and namespace in (None, i["metadata"].get("namespace"))]
+    wanted = re.compile(f"{kind}/{name}(-[a-z0-9]{{10}})?")  # kustomize's hash
+    found = [i for i in items if wanted.fullmatch(name_of(i)) and namespace in (None, i["metadata"].get("namespace"))]
     assert len(found) == 1, f"{len(found)} of {kind}/{name}"
     return found[0]
 

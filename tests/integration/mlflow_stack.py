@@ -14,8 +14,8 @@ from mlflow_image import ROOT
 from postgres_server import Postgres
 from swift import Swift
 
-BUCKETS = ROOT / "k8s" / "base" / "services" / "buckets.py"
-NAMES = ROOT / "k8s" / "base" / "services" / "buckets.json"
+BUCKETS = ROOT / "k8s" / "components" / "mlflow" / "buckets.py"
+NAMES = BUCKETS.with_suffix(".json")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Stack:
 
 
 def make_buckets(programs: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """As the Job does it."""
+    """As the server's pod does it at its start."""
     command = [str(programs / "python"), str(BUCKETS), str(NAMES)]
     clean = {"PATH": os.environ["PATH"], **environment}
     return subprocess.run(command, env=clean, capture_output=True, text=True, timeout=60, check=False)

@@ -23,13 +23,16 @@ from manifests import (
     only,
     pod_of,
     pods,
+    with_components,
 )
 
 from whence.pipelines.graphs.compile import compile_pipeline
-from whence.pipelines.graphs.placement import PLATFORMS
+from whence.pipelines.graphs.placement import LABEL, PLATFORMS
 
-RUN = {"pipeline/runid": "5c0b"}  # Kubeflow's label on the pods of a run
+OTHERS = {"pipeline/runid": "5c0b"}  # Kubeflow's label on the pods of any run
+RUN = OTHERS | LABEL  # of ours
 COMPLETE = tuple(name for name in OVERLAYS if name != "mlflow")  # those that also serve pipeline runs
+WITH_STORE = ("seaweedfs", "minio", "external-s3")  # those that include one themselves
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -42,11 +45,11 @@ def test_who_may_call_whom(overlay: str) -> None:
     wanted = {("mlflow", "postgres", 5432), ("mlflow-gc", "postgres", 5432), ("mlflow-gc", "mlflow", 5000)}
     if store:
         [port] = every[store].listens_on().values()
-        wanted |= {("mlflow", store, port), ("buckets", store, port)}
+        wanted |= {("mlflow", store, port)}
         assert network.allows(run, every[store], port)
         assert network.allows(Pod("ui", "kubeflow", {}, {}), every[store], port), "Kubeflow's UI shows artifacts"
     else:
-        assert all(network.allows(every[name], outside, 443) for name in ("mlflow", "buckets"))
+        assert network.allows(every["mlflow"], outside, 443)
         assert not network.allows(every["postgres"], outside, 443)
     ports = {5000, 5432, 8333, 9000}
     allowed = {
@@ -68,20 +71,61 @@ def test_who_may_call_whom(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", COMPLETE)
 def test_a_run_reaches_what_it_needs_and_nobody_reaches_it(overlay: str) -> None:
     network, run = Network(built(overlay)), Pod("run", "kubeflow", RUN, {})
-    for peer, port in (("kubeflow", 8887), ("kubeflow", 8080), ("internet", 443), ("kube-system", 53)):
+    api_server = (443, 6443, 8443, 16443)  # minikube's and microk8s' among them
+    wanted = [("kubeflow", 8887), ("kubeflow", 8080), ("kube-system", 53), ("openshift-dns", 5353)]
+    for peer, port in (*wanted, *(("internet", port) for port in api_server)):
         assert network.allows(run, Pod(peer, peer, {}, {}), port), f"{peer}:{port}"
     assert not network.allows(run, Pod("other", "team-b", {}, {}), 8080)
     assert not network.allows(Pod("other", "kubeflow", {}, {}), run, 8080)
 
 
-@pytest.mark.parametrize("overlay", COMPLETE)
-def test_kubeflow_and_mlflow_and_runs_agree_on_the_store(overlay: str) -> None:
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_other_teams_runs_are_left_alone(overlay: str) -> None:
     items = built(overlay)
-    here, there = (only(items, "ConfigMap", "whence-endpoints", namespace) for namespace in ("whence", "kubeflow"))
-    assert here["data"] == there["data"]
-    assert (
-        only(items, "Secret", "whence-s3", "whence")["data"] == only(items, "Secret", "whence-s3", "kubeflow")["data"]
+    network, other = Network(items), Pod("other", "kubeflow", OTHERS, {})
+    assert network.allows(other, Pod("database", "team-b", {}, {}), 5432)
+    assert network.allows(Pod("browser", "team-b", {}, {}), other, 8080)
+    assert not network.allows(other, pod_of(items, "mlflow"), 5000)
+    theirs = {item["kind"] for item in items if item["metadata"].get("namespace") == "kubeflow"}
+    assert "ResourceQuota" not in theirs, "it counts every pod of the namespace"
+    assert not [item for item in items if item["metadata"]["name"] == "kfp-launcher"], "it sets every run's bucket"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_rule_opens_every_port_to_everybody(overlay: str) -> None:
+    for policy in (item for item in built(overlay) if item["kind"] == "NetworkPolicy"):
+        for rule in [*policy["spec"].get("egress", []), *policy["spec"].get("ingress", [])]:
+            assert rule.get("ports") or rule.get("to"), policy["metadata"]["name"]
+
+
+def test_ports_are_set_in_one_place(tmp_path: Path) -> None:
+    folder = copy(tmp_path / "k8s")
+    make_secrets(folder, "external-s3")
+    file = folder / "overlays" / "external-s3" / "reach.yaml"
+    ports = yaml.safe_load(file.read_text(encoding="utf-8"))
+    ports |= {
+        key: [{"port": port, "protocol": "TCP"}] for key, port in [("names", 54), ("outside", 3128), ("store", 9000)]
+    }
+    file.write_text(yaml.safe_dump(ports), encoding="utf-8")
+    items = objects(build(folder / "overlays" / "external-s3").stdout)
+    network, run, mlflow = Network(items), Pod("run", "kubeflow", RUN, {}), pod_of(items, "mlflow")
+    reached = {
+        pod.owner: {port for port in (53, 54, 443, 3128, 9000) if network.allows(pod, Pod("out", "out", {}, {}), port)}
+        for pod in (run, mlflow)
+    }
+    assert reached == {"run": {54, 3128, 9000}, mlflow.owner: {54, 9000}}
+    assert "Reach" not in {item["kind"] for item in items}
+
+
+@pytest.mark.parametrize("overlay", WITH_STORE)
+def test_kubeflow_and_mlflow_and_runs_agree_on_the_store(overlay: str, tmp_path: Path) -> None:
+    items = with_components(copy(tmp_path / "k8s"), overlay, "whole-namespace")
+    here, there = (
+        [only(items, "ConfigMap", "whence-endpoints", where), only(items, "Secret", "whence-s3", where)]
+        for where in ("whence", "kubeflow")
     )
+    assert [item["data"] for item in here] == [item["data"] for item in there]
+    there = there[0]
     launcher = only(items, "ConfigMap", "kfp-launcher", "kubeflow")["data"]
     provider = yaml.safe_load(launcher["providers"])["s3"]["default"]
     scheme = "http" if provider["disableSSL"] else "https"
@@ -102,7 +146,7 @@ def test_kubeflow_and_mlflow_and_runs_agree_on_the_store(overlay: str) -> None:
 
 
 def test_what_the_compiled_pipeline_asks_for_is_there_and_the_a100_reaches_its_tasks(tmp_path: Path) -> None:
-    items = built("seaweedfs")
+    items = with_components(copy(tmp_path / "k8s"), "seaweedfs", "whole-namespace")
     target = tmp_path / "pipeline.yaml"
     compile_pipeline(ROOT / "configs" / "patents-tinyllama.yaml", target)
     pipeline, platform = yaml.load_all(target.read_text(encoding="utf-8"), yaml.CSafeLoader)
@@ -156,8 +200,10 @@ def test_the_runs_service_account_has_the_least_it_needs(overlay: str) -> None:
         assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
         if {"secrets", "configmaps"} & set(rule["resources"]):
             assert rule["verbs"] == ["get"]
-            kind = "Secret" if "secrets" in rule["resources"] else "ConfigMap"
-            assert [only(items, kind, name, "kubeflow") for name in rule["resourceNames"]]
+            ours = [name for name in rule["resourceNames"] if name.startswith("whence-")]
+            assert set(rule["resourceNames"]) - set(ours) <= {"kfp-launcher", "mlpipeline-minio-artifact"}, "Kubeflow's"
+            kind = "ExternalSecret" if overlay == "external-secrets" else "Secret"
+            assert [name for name in ours if only(items, kind, name, "kubeflow")] == ours
 
 
 def test_runs_in_a_profile_need_one_command(tmp_path: Path) -> None:

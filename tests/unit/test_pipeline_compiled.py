@@ -119,6 +119,8 @@ PARALLEL = {
     "retrain": "validate",
 }  # fmt: skip
 
+AMD64 = {"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}
+
 
 def runs_on_gpu(executor: str) -> bool:
     """Whether an executor, ``exec-score-part``, is of a stage that asks for an accelerator."""
@@ -153,10 +155,12 @@ def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes(profile: 
         if runs_on_gpu(name):
             selector = place["nodeSelector"]["nodeSelectorJson"]["componentInputParameter"]
             assert selector.endswith("gpu_node_selector")
+            assert place["nodeAffinity"] == [{"matchExpressions": [AMD64]}]
             assert place["tolerations"][0]["tolerationJson"]["componentInputParameter"].endswith("gpu_tolerations")
         else:
-            expressions = place["nodeAffinity"][0]["matchExpressions"]
-            assert expressions == [{"key": "nvidia.com/gpu.present", "operator": "DoesNotExist"}]
+            assert place["nodeAffinity"] == [
+                {"matchExpressions": [AMD64, {"key": "nvidia.com/gpu.present", "operator": "DoesNotExist"}]}
+            ]
             assert "tolerations" not in place
 
 
@@ -217,6 +221,78 @@ def test_every_task_has_limits_retries_shared_memory_and_no_root(tmp_path: Path)
     tasks = pipeline["root"]["dag"]["tasks"]
     assert tasks["train"]["retryPolicy"]["maxRetryCount"] == 1
     assert tasks["prepare"]["retryPolicy"]["backoffFactor"] == 2.0
+
+
+def placed(tmp_path: Path, settings: dict[str, Any], profile: str = "demo") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pipeline compiled with ``settings``, and what is Kubernetes' own, by executor."""
+    compile_pipeline(profile_file(profile), tmp_path / "p.yaml", settings)
+    pipeline, platform = parsed(tmp_path / "p.yaml")
+    return pipeline, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_task_is_labelled_as_ours(profile: str) -> None:
+    pipeline, platform = checked_in(profile)
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors.keys() == pipeline["deploymentSpec"]["executors"].keys()
+    for name, place in executors.items():
+        assert place["podMetadata"]["labels"] == {"app.kubernetes.io/part-of": "whence"}, name
+
+
+def test_requests_and_limits_are_set_apart(tmp_path: Path) -> None:
+    settings = {
+        "cluster.stages": {"train": {"cpu": "1", "cpu_limit": "3", "memory": "4Gi", "memory_limit": "12Gi"}},
+        "cluster.cpu_stages": {"cpu": "250m", "memory": "1Gi"},
+    }
+    containers = placed(tmp_path, settings)[0]["deploymentSpec"]["executors"]
+    sides = ("resourceCpuRequest", "resourceCpuLimit", "resourceMemoryRequest", "resourceMemoryLimit")
+    sizes = {name: tuple(containers[name]["container"]["resources"][side] for side in sides) for name in containers}
+    assert sizes.pop("exec-train") == ("1", "3", "4Gi", "12Gi")
+    assert set(sizes.values()) == {("250m", "250m", "1Gi", "1Gi")}, "without a limit of its own: as the request"
+
+
+@pytest.mark.parametrize(
+    "stage", [{"cpu": "2", "cpu_limit": "1500m"}, {"memory": "1Gi", "memory_limit": "1G"}], ids=["cpu", "memory"]
+)
+def test_a_limit_below_its_request_is_refused(stage: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cluster\.stages: (cpu_limit 1500m|memory_limit 1G) is below"):
+        placed(tmp_path, {"cluster.stages": {"train": stage}})
+
+
+def test_two_of_the_demo_s_tasks_at_once_fit_a_node_with_two_cores_and_other_work() -> None:
+    for name, executor in checked_in("demo")[0]["deploymentSpec"]["executors"].items():
+        resources = executor["container"]["resources"]
+        assert (resources["resourceCpuRequest"], resources["resourceMemoryRequest"]) == ("500m", "2Gi"), name
+        assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == ("2", "8Gi"), name
+
+
+@pytest.mark.parametrize(("retries", "pauses"), [(0, 0), (1, 30), (3, 30 + 60 + 120)])
+def test_the_last_attempt_may_take_its_whole_time(retries: int, pauses: int, tmp_path: Path) -> None:
+    """Argo counts ``backoffMaxDuration`` from the start of the first attempt, and kills what runs at its end."""
+    settings = {"cluster.stages": {"train": {"timeout_hours": 0.5, "retries": retries}}}
+    policy = placed(tmp_path, settings)[0]["root"]["dag"]["tasks"]["train"]["retryPolicy"]
+    assert policy.get("maxRetryCount", 0) == retries
+    assert policy["backoffMaxDuration"] == f"{1800 * (retries + 1) + pauses}s"
+
+
+def test_nodes_pull_secrets_and_user_are_what_the_cluster_says(tmp_path: Path) -> None:
+    settings = {
+        "cluster.cpu_node_selector": {"pool": "batch"},
+        "cluster.cpu_tolerations": [
+            {"key": "batch", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}
+        ],
+        "cluster.architecture": "arm64",
+        "cluster.image_pull_secrets": ["registry"],
+        "cluster.user": None,
+    }
+    for place in placed(tmp_path, settings)[1].values():
+        assert place["nodeSelector"] == {"labels": {"pool": "batch"}}
+        [toleration] = place["tolerations"]
+        assert toleration.pop("tolerationSeconds") in (60, "60")
+        assert toleration == {"key": "batch", "operator": "Exists", "effect": "NoExecute"}
+        assert place["nodeAffinity"][0]["matchExpressions"][0]["values"] == ["arm64"]
+        assert [secret["secretName"] for secret in place["imagePullSecret"]] == ["registry"]
+        assert place["securityContext"] == {"runAsNonRoot": True}, "OpenShift chooses the user"
 
 
 def test_a_work_volume_is_mounted_by_every_task_where_the_settings_look_for_it(tmp_path: Path) -> None:

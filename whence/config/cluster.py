@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whence.config.base import Section
 
 Cores = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
-ClaimName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
+Tolerations = list[dict[str, str | int]]
 
 
 class StageResources(Section):
     """What one task of a stage asks of its node; quantities as Kubernetes writes them."""
 
-    cpu: Cores = Field("2", description="Cores, asked for and the limit.")
-    memory: Memory = Field("8Gi", description="Memory, asked for and the limit.")
+    cpu: Cores = Field("2", description="Cores that a node must have free (request).")
+    cpu_limit: Cores | None = Field(
+        None, description="Cores that a task may use, and the number of its threads; null: as many as cpu."
+    )
+    memory: Memory = Field("8Gi", description="Memory that a node must have free (request).")
+    memory_limit: Memory | None = Field(
+        None, description="Memory beyond which a task is killed; null: as much as memory, which no neighbour can take."
+    )
     shm: Memory = Field("1Gi", description="Size of /dev/shm, which counts towards memory.")
     timeout_hours: float = Field(2, gt=0, description="A task that runs longer is stopped.")
     retries: int = Field(2, ge=0, description="New attempts after a failure, with growing pauses.")
+
+    @model_validator(mode="after")
+    def _limits_allow_the_requests(self) -> StageResources:
+        for name, limit in {"cpu": self.cpu_limit, "memory": self.memory_limit}.items():
+            request = getattr(self, name)
+            if limit is not None and _amount(limit) < _amount(request):
+                raise ValueError(
+                    f"{name}_limit {limit} is below {name} {request}, which Kubernetes refuses; raise the limit"
+                )
+        return self
+
+
+def _amount(quantity: str) -> float:
+    """A quantity of Kubernetes as a number."""
+    number, unit = re.fullmatch(r"([0-9.]+)(m|[KMGTPE]i?)?", quantity).groups(default="")  # type: ignore[union-attr]
+    if unit == "m":
+        return float(number) / 1000
+    return float(number) * (1024 if unit.endswith("i") else 1000) ** " KMGTPE".index(unit[:1] or " ")
 
 
 GPU_STAGE = StageResources(cpu="8", memory="96Gi", shm="16Gi", timeout_hours=24)
@@ -35,8 +61,23 @@ class Cluster(Section):
     gpu_node_selector: dict[str, str] | None = Field(
         None, description="Labels of the nodes for GPU stages; null: the platform's labels of A100 nodes of 80 GB."
     )
-    gpu_tolerations: list[dict[str, str | int]] | None = Field(
+    gpu_tolerations: Tolerations | None = Field(
         None, description="Taints that GPU stages tolerate, as Kubernetes writes them; null: the platform's."
+    )
+    cpu_node_selector: dict[str, str] = Field(
+        default_factory=dict, description="Labels of the nodes for the stages without an accelerator."
+    )
+    cpu_tolerations: Tolerations = Field(
+        default_factory=list, description="Taints that the stages without an accelerator tolerate."
+    )
+    architecture: Literal["amd64", "arm64"] | None = Field(
+        "amd64", description="Processors that the images are built for (kubernetes.io/arch); null: those of any node."
+    )
+    user: int | None = Field(
+        1000, gt=0, description="User id of every task; null: the platform chooses one, as OpenShift does."
+    )
+    image_pull_secrets: list[ObjectName] = Field(
+        default_factory=list, description="Secrets with which the images are pulled, in the namespace of the runs."
     )
     accelerator: str = Field("nvidia.com/gpu", min_length=1, description="Resource name of the accelerator.")
     accelerator_count: int = Field(1, ge=0, description="Accelerators per GPU task; 0 runs all stages on CPUs.")
@@ -46,10 +87,14 @@ class Cluster(Section):
     config_maps: dict[str, list[str]] = Field(
         default_factory=dict, description="Keys that every task gets as variables, by the name of their ConfigMap."
     )
-    work_claim: ClaimName | None = Field(
+    work_claim: ObjectName | None = Field(
         None,
         description="PersistentVolumeClaim (ReadWriteMany) mounted by every task at general.work_dir: a retried task "
         "goes on from its checkpoints, and a later run reuses what has not changed; null: none.",
+    )
+    cpu_stages: StageResources = Field(
+        default_factory=StageResources,
+        description="Resources of the stages without an accelerator, but of those that stages names.",
     )
     stages: dict[str, StageResources] = Field(
         default_factory=dict, description="Resources by stage; stages not named take the defaults of their kind."
@@ -57,5 +102,5 @@ class Cluster(Section):
 
     def resources(self, stage: str, gpu: bool) -> StageResources:
         """What a task of ``stage`` asks for; ``gpu`` says whether it is a stage that runs on an accelerator."""
-        default = GPU_STAGE if gpu and self.accelerator_count else StageResources()
+        default = GPU_STAGE if gpu and self.accelerator_count else self.cpu_stages
         return self.stages.get(stage, default)
