@@ -125,12 +125,12 @@ def test_kubeflow_and_mlflow_and_runs_agree_on_the_store(overlay: str, tmp_path:
         for where in ("whence", "kubeflow")
     )
     assert [item["data"] for item in here] == [item["data"] for item in there]
-    there = there[0]
+    endpoints = there[0]["data"]
     launcher = only(items, "ConfigMap", "kfp-launcher", "kubeflow")["data"]
     provider = yaml.safe_load(launcher["providers"])["s3"]["default"]
     scheme = "http" if provider["disableSSL"] else "https"
-    assert f"{scheme}://{provider['endpoint']}" == there["data"]["AWS_ENDPOINT_URL"]
-    assert provider["region"] == there["data"]["AWS_REGION"]
+    assert f"{scheme}://{provider['endpoint']}" == endpoints["AWS_ENDPOINT_URL"]
+    assert provider["region"] == endpoints["AWS_REGION"]
     secret = provider["credentials"]["secretRef"]
     keys = only(items, "Secret", secret["secretName"], "kubeflow")["data"].keys()
     assert {secret["accessKeyKey"], secret["secretKeyKey"]} == keys
