@@ -259,6 +259,12 @@ def test_a_limit_below_its_request_is_refused(stage: dict[str, str], tmp_path: P
         placed(tmp_path, {"cluster.stages": {"train": stage}})
 
 
+@pytest.mark.parametrize("setting", ["cluster.cpu_tolerations", "cluster.gpu_tolerations"])
+def test_a_toleration_with_a_misspelt_key_is_refused(setting: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=setting):
+        placed(tmp_path, {setting: [{"key": "batch", "operater": "Exists"}]})
+
+
 def test_two_of_the_demo_s_tasks_at_once_fit_a_node_with_two_cores_and_other_work() -> None:
     for name, executor in checked_in("demo")[0]["deploymentSpec"]["executors"].items():
         resources = executor["container"]["resources"]

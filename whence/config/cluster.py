@@ -12,7 +12,7 @@ from whence.config.base import Section
 Cores = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
 ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
-Tolerations = list[dict[str, str | int]]
+Tolerations = list[dict[Literal["key", "operator", "value", "effect", "tolerationSeconds"], str | int]]
 
 
 class StageResources(Section):
