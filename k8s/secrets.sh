@@ -22,7 +22,7 @@ filled() {
       \#*) continue ;;
       *=) echo "$line$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')" ;;
       *=your-*)
-        eval "value=\${$name:-}"
+        value=$(printenv "$name" || true)
         case $value in
           "" | your-*) refuse "$1: $name is yours to give: export $name=... and run this again" ;;
         esac
