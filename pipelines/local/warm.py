@@ -29,7 +29,7 @@ PRELOADED = (
     "whence.kubeflow",
     "mlflow.store.tracking.sqlalchemy_store",
     "whence.training",
-    "whence.running.evidence",
+    "kronfluence.analyzer",
     "whence.report.report",
     "whence.plots",
 )
