@@ -18,6 +18,7 @@ from whence.config import Config
 from whence.config_file import inline_prompts
 from whence.pipelines.graphs.catalog import KindOption, PipelineKind, stages_of
 from whence.pipelines.local.artifact_root import ArtifactRoot
+from whence.pipelines.local.warm import warm_processes
 
 INTERRUPTED = 130
 
@@ -46,7 +47,8 @@ def run(
     config = inline_prompts(find_settings(profile, config_file, set_).load())
     console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
     try:
-        _run(kind, config, ArtifactRoot.parse(artifact_root), console, verbose)
+        with warm_processes():
+            _run(kind, config, ArtifactRoot.parse(artifact_root), console, verbose)
     except KeyboardInterrupt:
         console.print("Interrupted. " + _how_to_go_on(config))
         raise typer.Exit(INTERRUPTED) from None
