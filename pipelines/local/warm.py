@@ -85,7 +85,7 @@ def _replaced_start(control: socket.socket) -> Iterator[None]:
         task = _parse(full_command, env_vars)
         status = None if task is None else _run(control, task)
         if status is None:
-            logger.debug("this task is started by kfp itself")
+            logger.warning("this task is started by kfp itself, which takes some seconds longer")
             status = int(own(full_command, env_vars))
         return status
 
