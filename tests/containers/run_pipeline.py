@@ -21,7 +21,7 @@ MEMORY = "3g"
 
 def main(config: Path, folder: Path, run_id: str) -> None:
     """Each stage read-only, without capabilities, limited in memory, with named places to write to."""
-    settings = load_config(config)
+    resolved = load_config(config)
     names = ("WHENCE_IMAGE_REGISTRY", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     environment = {name: os.environ[name] for name in names if name in os.environ}
     runner = local.DockerRunner(

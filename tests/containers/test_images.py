@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from whence import __version__
+from whence.stages import stages
 
 LIGHT = {stage for stage in STAGES if "models" not in groups_of(stage)}
 MEGABYTE = 1_000_000
@@ -44,7 +45,7 @@ def test_the_default_command_explains_the_stage(image: Image) -> None:
     finished = image.run()
     assert finished.returncode == 0, finished.stderr
     assert re.search(rf"Usage: whence {image.stage.replace('_', '-')} ", finished.stdout)
-    assert "--config" in finished.stdout
+    assert f"--{stages()[image.stage].outputs[0].name.replace('_', '-')}" in finished.stdout
 
 
 def test_nothing_of_it_can_be_changed(any_image: Image) -> None:
@@ -98,7 +99,7 @@ def test_it_has_what_its_stage_imports(image: Image) -> None:
     """Also what its functions import only when they are called."""
     names = sorted(imports_of(ast.parse((ROOT / f"whence/stages/{image.stage}.py").read_text(encoding="utf-8"))))
     assert "whence.running.declaration" in names
-    image.shell(f"python -c 'import whence.kubeflow, {', '.join(names)}'", "--tmpfs=/cache:mode=1777")
+    image.shell(f"python -c 'import whence.kubeflow, {', '.join(names)}'", "--volume=/cache")
 
 
 def imports_of(node: ast.AST) -> set[str]:

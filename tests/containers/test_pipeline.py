@@ -23,9 +23,10 @@ from mlflow import MlflowClient
 from mlflow_server import running
 
 from whence.config_file import inline_prompts, load_config
-from whence.pipelines.graphs.attribution import STAGES as COMPONENTS
 
 pytestmark = pytest.mark.timeout(2400)  # the demo takes minutes, and many more on a machine that others use too
+# The attribution pipeline: all but what retraining adds.
+COMPONENTS = set(STAGES) - {"find_champion", "gate", "promote"}
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Path(__file__).with_name("run_pipeline.py")
 LIMIT = 3 << 30
@@ -106,7 +107,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def test_every_stage_ran_in_its_own_image(pipeline: Run) -> None:
     assert set(pipeline.containers) == {image_of(stage).name for stage in COMPONENTS}
-    assert set(COMPONENTS) <= set(STAGES)
 
 
 def test_no_container_could_write_to_its_root_or_was_root(pipeline: Run) -> None:
@@ -144,7 +144,7 @@ def test_the_record_is_complete_though_images_hold_only_mlflow_s_client(pipeline
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     nested = {run.data.tags["whence.stage"]: run for run in runs if run is not parent}
     assert parent.data.tags["kfp.pipeline_run_id"] == pipeline.run_id
-    assert set(nested) == set(COMPONENTS)
+    assert set(nested) == COMPONENTS
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.tags["mlflow.user"] for run in nested.values()} == {"whence"}
     factors = pipeline.client.list_artifacts(nested["fit_factors"].info.run_id, "factors")
