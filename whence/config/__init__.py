@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from whence.config.base import Fraction, Positive, Section
 from whence.config.cluster import Cluster
+from whence.yaml_text import write_yaml
 
 BUILTIN_DEMO = "builtin:demo"
 BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
@@ -372,4 +372,4 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration, every value explicit."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))
