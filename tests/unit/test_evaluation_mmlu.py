@@ -259,6 +259,15 @@ def test_a_row_that_is_no_question_is_named(settings, folder, line, message):
         check_questions(settings().evaluation.mmlu)
 
 
+def test_a_byte_order_mark_and_blank_lines_are_no_part_of_the_questions(settings, folder):
+    asked = settings().evaluation.mmlu
+    plain = read_questions(asked.source, "virology", "test")
+    file = folder / "virology_test.csv"
+    file.write_text("\ufeff" + file.read_text().replace("\n", "\n\n") + "\n\n")
+    check_questions(asked)
+    assert read_questions(asked.source, "virology", "test") == plain
+
+
 def test_too_few_solved_examples_and_empty_files_are_named(settings, folder):
     (folder / "virology_dev.csv").write_text("q,a,b,c,d,A\n")
     with pytest.raises(
