@@ -27,10 +27,6 @@ _TYPES = {
 }
 
 
-class DuplicateKeyError(yaml.YAMLError):
-    """A key that a mapping has twice."""
-
-
 class _Loader(yaml.CSafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's own name)
 
@@ -52,7 +48,7 @@ class _Loader(yaml.CSafeLoader):
                 key, line = self.construct_object(key_node), key_node.start_mark.line + 1
                 if key in lines:
                     places = f"lines {lines[key]} and {line}" if lines[key] != line else f"line {line}"
-                    raise DuplicateKeyError(f"the key {key_node.value!r} is given twice, in {places}; keep one of them")
+                    raise yaml.YAMLError(f"the key {key_node.value!r} is given twice, in {places}; keep one of them")
                 lines[key] = line
             self._refuse_duplicates(value, seen)
 

@@ -37,7 +37,7 @@ def read_hub(settings: Dataset, split: str, selection: Sequence[str]) -> tuple[T
         raise DataError(f"dataset.name: cannot load {source}: {_reason(error, name, commit)}") from error
     present = [column for column in selection if column in data.column_names]
     values = values_of(data.select_columns(present).with_format("arrow")[:])
-    for column in {settings.output_column, settings.truth_column} & values.keys():
+    for column in values.keys() & {settings.output_column, settings.truth_column}:
         feature = data.features[column]
         if isinstance(feature, datasets.ClassLabel) and settings.label_names is None:
             values[column] = [_class_name(feature, value) for value in values[column]]
