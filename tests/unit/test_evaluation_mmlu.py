@@ -21,6 +21,7 @@ from whence.evaluation.mmlu import evaluate_mmlu, first_letter
 from whence.evaluation.questions import benchmark_name, check_questions, read_questions
 from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.language import LanguageModel
+from whence.running.checks import check_benchmark
 
 TASKS = ["international_law", "virology"]
 CHOICES = ["yes", "no", "valve"]
@@ -266,6 +267,15 @@ def test_a_byte_order_mark_and_blank_lines_are_no_part_of_the_questions(settings
     file.write_text("\ufeff" + file.read_text().replace("\n", "\n\n") + "\n\n")
     check_questions(asked)
     assert read_questions(asked.source, "virology", "test") == plain
+
+
+def test_config_check_reads_the_question_files_that_are_needed(settings, folder):
+    check_benchmark(settings())
+    (folder / "virology_dev.csv").unlink()
+    check_benchmark(settings(n_shots=0))
+    with pytest.raises(DataError, match=r"cannot read the questions .*virology_dev\.csv"):
+        check_benchmark(settings())
+    check_benchmark(settings(enabled=False))
 
 
 def test_too_few_solved_examples_and_empty_files_are_named(settings, folder):
