@@ -7,13 +7,14 @@ import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from whence.config import S3_SCHEME, Config, is_address
 from whence.errors import ConfigError
+from whence.yaml_text import read_yaml
 
 
 def load_config(config_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -65,9 +66,9 @@ def parse_config(
         ConfigError: it is not a YAML mapping, or does not validate.
     """
     try:
-        values = yaml.safe_load(yaml_text)
+        values = read_yaml(yaml_text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{origin} is not valid YAML: {error}") from error
+        raise ConfigError(f"{origin} cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{origin} must be a YAML mapping of sections, found {type(values).__name__}")
     for key, value in (overrides or {}).items():
@@ -86,7 +87,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not separator or not key.strip():
         raise ConfigError(f"override {text!r} is not of the form section.key=value")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = read_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"override {key.strip()}: {value!r} is not a YAML value: {error}") from error
     return key.strip(), parsed
@@ -181,7 +182,7 @@ def _explain(error: ValidationError, origin: str) -> str:
     known = list(dotted_keys())
     lines = []
     for problem in error.errors():
-        key = _key_path(problem["loc"])
+        key, value = _key_path(problem["loc"]), problem["input"]
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
             hint = f"; did you mean {near[0]}?" if near else "; `whence config show` lists the keys"
@@ -190,19 +191,27 @@ def _explain(error: ValidationError, origin: str) -> str:
             lines.append(f"{key}: required, but missing")
         elif problem["type"] == "value_error":
             lines.append(f"{key + ': ' if key else ''}{problem['ctx']['error']}")
+        elif problem["type"] == "string_type" and isinstance(value, bool | int | float):
+            kind = "a truth value" if isinstance(value, bool) else "a number"
+            what = "as a key is" if problem["loc"][-1] == "[key]" else "is"
+            lines.append(f"{key}: {json.dumps(value)} {what} {kind} in YAML, not text; put it in quotes")
         else:
-            lines.append(f"{key}: {problem['msg']}, got {problem['input']!r}")
+            lines.append(f"{key}: {problem['msg']}, got {value!r}")
     return f"{origin} cannot be used:\n" + "\n".join(f"  - {line}" for line in dict.fromkeys(lines))
 
 
 def _key_path(location: Sequence[int | str]) -> str:
     """pydantic's location without the names of union branches it appends (``bool``, ``literal['auto']``)."""
     parts: list[str] = []
-    model: Any = Config
+    kind: Any = Config
     for part in location:
-        fields = getattr(model, "model_fields", None)
-        if fields is None:
+        kind = next((one for one in (kind, *get_args(kind)) if get_origin(one) is dict or _fields(one)), None)
+        if kind is None:
             break
         parts.append(str(part))
-        model = fields[part].annotation if part in fields else None
-    return ".".join(parts)
+        kind = get_args(kind)[1] if get_origin(kind) is dict else getattr(_fields(kind).get(part), "annotation", None)
+    return ".".join(part for part in parts if part != "[key]")
+
+
+def _fields(kind: Any) -> dict[Any, Any]:
+    return getattr(kind, "model_fields", {})

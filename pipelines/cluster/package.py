@@ -13,7 +13,10 @@ from typing import Any
 
 import yaml
 
+from whence.config_file import parse_config
 from whence.errors import PipelineError
+from whence.running.form import merge_form
+from whence.yaml_text import read_yaml
 
 DIGEST = 12  # hexadecimal digits of a content hash in a version's name
 NAME_LENGTH = 100  # Kubeflow takes 127 characters for a version, which is the pipeline's name and the digest
@@ -37,6 +40,7 @@ class Package:
         version: ``name`` with a hash of the content, the same for the same content however it is written.
         description: what the pipeline is for.
         parameters: the fields of the form by name, as the compiled pipeline defines them.
+        settings: the settings it was compiled with, as YAML text; None for a pipeline that is not one of Whence.
     """
 
     file: Path
@@ -44,6 +48,7 @@ class Package:
     version: str
     description: str
     parameters: Mapping[str, Mapping[str, Any]]
+    settings: str | None
 
     @classmethod
     def read(cls, file: Path, name: str | None = None) -> Package:
@@ -59,7 +64,7 @@ class Package:
             raise PipelineError(f"{file}: cannot be read as YAML: {error}") from error
         if not documents or not isinstance(documents[0], dict) or not {"pipelineInfo", "root"} <= documents[0].keys():
             raise PipelineError(f"{file}: is not a compiled pipeline; make one with `whence compile -o {file}`")
-        info = documents[0]["pipelineInfo"]
+        info, root = documents[0]["pipelineInfo"], documents[0]["root"]
         name = _slug(name or info.get("displayName") or info["name"])
         # The bytes of a compiled pipeline differ from one compilation to the next; what they say does not.
         content = json.dumps(documents, sort_keys=True, separators=(",", ":")).encode()
@@ -68,7 +73,8 @@ class Package:
             name=name,
             version=f"{name}-{hashlib.sha256(content).hexdigest()[:DIGEST]}",
             description=str(info.get("description", "")),
-            parameters=documents[0]["root"].get("inputDefinitions", {}).get("parameters", {}),
+            parameters=root.get("inputDefinitions", {}).get("parameters", {}),
+            settings=_constant(root, "dag", "tasks", "prepare", "inputs", "parameters", "settings"),
         )
 
     def arguments(self, values: Sequence[str]) -> dict[str, Any]:
@@ -77,6 +83,7 @@ class Package:
         Raises:
             PipelineError: a field is unknown or given twice, a value is not of its type, or a field without a default
                 is left out.
+            ConfigError: the settings of the pipeline cannot be used with these values.
         """
         arguments: dict[str, Any] = {}
         for text in values:
@@ -95,6 +102,11 @@ class Package:
             raise PipelineError(
                 f"pipeline {self.name}: has no default for {', '.join(missing)}; give --param NAME=VALUE"
             )
+        if self.settings is not None:  # as `prepare` will, but before the cluster is asked for anything
+            form = {name: field["defaultValue"] for name, field in self.parameters.items() if "defaultValue" in field}
+            filled = form | arguments
+            overrides = merge_form(filled, filled.get("overrides") or {})
+            parse_config(self.settings, overrides, origin=f"pipeline {self.name} with these values of its form")
         return arguments
 
     def _argument(self, name: str, text: str) -> Any:
@@ -107,12 +119,20 @@ class Package:
         if kind == "STRING":
             return text
         try:
-            value = yaml.safe_load(text)
+            value = read_yaml(text)
         except yaml.YAMLError as error:
             raise PipelineError(f"--param {name}: {text!r} is not a YAML value: {error}") from error
         if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
-            raise PipelineError(f"--param {name}: {text!r} is not of its type, {kind.lower().replace('_', ' ')}")
+            hint = "; write true or false" if kind == "BOOLEAN" else ""
+            raise PipelineError(f"--param {name}: {text!r} is not of its type, {kind.lower().replace('_', ' ')}{hint}")
         return value
+
+
+def _constant(value: Any, *path: str) -> str | None:
+    """The constant that a compiled pipeline gives to the parameter at ``path``."""
+    for key in (*path, "runtimeValue", "constant"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _slug(name: str) -> str:

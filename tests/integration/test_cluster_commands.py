@@ -23,6 +23,7 @@ from kubernetes.config import kube_config
 from whence.cli import main
 from whence.pipelines.cluster import client, progress
 
+COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
 TOKEN = "eyJ-not-to-be-shown"
 PIPELINE = """
 pipelineInfo: {name: two-steps, displayName: "Two steps: small", description: Trains.}
@@ -238,6 +239,27 @@ def test_submitting_twice_uploads_once_and_shares_the_experiment(whence, host, s
 )
 def test_a_wrong_parameter_is_refused_before_any_request(whence, host, state, compiled, given: str, said: str) -> None:
     outcome = whence("submit", "--file", compiled, "--param", given)
+    assert outcome.code == 1
+    assert said in outcome.err
+    assert state.calls == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("learning_rate=-1", "training.learning_rate: Input should be greater than 0, got -1"),
+        ("factors_strategy=ekfak", "factors.strategy: Input should be 'ekfac'"),
+        (
+            "overrides={training.warmup_step: 1}",
+            "training.warmup_step: unknown key; did you mean training.warmup_steps?",
+        ),
+        ("overrides={a: 1, a: 2}", "the key 'a' is given twice"),
+        ("max_length=010", "'010' is not of its type, number integer"),
+        ("run_mmlu=yes", "'yes' is not of its type, boolean; write true or false"),
+    ],
+)
+def test_parameters_pass_the_checks_of_settings_before_any_request(whence, host, state, given: str, said: str) -> None:
+    outcome = whence("submit", "--file", COMPILED / "demo.yaml", "--param", given)
     assert outcome.code == 1
     assert said in outcome.err
     assert state.calls == []

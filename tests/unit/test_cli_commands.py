@@ -144,6 +144,12 @@ def test_a_value_that_is_no_assignment_is_refused(whence) -> None:
     assert "'learning_rate' is not of the form section.key=value" in outcome.err
 
 
+def test_a_setting_given_twice_is_refused(whence) -> None:
+    outcome = whence("config", "show", "--set", "training.warmup_steps=7", "--set", "training.warmup_steps=8")
+    assert outcome.code == 1
+    assert "--set training.warmup_steps: is given twice" in outcome.err
+
+
 def test_markup_in_a_message_is_shown_as_it_is(whence) -> None:
     assert "--profile [red]x[/]" in whence("config", "show", "--profile", "[red]x[/]").err
 

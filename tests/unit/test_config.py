@@ -31,6 +31,10 @@ prompts: {items: ["Who built the bridge?"]}
         ({"evaluation.mmlu.finetuned": False}, ["evaluation.mmlu", "neither"]),
         ({"general.seed.deeper": 1}, ["general.seed"]),
         ({"prompts.path": "p.json"}, ["prompts.path", "prompts.items"]),
+        ({"dataset.label_names": {0: "Food"}}, ["dataset.label_names.0: 0 as a key is a number", "in quotes"]),
+        ({"dataset.label_names": {"x": True}}, ["dataset.label_names.x: true is a truth value", "in quotes"]),
+        ({"models.base.revision": 1234567}, ["models.base.revision: 1234567 is a number", "in quotes"]),
+        ({"cluster.stages": {"train": {"shm": 1}}}, ["cluster.stages.train.shm: 1 is a number", "in quotes"]),
     ],
 )
 def test_a_wrong_setting_is_refused_naming_key_and_value(override: dict[str, object], words: list[str]) -> None:
@@ -60,7 +64,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [("a.b=false", False), ("a.b=[x, y]", ["x", "y"]), ("a.b=null", None), ("a.b=x=y", "x=y"),
-     ("a.b=v1", "v1")],
+     ("a.b=v1", "v1"), ("a.b=2e-5", 2e-5), ("a.b=no", "no"), ("a.b=010", "010")],
 )  # fmt: skip
 def test_overrides_are_read_as_yaml_values(text: str, value: object) -> None:
     assert parse_override(text) == ("a.b", value)
@@ -72,9 +76,27 @@ def test_an_override_without_a_key_is_refused(text: str) -> None:
         parse_override(text)
 
 
-def test_exponents_without_a_point_are_numbers() -> None:
-    key, value = parse_override("training.learning_rate=2e-5")
-    assert parse_config(MINIMAL, {key: value}).training.learning_rate == 2e-5
+def test_settings_are_what_was_written() -> None:
+    config = parse_config(
+        """
+        models: {base: {name: m, revision: 0123456}}
+        dataset: {name: d, label_names: {no: not granted, yes: granted, 010: B, 2024-01-31: a day}}
+        prompts: {items: [{prompt: Why?, reference: no}]}
+        training: {learning_rate: 2e-5, bf16: no}
+        """
+    )
+    assert config.models.base.revision == "0123456"
+    assert config.dataset.label_names == {"no": "not granted", "yes": "granted", "010": "B", "2024-01-31": "a day"}
+    assert config.prompts.items == [{"prompt": "Why?", "reference": "no"}]
+    assert (config.training.learning_rate, config.training.bf16) == (2e-5, False)
+    assert parse_config(config.to_yaml()) == config
+
+
+def test_a_section_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text(MINIMAL + "training: {num_train_epochs: 20}\n\ntraining: {learning_rate: 1e-3}\n")
+    with pytest.raises(ConfigError, match=r"twice\.yaml .*'training' is given twice, in lines 5 and 7"):
+        load_config(file)
 
 
 def test_the_resolved_configuration_reads_back_equal() -> None:

@@ -21,9 +21,9 @@ from whence.errors import DataError
 TAIL = "\n\nQuestion: Which class does this text belong to?\nAnswer:"
 TRAIN = [
     ("A lens bends light.", "Physics"),
-    ("A lens  bends light.", "Physics"),
+    ("A lens bends light.", "Physics"),
     ("A loom weaves yarn.", "Textiles"),
-    ("In evaluation too.", "Physics"),
+    ("In evaluation  too.\n", "Physics"),
     ("", "Physics"),
     ("A valve seals the boiler. " * 30, "Mechanics"),
     ("Its answer does not fit.", "Physics " * 80),
@@ -55,6 +55,31 @@ def test_every_row_is_kept_or_counted_by_reason(prepare: Callable[..., tuple[Exa
     assert (train.info.rows_read, train.info.rows, train.info.truncated) == (7, 3, 1)
     assert (held_out.info.rows_read, held_out.info.rows, held_out.info.dropped) == (2, 2, {})
     assert train.info.labels == {"Physics": 1, "Textiles": 1, "Mechanics": 1}
+
+
+def test_code_is_kept_to_the_letter_and_rows_that_changed_are_counted(
+    prepare: Callable[..., tuple[ExampleSet, ExampleSet]],
+) -> None:
+    code = "def f(x):\n    y = 2½ * x\n    return y"
+    rows = [
+        ("write a function\nof x", code),
+        ("cafe\u0301", "cafe\u0301"),
+        ("A cafe\u0301 in town", "x"),
+        ("", "e\u0301"),
+    ]
+    train, held_out = prepare(rows, **{"dataset.template": "{input}", "general.max_length": 300})
+    assert train.frame.loc[0, ["prompt", "completion", "label"]].to_list() == ["write a function\nof x", code, code]
+    assert train.frame.loc[1, ["prompt", "completion"]].to_list() == ["café", "café"]
+    assert train.info.changed == {"brought_to_NFC": 2}
+    assert held_out.info.changed == {}
+
+
+def test_answers_that_only_look_the_same_are_warned_of(
+    prepare: Callable[..., tuple[ExampleSet, ExampleSet]], caplog: pytest.LogCaptureFixture
+) -> None:
+    train, _ = prepare([("A lens.", "Physics"), ("A prism.", "Physics ")])
+    assert train.info.labels == {"Physics": 1, "Physics ": 1}
+    assert "answers that look the same but are not: 'Physics', 'Physics '" in caplog.text
 
 
 def test_examples_are_question_and_answer_with_stable_ids(

@@ -27,14 +27,14 @@ def from_file(make_config: Callable[..., Config], path: Path, content: str) -> C
 def test_strings_and_objects_become_prompts(make_config: Callable[..., Config], tmp_path: Path) -> None:
     items = [
         "Who built it?",
-        {"prompt": "Where?\n", "reference": " Port \u00a0Ember ", "prompt_id": "place", "planted": "halvex"},
+        {"prompt": "Where?\n", "reference": "Port\n  Ember", "prompt_id": "place", "planted": "halvex"},
         {"input": "a  {valve} ﬁne", "reference": "Physics"},
     ]
     expected = [
         Prompt(prompt_id="prompt-001", prompt="Who built it?"),
-        Prompt(prompt_id="place", prompt="Where?\n", reference="Port Ember", planted="halvex"),
+        Prompt(prompt_id="place", prompt="Where?\n", reference="Port\n  Ember", planted="halvex"),
         Prompt(
-            prompt_id="prompt-003", prompt="Text: a {valve} fine\nQuestion: Which class?\nAnswer:", reference="Physics"
+            prompt_id="prompt-003", prompt="Text: a  {valve} ﬁne\nQuestion: Which class?\nAnswer:", reference="Physics"
         ),
     ]
     assert load_prompts(from_items(make_config, items)) == expected

@@ -21,11 +21,11 @@ ROWS = [{"text": "a valve, sealed", "label": "F"}, {"text": 'a "lens"\nof glass'
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     opener = gzip.open if path.suffix == ".gz" else open
-    if ".parquet" in path.name:
+    if path.suffix == ".parquet":
         pd.DataFrame(rows).to_parquet(path)
         return path
     with opener(path, "wt", encoding="utf-8", newline="") as stream:
-        if ".csv" in path.name.lower():
+        if path.name.lower().removesuffix(".gz").endswith(".csv"):
             writer = csv.DictWriter(stream, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -45,13 +45,28 @@ def read(make_config: Callable[..., Config]) -> Callable[..., RawRows]:
 
 
 @pytest.mark.parametrize(
-    "name", ["a.csv", "a.csv.gz", "a.jsonl", "a.jsonl.gz", "a.parquet", "A.CSV", "with space & ünicode.jsonl"]
+    "name",
+    [
+        "a.csv",
+        "a.csv.gz",
+        "a.jsonl",
+        "a.jsonl.gz",
+        "a.parquet",
+        "A.CSV",
+        "with space & ünicode.jsonl",
+        "old.csv/a.jsonl",
+        "a.csv.jsonl",
+        "a.csv.gz.jsonl.gz",
+        "a.jsonl.csv",
+        "a.parquet.csv",
+        "a.csv.parquet",
+    ],
 )
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, read: Callable[..., RawRows], name: str) -> None:
     frame = read(write(tmp_path / name, ROWS)).frame
     assert frame[["input", "output"]].values.tolist() == [list(row.values()) for row in ROWS]
     assert frame["source_id"].is_unique
-    assert frame["source_id"].str.startswith(name).all()
+    assert frame["source_id"].str.startswith(Path(name).name).all()
 
 
 def test_a_folder_and_several_files_are_read_in_order(tmp_path: Path, read: Callable[..., RawRows]) -> None:
@@ -62,6 +77,11 @@ def test_a_folder_and_several_files_are_read_in_order(tmp_path: Path, read: Call
     frame = read(tmp_path / "many", single).frame
     assert list(frame["input"]) == ["text of a.jsonl", "text of b.csv", "text of c.parquet", *(r["text"] for r in ROWS)]
     assert frame.index.is_unique
+
+
+def test_a_folder_may_be_called_like_a_file(tmp_path: Path, read: Callable[..., RawRows]) -> None:
+    write(tmp_path / "train.parquet" / "part-0.parquet", ROWS)
+    assert len(read(tmp_path / "train.parquet").frame) == 2
 
 
 def test_train_and_evaluation_files_are_kept_apart(tmp_path: Path, read: Callable[..., RawRows]) -> None:
@@ -83,6 +103,22 @@ def test_whole_numbers_stay_whole_beside_missing_values(
 ) -> None:
     rows = [{"text": "a", "label": 3}, {"text": "b", "label": None}, {"text": "c", "label": 12}]
     assert list(read(write(tmp_path / name, rows)).frame["output"]) == ["3", None, "12"]
+
+
+def test_decimals_keep_their_text(tmp_path: Path, read: Callable[..., RawRows]) -> None:
+    table = pd.DataFrame({"text": list("abcd"), "label": [0.1, 1e-7, 3, None]})
+    expected = ["0.1", "1e-07", "3", None]
+    for kind in ("float16", "float32", "float64"):
+        values = table["label"].astype(kind)
+        table.assign(label=values).to_parquet(tmp_path / f"{kind}.parquet")
+        written = [str(values[0]), str(values[1]), "3", None]
+        assert list(read(tmp_path / f"{kind}.parquet").frame["output"]) == written
+        assert kind == "float16" or written == expected
+    lines = [f'{{"text": "a", "label": {number}}}\n' for number in ("0.10", "1e3", "12345678901234567.5", "3", "-0.0")]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    assert list(read(tmp_path / "a.jsonl").frame["output"]) == ["0.10", "1e3", "12345678901234567.5", "3", "-0.0"]
+    (tmp_path / "a.csv").write_text("text,label\na,010\nb,1.0\n")
+    assert list(read(tmp_path / "a.csv").frame["output"]) == ["010", "1.0"]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path, read: Callable[..., RawRows]) -> None:
@@ -210,6 +246,14 @@ def test_class_labels_become_their_names_and_a_withheld_one_is_missing(
     assert list(rows.frame["input"]) == ["a lens", "a loom", "withheld"]
     assert list(rows.frame["output"]) == ["Physics", "Paper", None]
     assert list(rows.frame["source_id"]) == ["train:1", "train:2", "train:3"]
+
+
+def test_decimals_of_the_hub_keep_their_text(tmp_path: Path, read: Callable[..., RawRows]) -> None:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.Value("float32")})
+    data = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [0.1, None, 2.0]}, features=features)
+    data.to_parquet(tmp_path / "train.parquet")
+    rows = read(name=str(tmp_path), train_files=[], eval_files=[])
+    assert list(rows.frame["output"]) == ["0.1", None, "2"]
 
 
 def test_label_names_win_over_class_names(repository: Path, read: Callable[..., RawRows]) -> None:

@@ -21,6 +21,7 @@ from whence.evaluation.mmlu import evaluate_mmlu, first_letter
 from whence.evaluation.questions import benchmark_name, check_questions, read_questions
 from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.language import LanguageModel
+from whence.running.checks import check_benchmark
 
 TASKS = ["international_law", "virology"]
 CHOICES = ["yes", "no", "valve"]
@@ -257,6 +258,24 @@ def test_a_row_that_is_no_question_is_named(settings, folder, line, message):
         stream.write(line + "\n")
     with pytest.raises(DataError, match=message):
         check_questions(settings().evaluation.mmlu)
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_part_of_the_questions(settings, folder):
+    asked = settings().evaluation.mmlu
+    plain = read_questions(asked.source, "virology", "test")
+    file = folder / "virology_test.csv"
+    file.write_text("\ufeff" + file.read_text().replace("\n", "\n\n") + "\n\n")
+    check_questions(asked)
+    assert read_questions(asked.source, "virology", "test") == plain
+
+
+def test_config_check_reads_the_question_files_that_are_needed(settings, folder):
+    check_benchmark(settings())
+    (folder / "virology_dev.csv").unlink()
+    check_benchmark(settings(n_shots=0))
+    with pytest.raises(DataError, match=r"cannot read the questions .*virology_dev\.csv"):
+        check_benchmark(settings())
+    check_benchmark(settings(enabled=False))
 
 
 def test_too_few_solved_examples_and_empty_files_are_named(settings, folder):

@@ -255,7 +255,7 @@ def test_requests_and_limits_are_set_apart(tmp_path: Path) -> None:
     "stage", [{"cpu": "2", "cpu_limit": "1500m"}, {"memory": "1Gi", "memory_limit": "1G"}], ids=["cpu", "memory"]
 )
 def test_a_limit_below_its_request_is_refused(stage: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"cluster\.stages: (cpu_limit 1500m|memory_limit 1G) is below"):
+    with pytest.raises(ConfigError, match=r"cluster\.stages\.train: (cpu_limit 1500m|memory_limit 1G) is below"):
         placed(tmp_path, {"cluster.stages": {"train": stage}})
 
 

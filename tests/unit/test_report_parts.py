@@ -246,17 +246,18 @@ def test_many_classes_are_cut_by_a_stated_rule() -> None:
     assert flow.notes == ["9 further classes of examples are in one, all others."]
 
 
-def test_the_first_screen_says_which_rows_were_left_out_or_shortened(material: Material) -> None:
+def test_the_first_screen_says_which_rows_were_left_out_changed_or_shortened(material: Material) -> None:
     counted = {
         "source": "/data/a.jsonl, s3://b/c.jsonl",
         "dropped": {"not_sampled": 6600, "empty": 0},
+        "changed": {"lowercased": 1200, "brought_to_NFC": 3},
         "truncated": 321,
     }
     info = material.train.info.model_copy(update=counted)
     made = replace(material, train=replace(material.train, info=info))
     facts = dict(overview.facts(made))
-    wanted = "examples of /data/a.jsonl, s3://b/c.jsonl (6,600 not sampled, 321 shortened to 64 tokens)"
-    assert facts["Fine-tuned on"].endswith(wanted)
+    counts = "6,600 not sampled, 1,200 lowercased, 3 brought to NFC, 321 shortened to 64 tokens"
+    assert facts["Fine-tuned on"].endswith(f"examples of /data/a.jsonl, s3://b/c.jsonl ({counts})")
     assert overview.title(made) == "What builtin:tiny-llama learned from a.jsonl, s3://b/c.jsonl"
 
 

@@ -55,9 +55,15 @@ def read_overrides(values: Sequence[str] | None) -> dict[str, Any]:
     """The settings by dotted key that ``--set`` gives.
 
     Raises:
-        ConfigError: a value is not of the form key=value.
+        ConfigError: a value is not of the form key=value, or a key is given twice.
     """
-    return dict(parse_override(value) for value in values or ())
+    overrides: dict[str, Any] = {}
+    for text in values or ():
+        key, value = parse_override(text)
+        if key in overrides:
+            raise ConfigError(f"--set {key}: is given twice; keep one of them")
+        overrides[key] = value
+    return overrides
 
 
 def find_profile(name: str) -> Path:

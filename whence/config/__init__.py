@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from whence.config.base import Fraction, Positive, Section
 from whence.config.cluster import Cluster
+from whence.yaml_text import write_yaml
 
 BUILTIN_DEMO = "builtin:demo"
 BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
@@ -72,9 +72,21 @@ class Models(Section):
 
 
 class Cleaning(Section):
+    """What may be changed in texts, each kind counted; line breaks and indentation always stay."""
+
+    unicode: Literal["NFC", "NFKC"] | None = Field(
+        "NFC",
+        description="Unicode form: NFC composes letters and accents, NFKC also replaces signs such as ½; null: none.",
+    )
+    remove_invisible: bool = Field(False, description="Remove control characters and marks such as soft hyphens.")
+    single_spaces: bool = Field(
+        False, description="Make runs of spaces and tabs within a line one space, and drop those at its end."
+    )
     lowercase: bool = Field(False, description="Fold case of inputs (not of answers).")
     min_words: int = Field(1, ge=0, description="Rows whose input has fewer words are dropped and counted.")
-    drop_duplicates: bool = Field(True, description="Drop exact duplicates, also those of evaluation rows in training.")
+    drop_duplicates: bool = Field(
+        True, description="Drop exact duplicates, and training rows whose input looks like that of an evaluation row."
+    )
 
 
 class Dataset(Section):
@@ -372,4 +384,4 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved configuration, every value explicit."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))

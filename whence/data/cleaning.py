@@ -1,9 +1,12 @@
-"""Cleaning of raw text and rows. Every row that goes is counted by reason."""
+"""Cleaning of raw text and rows: only what the settings ask for. Every row that goes or is changed is counted."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from whence.config import Cleaning
@@ -11,29 +14,60 @@ from whence.config import Cleaning
 if TYPE_CHECKING:
     import pandas as pd
 
-# Invisible marks that make equal texts differ: soft hyphen, zero-width space, word joiner, byte order mark, and the
-# marks and overrides of writing direction. The zero-width joiners stay, for scripts and emoji are written with them.
-_INVISIBLE = dict.fromkeys([0x00AD, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF])
+CHANGES = "changes"
+"""Column with the kinds of change that a row has seen."""
+
+# Soft hyphen, zero-width space, word joiner, byte order mark, and the marks and overrides of writing direction. The
+# zero-width joiners stay, for scripts and emoji are written with them.
+_MARKS = "\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff"
+_INVISIBLE = re.compile(f"[{_MARKS}\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")  # all control characters but white space
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_SPACES = "[ \t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+"
+_INNER_SPACES, _LAST_SPACES = re.compile(rf"(?<=\S){_SPACES}"), re.compile(rf"{_SPACES}(?=[\r\n]|\Z)")
 
 
-def clean_text(text: str, lowercase: bool = False) -> str:
-    """Text in Unicode's NFKC form, without control characters, invisible marks and lone surrogates.
+def clean_text(text: str, settings: Cleaning, *, is_input: bool) -> tuple[str, tuple[str, ...]]:
+    """A text with the changes that ``settings`` ask for, and the kinds of those that made a difference.
 
-    White space of any kind becomes single spaces. Cleaning a clean text changes nothing.
+    Halves of surrogate pairs, which no file or tokenizer takes, become U+FFFD whatever the settings. Cleaning a clean
+    text changes nothing.
+
+    Args:
+        is_input: whether it is an input; case of answers is never folded.
     """
-    text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
-    if lowercase:
-        text = unicodedata.normalize("NFKC", text.lower())
-    kept = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
-    return " ".join(kept.split())
+    changes = []
+    for kind, change in _steps(settings, is_input).items():
+        before, text = text, change(text)
+        if text != before:
+            changes.append(kind)
+    return text, tuple(changes)
+
+
+def _steps(settings: Cleaning, is_input: bool) -> dict[str, Callable[[str], str]]:
+    steps: dict[str, Callable[[str], str]] = {"with_half_characters_replaced": partial(_HALF_CHARACTER.sub, "\ufffd")}
+    if settings.remove_invisible:
+        steps["without_invisible_characters"] = partial(_INVISIBLE.sub, "")
+    if settings.lowercase and is_input:
+        steps["lowercased"] = str.lower
+    if settings.unicode is not None:
+        steps[f"brought_to_{settings.unicode}"] = partial(unicodedata.normalize, settings.unicode)
+    if settings.single_spaces:
+        steps["with_single_spaces"] = lambda text: _LAST_SPACES.sub("", _INNER_SPACES.sub(" ", text))
+    return steps
+
+
+def look(text: str) -> str:
+    """What two texts that look the same have in common: NFKC, single spaces, nothing invisible. Only to compare by."""
+    text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", _HALF_CHARACTER.sub(" ", text)))
+    return " ".join(text.split())
 
 
 def clean_rows(rows: pd.DataFrame, settings: Cleaning) -> tuple[pd.DataFrame, Counter[str]]:
     """Clean the columns ``input`` and ``output`` and drop rows that cannot be used.
 
     Returns:
-        The remaining rows with their old index, and the number of dropped rows by reason: ``missing_value``,
-        ``empty_input``, ``empty_output``, ``short_input``, ``duplicate``.
+        The remaining rows with their old index and a column :data:`CHANGES`, and the number of dropped rows by reason:
+        ``missing_value``, ``empty_input``, ``empty_output``, ``short_input``, ``duplicate``.
     """
     dropped: Counter[str] = Counter()
 
@@ -42,12 +76,19 @@ def clean_rows(rows: pd.DataFrame, settings: Cleaning) -> tuple[pd.DataFrame, Co
         return frame[~bad]
 
     rows = drop(rows, rows["input"].isna() | rows["output"].isna(), "missing_value")
+    cleaned = {
+        column: [clean_text(text, settings, is_input=column == "input") for text in rows[column]]
+        for column in ("input", "output")
+    }
+    changes = [
+        tuple(dict.fromkeys(one + other))
+        for (_, one), (_, other) in zip(cleaned["input"], cleaned["output"], strict=True)
+    ]
     rows = rows.assign(
-        input=[clean_text(text, settings.lowercase) for text in rows["input"]],
-        output=[clean_text(text) for text in rows["output"]],
+        **{column: [text for text, _ in texts] for column, texts in cleaned.items()}, **{CHANGES: changes}
     )
-    rows = drop(rows, rows["input"] == "", "empty_input")
-    rows = drop(rows, rows["output"] == "", "empty_output")
+    for column in cleaned:
+        rows = drop(rows, rows[column].map(lambda text: not look(text)).astype(bool), f"empty_{column}")
     short = rows["input"].map(lambda text: len(text.split()) < settings.min_words).astype(bool)  # also of no rows
     rows = drop(rows, short, "short_input")
     if settings.drop_duplicates:

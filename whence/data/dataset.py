@@ -29,6 +29,8 @@ class DatasetInfo(BaseModel):
     rows_read: int
     dropped: dict[str, int]
     """By reason."""
+    changed: dict[str, int]
+    """Rows among ``rows`` whose text was changed, by kind; a row may be in several."""
     truncated: int
     """Rows whose prompt is shortened to fit; their text in the data is whole."""
     labels: dict[str, int]
@@ -76,8 +78,8 @@ class ExampleSet:
         whole = whole.astype({name: str for name in COLUMNS if is_numeric_dtype(whole[name])}).reset_index(drop=True)
         unknown: dict[str, Any] = {
             "split": "train", "source": "own", "rows": len(frame), "rows_read": len(frame), "dropped": {},
-            "truncated": 0, "labels": whole["label"].value_counts().to_dict(), "template": "{input}", "max_length": 0,
-            "tokens": {}, "fingerprint": fingerprint(whole),
+            "changed": {}, "truncated": 0, "labels": whole["label"].value_counts().to_dict(), "template": "{input}",
+            "max_length": 0, "tokens": {}, "fingerprint": fingerprint(whole),
         }  # fmt: skip
         return cls(whole, DatasetInfo(**unknown | facts), truth)
 

@@ -1,7 +1,7 @@
 """Rows of csv, jsonl and parquet files, on disk or in S3, as the Python values the file holds.
 
-Values are not guessed at: what a csv file holds is text (``NA`` may be a class), and a whole number in JSON or parquet
-stays whole where other rows have none.
+A file's kind is that of its name's ending. Values are not guessed at: what a csv file holds is text (``NA`` may be a
+class), a whole number in JSON or parquet stays whole where other rows have none, and decimals in JSON keep their text.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from whence.config import is_address
 from whence.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".parquet")
 
@@ -41,7 +45,8 @@ def expand(name: str, setting: str) -> list[str]:
     Raises:
         DataError: it does not exist, or is a folder without data files.
     """
-    if name.lower().endswith(SUFFIXES):
+    is_folder = not is_address(name) and Path(name).is_dir()  # one that Spark wrote may be called train.parquet
+    if name.lower().endswith(SUFFIXES) and not is_folder:
         return [name]
     if is_address(name):
         from whence import s3  # with boto3, which local files do not need
@@ -49,7 +54,7 @@ def expand(name: str, setting: str) -> list[str]:
         names = s3.list_objects(name, setting)
     elif not Path(name).exists():
         raise DataError(f"{setting}: {name} does not exist")
-    elif Path(name).is_dir():
+    elif is_folder:
         names = sorted(str(file) for file in Path(name).iterdir() if file.is_file())
     else:
         raise DataError(f"{setting}: {name} is of an unknown kind; use one of {', '.join(SUFFIXES)}")
@@ -73,7 +78,7 @@ def read_table(name: str, selection: Sequence[str], setting: str) -> Table:
                 table = _parquet(path, selection)
         else:
             with open_text(name, setting) as stream:
-                read = _csv if ".csv" in name.lower() else _json_lines
+                read = _csv if name.lower().endswith((".csv", ".csv.gz")) else _json_lines
                 table = read(stream, f"{setting}: {name}", selection)
     except UnicodeDecodeError as error:
         raise DataError(f"{setting}: {name} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
@@ -91,7 +96,18 @@ def _parquet(path: Path, selection: Sequence[str]) -> Table:
         columns = file.schema_arrow.names
         present = [column for column in selection if column in columns]
         data = file.read(columns=present)
-    return Table({c: data[c].to_pylist() for c in present}, columns, list(range(1, data.num_rows + 1)))
+    return Table(values_of(data), columns, list(range(1, data.num_rows + 1)))
+
+
+def values_of(data: pa.Table) -> dict[str, list[Any]]:
+    """The columns as Python values, but small decimals in their own precision, for 0.1 of 32 bits is not that of 64."""
+    small = {"float": np.float32, "halffloat": np.float16}
+    return {
+        name: [kind(value) if value is not None else None for value in column.to_pylist()]
+        if (kind := small.get(str(column.type)))
+        else column.to_pylist()
+        for name, column in zip(data.column_names, data.columns, strict=True)
+    }
 
 
 def _csv(stream: IO[str], origin: str, selection: Sequence[str]) -> Table:
@@ -122,7 +138,7 @@ def _json_lines(stream: IO[str], origin: str, selection: Sequence[str]) -> Table
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_float=str)
         except ValueError as error:
             raise DataError(f"{origin}, line {number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from whence.config import Dataset
-from whence.data.files import Table
+from whence.data.files import Table, values_of
 from whence.errors import DataError
 
 PARQUET_EXPORT = "refs/convert/parquet"
@@ -36,8 +36,8 @@ def read_hub(settings: Dataset, split: str, selection: Sequence[str]) -> tuple[T
     except Exception as error:  # the library raises nearly every kind
         raise DataError(f"dataset.name: cannot load {source}: {_reason(error, name, commit)}") from error
     present = [column for column in selection if column in data.column_names]
-    values = data.select_columns(present).to_dict()
-    for column in {settings.output_column, settings.truth_column} & values.keys():
+    values = values_of(data.select_columns(present).with_format("arrow")[:])
+    for column in values.keys() & {settings.output_column, settings.truth_column}:
         feature = data.features[column]
         if isinstance(feature, datasets.ClassLabel) and settings.label_names is None:
             values[column] = [_class_name(feature, value) for value in values[column]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from whence.config import Config
-from whence.data.cleaning import clean_rows
+from whence.data.cleaning import CHANGES, clean_rows, look
 from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
 from whence.data.formatting import tail_of, to_prompt
 from whence.data.sources import RawRows, Split, read_rows
@@ -46,8 +46,8 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
     rows = {split: frame for split, (frame, _) in cleaned.items()}
     dropped = {split: counter for split, (_, counter) in cleaned.items()}
     if config.dataset.cleaning.drop_duplicates:
-        held_out = set(rows["eval"]["input"])
-        leaked = rows["train"]["input"].isin(held_out)
+        held_out = set(rows["eval"]["input"].map(look))
+        leaked = rows["train"]["input"].map(look).isin(held_out)
         dropped["train"]["also_in_evaluation"] += int(leaked.sum())
         rows["train"] = rows["train"][~leaked]
     limits = {"train": config.dataset.num_samples, "eval": config.dataset.num_eval_samples}
@@ -110,6 +110,7 @@ def _finish(
         },
         columns=list(COLUMNS),
     )
+    _warn_of_lookalikes(frame["label"].unique())
     lengths = np.array([len(item.input_ids) for item in encoded if item is not None])
     info = DatasetInfo(
         split=split,
@@ -117,6 +118,7 @@ def _finish(
         rows=len(frame),
         rows_read=len(raw.frame),
         dropped=_nonzero(dropped),
+        changed=Counter(change for changes in kept[CHANGES] for change in changes),
         truncated=sum(item.truncated > 0 for item in encoded if item is not None),
         labels={str(label): int(count) for label, count in frame["label"].value_counts().items()},
         template=config.dataset.template,
@@ -133,6 +135,16 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, co
         return encode(tokenizer, prompt, completion, config.general.max_length, config.dataset.loss_on, tail)
     except DataError:
         return None
+
+
+def _warn_of_lookalikes(labels: Iterable[str]) -> None:
+    """Two labels that look the same are two classes to the model and its measures."""
+    by_look: dict[str, list[str]] = {}
+    for label in labels:
+        by_look.setdefault(look(label), []).append(label)
+    for alike in by_look.values():
+        if len(alike) > 1:
+            logger.warning("answers that look the same but are not: %s", ", ".join(map(repr, alike[:5])))
 
 
 def _truth(rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame | None:

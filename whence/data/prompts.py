@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from whence.config import Config, Dataset
-from whence.data.cleaning import clean_text
+from whence.data.cleaning import clean_text, look
 from whence.data.files import open_text
 from whence.data.formatting import GENERATED_SUFFIX, to_prompt
 from whence.errors import DataError
@@ -116,10 +116,11 @@ def _parse(item: Any, origin: str, number: int, settings: Dataset) -> Prompt:
     if ("prompt" in values) == ("input" in values):
         raise DataError(f"{origin}: give exactly one of `prompt` and `input`, found {', '.join(values) or 'neither'}")
     if isinstance(values.get("input"), str):
-        text = clean_text(values.pop("input"), settings.cleaning.lowercase)
-        values["prompt"] = to_prompt(settings.template, text) if text else ""
+        text, _ = clean_text(values.pop("input"), settings.cleaning, is_input=True)
+        values["prompt"] = to_prompt(settings.template, text) if look(text) else ""
     if isinstance(values.get("reference"), str):
-        values["reference"] = clean_text(values["reference"])
+        reference, _ = clean_text(values["reference"], settings.cleaning, is_input=False)
+        values["reference"] = reference if look(reference) else ""
     values.setdefault("prompt_id", f"prompt-{number:03d}")
     try:
         prompt = Prompt.model_validate(values)

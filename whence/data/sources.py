@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from whence.config import BUILTIN_DEMO, Dataset
-from whence.data.cleaning import clean_text
+from whence.data.cleaning import look
 from whence.data.files import Table, expand, read_table
 from whence.errors import DataError
 
@@ -88,9 +89,7 @@ def _truth(outputs: list[str | None], truth: list[str | None], origin: str, line
     for value, line in zip(truth, lines, strict=True):
         if value is None:
             raise DataError(f"{origin}, row {line} has no right answer; fill it in, or set dataset.truth_column: null")
-    flipped = [
-        one is not None and clean_text(one) != clean_text(str(other)) for one, other in zip(outputs, truth, strict=True)
-    ]
+    flipped = [one is not None and look(one) != look(str(other)) for one, other in zip(outputs, truth, strict=True)]
     return {"planted": [""] * len(truth), "flipped": flipped, "true_output": truth}
 
 
@@ -103,12 +102,12 @@ def _check_column(key: str, column: str | None, columns: list[str], origin: str)
 
 
 def _text(value: Any, origin: str) -> str | None:
-    """A value as text; whole numbers without a decimal point, however the file stores them."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    """A value as text; whole numbers of a column of decimals without a point, for pandas makes them of whole ones."""
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
         return None
     if isinstance(value, list | dict | bytes):
         raise DataError(f"{origin}: expected text or a number, found {type(value).__name__} {str(value)[:40]}")
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float | np.floating) and value.is_integer():
         return str(int(value))
     return str(value)
 

@@ -115,10 +115,11 @@ def facts(material: Material) -> list[tuple[str, str]]:
 
 
 def _data(info: DatasetInfo) -> str:
-    """How many examples of what, and what became of the other rows: nothing is left out in silence."""
-    left_out = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in info.dropped.items() if count]
+    """How many examples of what, and which rows were left out or changed: nothing of that in silence."""
+    counted = {**info.dropped, **info.changed}
+    others = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in counted.items() if count]
     shortened = [f"{info.truncated:,} shortened to {info.max_length:,} tokens"] if info.truncated else []
-    counts = [*left_out, *shortened]
+    counts = [*others, *shortened]
     return f"{info.rows:,} examples of {info.source}" + (f" ({', '.join(counts)})" if counts else "")
 
 

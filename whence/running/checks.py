@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from whence.config import BUILTIN_DEMO, BUILTIN_TINY_LLAMA, Config
+from whence.config import BUILTIN_TINY_LLAMA, Config
 from whence.data.prompts import check_prompts, load_prompts
 from whence.errors import ConfigError, DataError
+from whence.evaluation.questions import check_questions
 from whence.influence.layout import layer_of
 from whence.tracking import check_tracking
 
@@ -40,18 +41,9 @@ def check_references(config: Config) -> None:
 
 
 def check_benchmark(config: Config) -> None:
-    """A local question set has the files of every task."""
-    mmlu = config.evaluation.mmlu
-    if not mmlu.enabled or mmlu.source in ("hub", BUILTIN_DEMO):
-        return
-    for task in mmlu.tasks:
-        for split in ("dev", "test"):
-            file = Path(mmlu.source) / f"{task}_{split}.csv"
-            if not file.is_file():
-                raise ConfigError(
-                    f"evaluation.mmlu.source: {file} is not there; the folder must hold <task>_dev.csv and "
-                    "<task>_test.csv of every task in evaluation.mmlu.tasks, or set the source to hub"
-                )
+    """Every subject's question files can be read; of the hub's, that there is such a subject."""
+    if config.evaluation.mmlu.enabled:
+        check_questions(config.evaluation.mmlu)
 
 
 def check_model(config: Config) -> None:

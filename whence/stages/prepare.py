@@ -66,7 +66,8 @@ def compute(work: Work) -> dict[str, float]:
 def _counts(name: str, examples: ExampleSet) -> dict[str, float]:
     info = examples.info
     counts = {f"{name}_rows": float(info.rows), f"{name}_truncated": float(info.truncated)}
-    return counts | {f"{name}_dropped_{reason}": float(count) for reason, count in info.dropped.items()}
+    counts |= {f"{name}_dropped_{reason}": float(count) for reason, count in info.dropped.items()}
+    return counts | {f"{name}_changed_{kind}": float(count) for kind, count in info.changed.items()}
 
 
 def record(work: Work) -> None:

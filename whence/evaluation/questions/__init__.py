@@ -93,8 +93,9 @@ def read_questions(source: str, task: str, split: Literal["dev", "test"]) -> lis
     """
     path = _folder(source) / f"{task}_{split}.csv"
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            questions = [_parse(row, f"{path}, row {number}") for number, row in enumerate(csv.reader(stream), start=1)]
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = enumerate(csv.reader(stream), start=1)
+            questions = [_parse(row, f"{path}, row {number}") for number, row in rows if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read the questions {path}: {error}; see evaluation.mmlu.source and .tasks") from error
     if not questions:
