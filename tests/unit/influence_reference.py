@@ -101,6 +101,14 @@ class Reference:
         return apply
 
 
+def expected_scores(reference: Reference, queries: TokenizedExamples, train: TokenizedExamples) -> torch.Tensor:
+    """``[queries, train]`` by the empirical Fisher and the default damping."""
+    inverse = reference.inverse_ekfac(train, None)
+    asked, seen = reference.gradients(queries), reference.gradients(train)
+    scores = [[sum((inverse(q, n, None) * z[n]).sum() for n in reference.modules) for z in seen] for q in asked]
+    return torch.tensor(scores)
+
+
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found.double(), expected.double(), rtol=RELATIVE, atol=RELATIVE * float(expected.std()))
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from influence_helpers import MODULES, VOCABULARY, settings, tiny_examples, tiny_llama, trained
-from influence_reference import Reference, close, fit_and_score
+from influence_reference import Reference, close, expected_scores, fit_and_score
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
 
 from whence.config import Config
-from whence.data.tokenization import TokenizedExamples
 from whence.influence.modules import select_modules
 from whence.influence.scores import self_influence
 from whence.influence.task import LanguageModelingTask
@@ -56,13 +55,6 @@ def close_to_explicit_gradients(model: PreTrainedModel, config: Config, folder) 
     train, queries = tiny_examples(19, seed=1), tiny_examples(4, seed=2)
     found = fit_and_score(model, config, folder, queries, train)
     close(found, expected_scores(Reference(model, select_modules(model, config.factors)), queries, train))
-
-
-def expected_scores(reference: Reference, queries: TokenizedExamples, train: TokenizedExamples) -> torch.Tensor:
-    inverse = reference.inverse_ekfac(train, None)
-    asked, seen = reference.gradients(queries), reference.gradients(train)
-    scores = [[sum((inverse(q, n, None) * z[n]).sum() for n in reference.modules) for z in seen] for q in asked]
-    return torch.tensor(scores)
 
 
 @pytest.mark.parametrize(
