@@ -41,7 +41,7 @@ class Reference:
 
             def keep(_, args, output, name=name):  # type: ignore[no-untyped-def]
                 output.retain_grad()
-                inputs[name], outputs[name] = args[0][0].detach(), output
+                inputs[name], outputs[name] = args[0].detach().reshape(-1, args[0].shape[-1]), output
 
             hooks.append(self.model.get_submodule(name).register_forward_hook(keep))
         self.model.zero_grad()
@@ -70,7 +70,7 @@ class Reference:
                 ones = torch.ones(len(input_ids), 1, dtype=inputs[name].dtype)
                 inputs[name] = torch.cat([inputs[name], ones], 1)
         weights = {name: self.process(name, gradient) for name, gradient in weights.items()}
-        return weights, inputs, {name: outputs[name].grad[0] for name in self.modules}
+        return weights, inputs, {name: outputs[name].grad.flatten(end_dim=-2) for name in self.modules}
 
     def gradients(self, examples: TokenizedExamples) -> list[Gradients]:
         return [self.run(**examples[index])[0] for index in range(len(examples))]
@@ -101,8 +101,16 @@ class Reference:
         return apply
 
 
-def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found.double(), expected.double(), rtol=RELATIVE, atol=RELATIVE * float(expected.std()))
+def expected_scores(reference: Reference, queries: TokenizedExamples, train: TokenizedExamples) -> torch.Tensor:
+    """``[queries, train]`` by the empirical Fisher and the default damping."""
+    inverse = reference.inverse_ekfac(train, None)
+    asked, seen = reference.gradients(queries), reference.gradients(train)
+    scores = [[sum((inverse(q, n, None) * z[n]).sum() for n in reference.modules) for z in seen] for q in asked]
+    return torch.tensor(scores)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, relative: float = RELATIVE) -> None:
+    torch.testing.assert_close(found.double(), expected.double(), rtol=relative, atol=relative * float(expected.std()))
 
 
 def fit_and_score(

@@ -89,7 +89,8 @@ def test_answers_stop_at_the_end_token_and_padding_after_it_does_not_count(tiny_
     prefix = read_prompts(language, ids)
     answers = continue_prompts(language, prefix, make_config().generation)
     for answer, (new, logprobs) in zip(answers, expected, strict=True):
-        assert answer.token_ids == [token for token in new if token not in (2, end)]
+        assert answer.token_ids == new
+        assert answer.text_ids == [token for token in new if token not in (2, end)]
         assert answer.mean_logprob == pytest.approx(np.mean(logprobs), abs=1e-4)
 
 

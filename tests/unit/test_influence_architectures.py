@@ -5,13 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 from influence_helpers import MODULES, VOCABULARY, settings, tiny_examples, tiny_llama, trained
-from influence_reference import Reference, close, fit_and_score
+from influence_reference import Reference, close, expected_scores, fit_and_score
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from whence.config import Config
-from whence.data.tokenization import TokenizedExamples
-from whence.influence.modules import select_modules
+from whence.errors import ConfigError, FactorError
+from whence.influence.factors import fit_factors, load_factors
+from whence.influence.modules import require_examples, select_modules
 from whence.influence.scores import self_influence
 from whence.influence.task import LanguageModelingTask
 
@@ -58,13 +68,6 @@ def close_to_explicit_gradients(model: PreTrainedModel, config: Config, folder) 
     close(found, expected_scores(Reference(model, select_modules(model, config.factors)), queries, train))
 
 
-def expected_scores(reference: Reference, queries: TokenizedExamples, train: TokenizedExamples) -> torch.Tensor:
-    inverse = reference.inverse_ekfac(train, None)
-    asked, seen = reference.gradients(queries), reference.gradients(train)
-    scores = [[sum((inverse(q, n, None) * z[n]).sum() for n in reference.modules) for z in seen] for q in asked]
-    return torch.tensor(scores)
-
-
 @pytest.mark.parametrize(
     ("named", "patterns"),
     [
@@ -90,6 +93,98 @@ def test_gpt2s_layers_are_scored_as_by_explicit_gradients(tmp_path, patterns) ->
     close_to_explicit_gradients(
         gpt2(), settings(factors__modules=patterns, factors__use_empirical_fisher=True), tmp_path / "f"
     )
+
+
+def opt() -> OPTForCausalLM:
+    """Its MLPs are handed all tokens of a batch in one row, ``[batch * tokens, width]``."""
+    torch.manual_seed(0)
+    config = OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=12, word_embed_proj_dim=12, ffn_dim=20, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=32, init_std=0.3, pad_token_id=0,
+    )  # fmt: skip
+    return OPTForCausalLM(config).to(torch.float64).eval()
+
+
+def shared_experts() -> Qwen2MoeForCausalLM:
+    """So is the expert that all tokens share in a mixture."""
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=12, moe_intermediate_size=8, shared_expert_intermediate_size=20,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+        max_position_embeddings=32, initializer_range=0.3,
+    )  # fmt: skip
+    config._experts_implementation = "eager"  # the grouped product is one of bfloat16
+    return Qwen2MoeForCausalLM(config).to(torch.float64).eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "patterns"),
+    [(opt(), ["fc1", "fc2", "v_proj"]), (shared_experts(), ["*.shared_expert.*_proj", "shared_expert_gate"])],
+)
+def test_tokens_in_one_row_are_counted_and_scored_by_example(tmp_path, model, patterns) -> None:
+    config = settings(factors__modules=patterns, factors__use_empirical_fisher=True, factors__batch_size=4)
+    train, queries = tiny_examples(19, seed=1), tiny_examples(4, seed=2)
+    modules = select_modules(model, config.factors)
+    require_examples(model, modules)
+    found = fit_and_score(model, config, tmp_path / "f", queries, train)
+    reference = Reference(model, modules)
+    close(found, expected_scores(reference, queries, train), relative=1e-5)
+    factors, gradients = load_factors(tmp_path / "f"), reference.gradients(train)
+    for name in modules:
+        left, right = (factors[f"{side}_eigenvectors"][name].double() for side in ("gradient", "activation"))
+        squares = [(left.T @ gradient[name] @ right).square() for gradient in gradients]
+        assert int(factors["num_lambda_processed"][name]) == len(train)
+        close(factors["lambda_matrix"][name], torch.stack(squares).sum(0), relative=1e-5)
+
+
+class Routed(nn.Module):
+    """An MLP whose first layer sees chosen tokens only, or all of them twice."""
+
+    def __init__(self, mlp: nn.Module, way: str) -> None:
+        super().__init__()
+        self.mlp, self.way = mlp, way
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self.way == "twice":
+            return self.mlp(hidden) + self.mlp(hidden.flip(-1))
+        return hidden.index_copy(1, torch.tensor([0]), self.mlp(hidden[:, :1].flatten(0, 1)).unsqueeze(1))
+
+
+@pytest.mark.parametrize("way", ["chosen", "twice"])
+def test_a_module_that_does_not_see_every_example_once_is_refused_by_name(tmp_path, way) -> None:
+    model = tiny_llama()
+    model.model.layers[1].mlp = Routed(model.model.layers[1].mlp, way)
+    modules = [f"model.layers.1.mlp.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    with pytest.raises(ConfigError, match=r"factors\.modules: .*model\.layers\.1\.mlp\.mlp\.\w+_proj"):
+        require_examples(model, modules)
+    config = settings(factors__modules=["*.mlp.mlp.*"], factors__use_empirical_fisher=True)
+    with pytest.raises(FactorError, match=r"module model\.layers\.1\.mlp\.mlp\.\w+_proj"):
+        fit_factors(trained(model, tiny_examples(19, seed=1), config), tmp_path / "f")
+
+
+@pytest.mark.parametrize("strategy", ["ekfac", "kfac", "diagonal"])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_dead_module_is_named_and_contributes_nothing(tmp_path, caplog, strategy, rank) -> None:
+    """The second layer's MLP neither reads nor writes: none of its modules has a gradient."""
+    model = tiny_llama()
+    dead = [name for name in MODULES if "layers.1" in name]
+    for name in dead:
+        model.get_submodule(name).weight.data.zero_()
+    examples = {"queries": tiny_examples(4, seed=2), "train": tiny_examples(19, seed=1)}
+
+    def scored(folder: str, **layers: list[int]) -> torch.Tensor:
+        config = settings(factors__strategy=strategy, scores__query_gradient_low_rank=rank, **layers)
+        return fit_and_score(model, config, tmp_path / folder, **examples)
+
+    found = scored("all")
+    named = {name for record in caplog.records for name in dead if f"module {name} has no gradient" in record.message}
+    assert named == set(dead)
+    close(found, scored("living", factors__layers=[0]))
+    own = self_influence(
+        trained(model, examples["train"], settings(factors__strategy=strategy)), tmp_path / "all", tmp_path
+    )
+    assert own.isfinite().all()
+    assert (own > 0).all()
 
 
 def test_padding_has_no_part_in_the_scores(tmp_path) -> None:

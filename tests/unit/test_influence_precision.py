@@ -26,6 +26,7 @@ def covariance_errors(kind: type[TrackedLinear], arguments: FactorArguments) -> 
     torch.manual_seed(0)
     layer = nn.Linear(INPUTS, OUTPUTS, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     module = kind("layer", layer, factor_args=arguments)
+    module.batch_shape = 1, TOKENS  # which a model tells its modules
     module.set_mode(ModuleMode.COVARIANCE, release_memory=True)
     sums = [torch.zeros(width, width, dtype=torch.float64) for width in (INPUTS, OUTPUTS)]
     for _ in range(BATCHES):

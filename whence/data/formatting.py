@@ -6,6 +6,8 @@ PLACE = "{input}"
 
 GENERATED_SUFFIX = "/generated"  # of the ids of queries whose answer is the model's own, not the reference
 
+EXACT_IDS = ("prompt_token_ids", "token_ids")  # columns of the tokens of such a query, of its prompt and its answer
+
 
 def to_prompt(template: str, text: str) -> str:
     """The template with ``text`` where ``{input}`` stands (plain replacement: braces in the text mean nothing).

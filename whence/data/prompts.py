@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from whence.config import Config, Dataset
 from whence.data.cleaning import clean_text, look
 from whence.data.files import open_text
-from whence.data.formatting import GENERATED_SUFFIX, to_prompt
+from whence.data.formatting import EXACT_IDS, GENERATED_SUFFIX, to_prompt
 from whence.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _UNLIMITED = 2**31
+QUERY_COLUMNS = ("query_id", "prompt", "completion", "source")
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -62,7 +63,8 @@ def query_frame(config: Config, generations: pd.DataFrame) -> pd.DataFrame:
         generations: the models' answers to the prompts.
 
     Returns:
-        ``query_id, prompt, completion, source``, the last being ``reference`` or ``generated``.
+        ``query_id, prompt, completion, source``, the last being ``reference`` or ``generated``; and for the model's own
+        answers ``prompt_token_ids, token_ids``, what it read and said: its text alone may encode to other tokens.
     """
     import pandas as pd  # reading prompts does without
 
@@ -70,12 +72,12 @@ def query_frame(config: Config, generations: pd.DataFrame) -> pd.DataFrame:
     frames = []
     if wanted in (False, "both"):
         rows = [(prompt.prompt_id, prompt.prompt, prompt.reference, "reference") for prompt in load_prompts(config)]
-        frames.append(pd.DataFrame(rows, columns=["query_id", "prompt", "completion", "source"]))
+        frames.append(pd.DataFrame(rows, columns=QUERY_COLUMNS))
     if wanted in (True, "both"):
         own = generations[generations["model_id"] == config.models.finetuned.id]
-        queries = pd.DataFrame({"query_id": own["prompt_id"] + GENERATED_SUFFIX, "prompt": own["prompt"]})
-        frames.append(queries.assign(completion=own["answer"], source="generated"))
-    return pd.concat(frames, ignore_index=True)
+        queries = own[["prompt", *EXACT_IDS]].assign(completion=own["answer"], source="generated")
+        frames.append(queries.assign(query_id=own["prompt_id"] + GENERATED_SUFFIX))
+    return pd.concat(frames, ignore_index=True).reindex(columns=[*QUERY_COLUMNS, *EXACT_IDS])
 
 
 def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, config: Config) -> None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from whence.config import Config
-from whence.data.formatting import tail_of
+from whence.data.formatting import EXACT_IDS, tail_of
 from whence.errors import DataError
 
 IGNORED = -100
@@ -77,9 +77,7 @@ def encode(
     """
     answer = [*_answer(tokenizer, completion).ids, tokenizer.eos_token_id]
     asked, cut = _shorten(tokenizer, prompt, max_length - len(answer), tail)
-    start = _without(asked.ids, cut)
-    labels = [IGNORED] * len(start) if loss_on == "answer" else start
-    return Encoded(start + answer, labels + answer, len(cut))
+    return _labelled(_without(asked.ids, cut), answer, loss_on, len(cut))
 
 
 def encode_prompt(
@@ -105,6 +103,11 @@ def token_texts(
     answer = _answer(tokenizer, completion)
     asked, cut = _shorten(tokenizer, prompt, max_length - len(answer.ids) - 1, tail)
     return [*_without(_texts(tokenizer, asked), cut), *_texts(tokenizer, answer), ""]
+
+
+def _labelled(prompt: list[int], answer: list[int], loss_on: str, truncated: int = 0) -> Encoded:
+    labels = [IGNORED] * len(prompt) if loss_on == "answer" else prompt
+    return Encoded(prompt + answer, labels + answer, truncated)
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, tokens: _Tokens) -> list[str]:
@@ -197,14 +200,23 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
     def from_frame(cls, frame: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, config: Config) -> TokenizedExamples:
         """Encode the columns ``prompt`` and ``completion`` by the settings of ``config``.
 
+        Rows that have them are made of their ``prompt_token_ids`` and ``token_ids`` instead, exactly: what a model
+        said need not be what its text encodes to, and has an end-of-text token only if the model produced one.
+
         Raises:
             DataError: an answer does not fit within ``general.max_length``.
         """
         tail = tail_of(config.dataset.template)
         length, loss_on = config.general.max_length, config.dataset.loss_on
-        pairs = zip(frame["prompt"], frame["completion"], strict=True)
-        progress = tqdm(pairs, desc="tokenize", unit="row", total=len(frame), mininterval=1)
-        encoded = [encode(tokenizer, prompt, answer, length, loss_on, tail) for prompt, answer in progress]
+        exact = (frame[name] if name in frame else [None] * len(frame) for name in EXACT_IDS)
+        rows = zip(frame["prompt"], frame["completion"], *exact, strict=True)
+        progress = tqdm(rows, desc="tokenize", unit="row", total=len(frame), mininterval=1)
+        encoded = [
+            _labelled(list(prompt_ids), list(ids), loss_on)
+            if isinstance(ids, Sequence | np.ndarray)
+            else encode(tokenizer, prompt, answer, length, loss_on, tail)
+            for prompt, answer, prompt_ids, ids in progress
+        ]
         return cls(encoded, int(tokenizer.pad_token_id))
 
     def __len__(self) -> int:

@@ -37,10 +37,29 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Generated:
-    """Token ids of an answer without the end-of-text token, and the mean log-probability of a token, that included."""
+    """An answer exactly as the model gave it.
+
+    Attributes:
+        token_ids: all its tokens, the last being an end-of-text token if the model produced one.
+        finished: whether it did; otherwise the answer was cut off.
+        mean_logprob: mean log-probability of these tokens.
+    """
 
     token_ids: list[int]
+    finished: bool
     mean_logprob: float
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The tokens without the end-of-text token."""
+        return self.token_ids[:-1] if self.finished else self.token_ids
+
+    @property
+    def ended(self) -> str:
+        """How the answer ended, in words."""
+        if not self.finished:
+            return "cut off"
+        return "end of text" if self.text_ids else "empty"
 
 
 @torch.inference_mode()
@@ -127,8 +146,10 @@ def continue_prompts(language: LanguageModel, prefix: Prefix, settings: Generati
     is_end = torch.isin(new, torch.tensor(ends, device=new.device))
     counts = is_end.long().cumsum(1) - is_end.long() == 0  # up to the first end token, that included
     means = (logprobs.of(new) * counts).sum(1) / counts.sum(1)
-    kept = counts & ~is_end
-    return [Generated(new[row][kept[row]].tolist(), float(means[row])) for row in range(len(new))]
+    finished = (counts & is_end).any(1)
+    return [
+        Generated(new[row][counts[row]].tolist(), bool(finished[row]), float(means[row])) for row in range(len(new))
+    ]
 
 
 class _TokenLogprobs(LogitsProcessor):

@@ -18,6 +18,7 @@ from whence.data.prompts import Prompt
 from whence.data.tokenization import IGNORED, encode
 from whence.evaluation.decoding import (
     Completion,
+    Generated,
     completion_logprobs,
     continue_prompts,
     read_prompts,
@@ -28,10 +29,11 @@ from whence.models.language import LanguageModel
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its text, mean log-probability per token (end of text included), seconds, and label scores."""
+    """One answer: the tokens of its prompt and its own, its text, seconds, and label scores."""
 
+    prompt_ids: list[int]
+    generated: Generated
     text: str
-    mean_logprob: float
     seconds: float
     label_logprobs: np.ndarray | None
 
@@ -40,8 +42,10 @@ def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) 
     """Answer the prompts, greedily unless ``generation.do_sample`` is set (seeded by ``general.seed``).
 
     Returns:
-        One row per prompt in the given order: ``prompt_id, model_id, prompt, answer, mean_logprob`` (per generated
-        token, end of text included), ``seconds`` (its share of the batch).
+        One row per prompt in the given order: ``prompt_id, model_id, prompt, answer, prompt_token_ids`` (as the model
+        read it), ``token_ids`` (as it answered, the last being an end-of-text token if it produced one), ``ended``
+        (``end of text``, ``cut off`` by ``generation.max_new_tokens``, or ``empty``: it ended at once),
+        ``mean_logprob`` (per generated token, end of text included), ``seconds`` (its share of the batch).
 
     Raises:
         DataError: a prompt's question leaves no room for ``generation.max_new_tokens`` in ``general.max_length``.
@@ -54,7 +58,10 @@ def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) 
             "model_id": model_id,
             "prompt": texts,
             "answer": [answer.text for answer in answers],
-            "mean_logprob": [answer.mean_logprob for answer in answers],
+            "prompt_token_ids": [answer.prompt_ids for answer in answers],
+            "token_ids": [answer.generated.token_ids for answer in answers],
+            "ended": [answer.generated.ended for answer in answers],
+            "mean_logprob": [answer.generated.mean_logprob for answer in answers],
             "seconds": [answer.seconds for answer in answers],
         }
     )
@@ -89,7 +96,7 @@ def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequen
             "label": frame["label"].to_numpy(),
             "predicted": [_best(answer, labels) for answer in answers],
             "answer": [answer.text for answer in answers],
-            "mean_logprob": [answer.mean_logprob for answer in answers],
+            "mean_logprob": [answer.generated.mean_logprob for answer in answers],
         }
     )
     table["predicted"] = table["predicted"].astype("string")
@@ -133,8 +140,9 @@ def _answer(
             seconds = (time.perf_counter() - started) / len(batch)
             for row, index in enumerate(batch):
                 answers[index] = Answer(
-                    text=language.decode(generated[row].token_ids),
-                    mean_logprob=generated[row].mean_logprob,
+                    prompt_ids=prompts[index],
+                    generated=generated[row],
+                    text=language.decode(generated[row].text_ids),
                     seconds=seconds,
                     label_logprobs=None if ranks is None else ranks[row],
                 )

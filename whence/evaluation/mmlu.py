@@ -139,7 +139,7 @@ class Answerer(DeepEvalBaseLLM):
             ]
         greedy = self.config.generation.model_copy(update={"do_sample": False})
         generated = continue_prompts(self.language, prefix, greedy)
-        texts = [self.language.decode(answer.token_ids) for answer in generated]
+        texts = [self.language.decode(answer.text_ids) for answer in generated]
         return [
             LetterAnswer(answer=first_letter(text), text=text, shortened=was_cut)
             for text, was_cut in zip(texts, shortened, strict=True)

@@ -52,7 +52,7 @@ def fit_factors(trained: TrainedModel, output: str | Path) -> FactorsInfo:
         ConfigError: modules or layers match nothing, or cannot be tracked.
         DataError: there are no examples, or none has a token whose loss counts.
         ResourceError: too little memory or disk, before anything is fitted.
-        FactorError: NaN or Inf in a factor, naming module and batch.
+        FactorError: NaN or Inf in a factor, naming module and batch; or a module that has not seen every example once.
     """
     output, started = Path(output), time.monotonic()
     (output / layout.INFO).unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[s
     """Put the finished parts of a fit together in ``output``; ``factors.json`` comes last.
 
     Raises:
-        FactorError: a part is missing or damaged.
+        FactorError: a part is missing or damaged, or a module has not seen every example once.
     """
     folder = layout.factors_folder(output, identity.strategy)
     write_json(folder / layout.ARGUMENTS, identity.arguments)

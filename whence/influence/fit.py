@@ -6,6 +6,7 @@ killed goes on where it was, with the memory of the day, and the parts of a phas
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,17 +19,21 @@ from kronfluence.factor.eigen import fit_lambda_matrices_with_loader
 from kronfluence.module.utils import make_modules_partition
 from kronfluence.utils.constants import (
     ACTIVATION_COVARIANCE_MATRIX_NAME,
+    ACTIVATION_EIGENVALUES_NAME,
     ACTIVATION_EIGENVECTORS_NAME,
     EIGENDECOMPOSITION_FACTOR_NAMES,
     GRADIENT_COVARIANCE_MATRIX_NAME,
+    GRADIENT_EIGENVALUES_NAME,
     GRADIENT_EIGENVECTORS_NAME,
     LAMBDA_FACTOR_NAMES,
     LAMBDA_MATRIX_NAME,
+    NUM_LAMBDA_PROCESSED,
 )
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
+from whence.errors import FactorError
 from whence.files import replacing
 from whence.influence.eigen import SIDES, symmetric_eigen
 from whence.influence.layout import factor_file
@@ -39,6 +44,8 @@ from whence.influence.plan import FitPlan
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import engine_state, tracked_model, tracked_modules
 from whence.models.trained import TrainedModel
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, torch.Tensor]
 Factors = dict[str, Tensors]  # factor name -> module name -> tensor, as everywhere in kronfluence
@@ -112,13 +119,42 @@ class Fit:
             self._keep("lambda", part, names, factors)
 
     def assemble(self, folder: Path) -> None:
-        """Write the factors in kronfluence's layout to ``folder``, one file at a time."""
+        """Write the factors in kronfluence's layout to ``folder``, one file at a time; the log names dead modules.
+
+        Raises:
+            FactorError: a part is missing or damaged, or a module has not seen every example once.
+        """
+        names: list[str] = []
         if self.needs.requires_eigendecomposition:
-            for factor in EIGENDECOMPOSITION_FACTOR_NAMES:
-                _save(folder, factor, {name: self.parts.tensor(_eigen_part(name), factor) for name in self.modules})
+            names += EIGENDECOMPOSITION_FACTOR_NAMES
         if self.needs.requires_lambda_matrices:
-            for factor in LAMBDA_FACTOR_NAMES:
-                _save(folder, factor, {name: self._summed("lambda", factor, name) for name in self.modules})
+            names += LAMBDA_FACTOR_NAMES
+        lambdas, eigenvalues = {LAMBDA_MATRIX_NAME}, {ACTIVATION_EIGENVALUES_NAME, GRADIENT_EIGENVALUES_NAME}
+        curvature = lambdas if self.needs.requires_lambda_matrices else eigenvalues
+        dead: set[str] = set()
+        for factor in names:
+            tensors = {module: self._whole(factor, module) for module in self.modules}
+            if factor == NUM_LAMBDA_PROCESSED:
+                self._require_all_examples(tensors)
+            if factor in curvature:
+                dead |= {module for module, values in tensors.items() if not values.any()}
+            _save(folder, factor, tensors)
+        for module in sorted(dead):
+            logger.warning("module %s has no gradient on any example; it contributes nothing to any score", module)
+
+    def _require_all_examples(self, counts: Tensors) -> None:
+        """Every module has seen every example once.
+
+        Raises:
+            FactorError: naming the first that has not.
+        """
+        expected = len(self.examples)
+        for module, count in counts.items():
+            if int(count) != expected:
+                raise FactorError(
+                    f"module {module} has seen {int(count)} examples of {expected}: it is used more or less than once "
+                    "in a forward pass, so its gradients are not those of its weights; leave it out of factors.modules"
+                )
 
     def _missing(
         self, phase: str, data_parts: Iterable[int] | None, modules: list[str], groups: int
@@ -156,6 +192,11 @@ class Fit:
         tracked = tracked_modules(network)
         for module, factor in product(names, (ACTIVATION_EIGENVECTORS_NAME, GRADIENT_EIGENVECTORS_NAME)):
             tracked[module].storage[factor] = self.parts.tensor(_eigen_part(module), factor)
+
+    def _whole(self, factor: str, module: str) -> torch.Tensor:
+        if factor in EIGENDECOMPOSITION_FACTOR_NAMES:
+            return self.parts.tensor(_eigen_part(module), factor)
+        return self._summed("lambda", factor, module)
 
     def _summed(self, phase: str, factor: str, module: str) -> torch.Tensor:
         """A factor of a module over all parts of the data, summed in their order."""

@@ -14,9 +14,10 @@ from kronfluence.utils.constants import (
     EIGENDECOMPOSITION_FACTOR_NAMES,
     GRADIENT_COVARIANCE_MATRIX_NAME,
     LAMBDA_FACTOR_NAMES,
+    LAMBDA_MATRIX_NAME,
 )
 
-from whence.influence.products import symmetric
+from whence.influence.products import by_example, symmetric
 from whence.influence.queries import BatchDetail
 from whence.influence.trackers import (
     PairTracker,
@@ -47,11 +48,13 @@ class FastLinear(TrackedLinear):
     Attributes:
         source: where factors are read from when gradients are preconditioned, a module at a time.
         expected_queries: how many query gradients will be held together; 0 where that is not known.
+        batch_shape: ``(batch, tokens)`` of the model's own input.
         detail: receives the scores of a batch divided among tokens, where that is asked for in place of whole ones.
     """
 
     source: FactorSource | None = None
     expected_queries: int = 0
+    batch_shape: tuple[int, int] = (0, 0)
     detail: BatchDetail | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,6 +65,27 @@ class FastLinear(TrackedLinear):
     def get_factor(self, factor_name: str) -> torch.Tensor | None:
         factor = super().get_factor(factor_name)
         return symmetric(factor) if factor is not None and factor_name in HALVES else factor
+
+    def by_example(self, values: torch.Tensor) -> torch.Tensor:
+        """Inputs or output gradients ``[batch, tokens, width]``, also of modules that are handed all tokens in one row.
+
+        Raises:
+            FactorError: they are not those of the batch's examples, as in an expert that sees chosen tokens only.
+        """
+        return by_example(values, self.batch_shape, self.name)
+
+    def get_flattened_activation(self, input_activation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | int]:
+        flat: tuple[torch.Tensor, torch.Tensor | int]
+        flat = super().get_flattened_activation(self.by_example(input_activation))
+        return flat
+
+    def compute_per_sample_gradient(
+        self, input_activation: torch.Tensor, output_gradient: torch.Tensor
+    ) -> torch.Tensor:
+        gradient: torch.Tensor = super().compute_per_sample_gradient(
+            self.by_example(input_activation), self.by_example(output_gradient)
+        )
+        return gradient
 
     def prepare_storage(self, device: torch.device) -> None:
         """Nothing to prepare here: factors are read and prepared one module at a time, when they are needed."""
@@ -82,6 +106,9 @@ class FastLinear(TrackedLinear):
             names += LAMBDA_FACTOR_NAMES
         storage: dict[str, Any] = {name: self.source(name, self.name) for name in names} if self.source else {}
         strategy.prepare(storage=storage, score_args=self.score_args, device=device)
+        inverse = storage.get(LAMBDA_MATRIX_NAME)
+        if inverse is not None and inverse.isinf().all():  # a dead module: no gradient, so no curvature and no damping
+            inverse.zero_()
         prepared = {name: factor.to(device) for name, factor in storage.items() if factor is not None}
         if keep:
             self._prepared = prepared

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from whence.config import Factors
-from whence.errors import ConfigError
+from whence.errors import ConfigError, FactorError
 from whence.influence.layout import layer_of
+from whence.influence.products import by_example
+
+logger = logging.getLogger(__name__)
 
 SUPPORTED = (nn.Linear, Conv1D)
 
@@ -49,6 +57,45 @@ def select_modules(model: nn.Module, factors: Factors) -> list[str]:
     _refuse_unsupported(leaves, called, chosen)
     _refuse_shared(model, chosen)
     return [name for name in leaves if name in chosen]
+
+
+def require_examples(model: PreTrainedModel, modules: Sequence[str]) -> None:
+    """Refuse modules whose gradient on an example cannot be told: those not used once, and on all of its tokens.
+
+    The model reads a small batch, which takes no time on the meta device. Where the way through a model depends on
+    values (experts that tokens are routed to) it cannot be followed there; then the fit is what refuses them.
+
+    Raises:
+        ConfigError: naming the module.
+    """
+    shape, used = (2, 3), Counter[str]()
+
+    def look(name: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        by_example(inputs[0], shape, name)
+        used[name] += 1
+
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs))
+        for name in modules
+    ]
+    ids = torch.zeros(shape, dtype=torch.int64, device=model.device)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    except FactorError as error:
+        raise ConfigError(f"factors.modules: {error}") from error
+    except (RuntimeError, NotImplementedError) as error:
+        logger.info("the way through the model depends on values, so its modules were not looked at: %s", error)
+        return
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wrong = {name for name in modules if used[name] != 1}
+    if wrong:
+        raise ConfigError(
+            f"factors.modules: {_some(wrong)} are not used once in a forward pass, so their gradients on an example "
+            "cannot be told; leave them out"
+        )
 
 
 def _last_parts(model: nn.Module, name: str) -> list[str]:

@@ -11,10 +11,12 @@ wide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+
+from whence.errors import FactorError
 
 CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}  # of gradients held at once: the CPU's cache; enough work for a GPU
 
@@ -42,6 +44,28 @@ class Order(NamedTuple):
 def cheapest_order(tokens: int, outputs: int, inputs: int) -> Order:
     """The order of least operations for examples of ``tokens`` tokens."""
     return Order(left_first=tokens < inputs, right_first=tokens < outputs)
+
+
+def by_example(values: torch.Tensor, shape: Sequence[int], module: str) -> torch.Tensor:
+    """What a module is handed, or gives back, example by example: ``[batch, tokens, width]``.
+
+    Args:
+        values: ``[batch, ..., width]``, or ``[batch * tokens, width]`` from a model that puts all tokens in one row.
+        shape: ``(batch, tokens)`` of the model's own input.
+        module: its name.
+
+    Raises:
+        FactorError: neither, as in an expert that sees only the tokens chosen for it.
+    """
+    batch, tokens = shape
+    if values.ndim > 2 and len(values) == batch:
+        return values.reshape(batch, -1, values.shape[-1])
+    if values.ndim == 2 and len(values) == batch * tokens:
+        return values.reshape(batch, tokens, -1)
+    raise FactorError(
+        f"module {module} works on values of shape {tuple(values.shape)} where the batch has {batch} examples of "
+        f"{tokens} tokens, so which of them belong to which example is not known; leave it out of factors.modules"
+    )
 
 
 def with_bias(activations: torch.Tensor) -> torch.Tensor:
@@ -141,6 +165,9 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def live_tokens(gradients: torch.Tensor) -> slice:
-    """The span of tokens in which some example's output gradient ``[batch, tokens, outputs]`` is not zero."""
+    """The span of tokens in which some example's output gradient ``[batch, tokens, outputs]`` is not zero.
+
+    One token at least, also in a dead module: products of none are no products to every kernel.
+    """
     live = gradients.ne(0).any(dim=2).any(dim=0).nonzero()
-    return slice(int(live[0]), int(live[-1]) + 1) if len(live) else slice(0, 0)
+    return slice(int(live[0]), int(live[-1]) + 1) if len(live) else slice(0, 1)

@@ -44,7 +44,7 @@ class Scores:
 
     @cached_property
     def queries(self) -> pd.DataFrame:
-        """A row per row of the matrix: ``query_id, prompt, completion``."""
+        """A row per row of the matrix: ``query_id, prompt, completion``, and the tokens of generated answers."""
         return pd.read_parquet(self.folder / QUERIES)
 
     @cached_property

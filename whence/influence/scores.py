@@ -91,7 +91,8 @@ def score(
         trained: the model the factors were fitted on, and its training examples with their text.
         factors: folder written by :func:`whence.influence.factors.fit_factors`.
         queries: a row per query: ``prompt`` and ``completion`` (the answer to be explained), and ``query_id`` where
-            there is one (else the row's number).
+            there is one (else the row's number). A model's own answer also has ``prompt_token_ids, token_ids`` as
+            :func:`whence.evaluation.generation.generate` gives them: the score then is that of exactly these tokens.
         output: folder to write to; what was interrupted goes on from the parts it finds there.
         sources: folders in which other tasks have done :func:`score_part` of the same work.
 

@@ -25,6 +25,7 @@ def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterato
     training = model.training
     gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     device = next(model.parameters()).device
+    hook = model.register_forward_pre_hook(_tell_shape, with_kwargs=True)
     gc.freeze()  # kronfluence collects garbage after every pass; what was there before need not be walked each time
     try:
         with warnings.catch_warnings():
@@ -34,6 +35,7 @@ def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterato
             network: nn.Module = model
             yield network.to(device)
     finally:
+        hook.remove()
         for name, module in list(model.named_modules()):
             if isinstance(module, TrackedModule):
                 model.set_submodule(name, module.original_module)
@@ -41,6 +43,13 @@ def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterato
             parameter.requires_grad_(gradients[name])
         model.train(training)
         gc.unfreeze()
+
+
+def _tell_shape(model: nn.Module, _: tuple[torch.Tensor, ...], inputs: dict[str, torch.Tensor]) -> None:
+    """Some modules are handed all tokens of a batch in one row: what tells examples apart is the batch's shape."""
+    batch, tokens = inputs["input_ids"].shape
+    for module in tracked_modules(model).values():
+        module.batch_shape = batch, tokens
 
 
 @contextmanager

@@ -105,8 +105,7 @@ class PairTracker(BaseTracker):
         outputs.register_hook(after_backward)
 
     def _pair(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        activations = activations.reshape(len(activations), -1, activations.shape[-1])
-        gradients = gradients.reshape(len(gradients), -1, gradients.shape[-1])
+        activations, gradients = self.module.by_example(activations), self.module.by_example(gradients)
         activations, gradients = self._narrow(activations, gradients)
         if self.module.gradient_scale != 1.0:
             gradients = gradients * self.module.gradient_scale

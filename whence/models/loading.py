@@ -123,10 +123,15 @@ def load_base_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def empty_base(folder: Path) -> PreTrainedModel:
-    """The base model's modules without weights (on the meta device), to check settings against its structure."""
+    """The base model's modules without weights (on the meta device), to check settings against its structure.
+
+    Attention and precision are those that run there: fused kernels look at values, or at what they are given.
+    """
     with torch.device("meta"):
         config = base_model_config(*_base_source(folder))
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=False, dtype=torch.bfloat16, attn_implementation="eager"
+        )
     return model
 
 

@@ -69,11 +69,13 @@ def check_base_model(config: Config, base_model: Path) -> None:
     Args:
         base_model: the base-model artifact.
     """
-    from whence.influence.modules import select_modules
+    from whence.influence.modules import require_examples, select_modules
     from whence.models.loading import empty_base, load_base_tokenizer
 
     check_prompts(load_prompts(config), load_base_tokenizer(base_model), config)
-    modules = select_modules(empty_base(base_model), config.factors)
+    model = empty_base(base_model)
+    modules = select_modules(model, config.factors)
+    require_examples(model, modules)
     layers = sorted({layer for name in modules if (layer := layer_of(name)) is not None})
     if config.inspection.layer not in layers:
         raise ConfigError(f"inspection.layer: {config.inspection.layer} has no tracked module; the model has {layers}")
