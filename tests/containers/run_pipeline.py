@@ -37,7 +37,7 @@ def main(config: Path, folder: Path, run_id: str) -> None:
         environment={**environment, RUN_ID_VARIABLE: run_id, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     local.init(runner, pipeline_root=str(folder / "root"))
-    attribution_pipeline(settings)()
+    attribution_pipeline(resolved)()
 
 
 if __name__ == "__main__":
