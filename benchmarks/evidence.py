@@ -72,8 +72,10 @@ def main() -> None:
     flipped = with_wrong_answers(rows_of(config, "train"), arguments.share, config.general.seed)
     flipped.to_json(folder / "train.jsonl", orient="records", lines=True)
     rows_of(config, "eval").to_json(folder / "eval.jsonl", orient="records", lines=True)
-    everything = f"validation.measures={json.dumps(ALL_MEASURES)}"
-    settings = [part for value in [everything, *arguments.set, *overrides_for(folder)] for part in ("--set", value)]
+    values = [*arguments.set, *overrides_for(folder)]
+    if not any(value.startswith("validation.measures=") for value in values):
+        values.append(f"validation.measures={json.dumps(ALL_MEASURES)}")
+    settings = [part for value in values for part in ("--set", value)]
     command = [sys.executable, "-m", "whence.cli", "run", "--config", str(arguments.config.resolve()), *settings]
     sys.exit(subprocess.run(command, cwd=folder).returncode)
 
