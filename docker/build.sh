@@ -16,7 +16,7 @@ if [ "$TAG" = latest ]; then
   exit 2
 fi
 # "stage group", one a line, from the stages' declarations.
-groups=$(grep -o '^    group="[a-z]*"' whence/stages/*.py | sed 's|.*/\([a-z_]*\)\.py: *group="\([a-z]*\)"|\1 \2|')
+groups=$(grep -Ho '^    group="[a-z]*"' whence/stages/*.py | sed 's|.*/\([a-z_]*\)\.py: *group="\([a-z]*\)"|\1 \2|')
 options= targets=
 for argument in "$@"; do
   case $argument in
