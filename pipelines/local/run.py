@@ -198,18 +198,11 @@ def _new_run(artifact_root: Path, board: Board) -> LocalRun:
 def _name_artifacts(run: LocalRun, pipeline: str) -> None:
     """kfp puts the artifacts into a folder named by pipeline and time; give it a name that can be told beforehand.
 
-    Its own name becomes a link, for the paths in kfp's log. So does the number that kfp gives to the second task of a
-    stage: of two tasks in two branches only one has run.
+    Its own name becomes a link, for the paths in kfp's log.
     """
     for folder in list(run.folder.glob(f"{pipeline}-*")):
         folder.rename(run.artifacts)
         point(folder, run.artifacts.name)
-    for stage in run.board.stages:
-        plain = run.artifacts / stage.replace("_", "-")
-        task = plain.with_name(f"{plain.name}-2")
-        if task.exists() and not plain.exists():
-            task.rename(plain)
-            point(task, plain.name)
 
 
 def _explain(run: LocalRun, log: RunLog, error: Exception) -> str:
