@@ -26,7 +26,7 @@ from whence.config import Config
 from whence.errors import TrackingError
 from whence.tracking import check_tracking, stage_run
 from whence.tracking.address import Address
-from whence.tracking.server import MlflowServer, RunDescription
+from whence.tracking.server import AGE_TAG, MlflowServer, RunDescription
 from whence.tracking.spool import Call
 
 MakeConfig = Callable[..., Config]
@@ -190,6 +190,26 @@ def test_of_two_parents_created_at_once_the_oldest_is_kept(
         opened = list(threads.map(MlflowServer.open_run, servers, about))
     assert opened[0].parent_id == opened[1].parent_id
     assert len(runs_of(client, config)) == 3
+
+
+def test_a_parent_that_a_slow_server_shows_late_takes_over_the_stages(
+    config: Config, client: MlflowClient, folder: Path
+) -> None:
+    server = MlflowServer(Address.parse(config.tracking.uri), config.tracking.experiment)
+    about = [RunDescription(stage, stage, "", "", "demo", 1, "p") for stage in ("a", "b", "c")]
+    first, second = server.open_run(about[0]), server.open_run(about[1])
+    server.send(first, Call("metrics", {"values": {"accuracy": 0.5}, "step": 0, "time": 1, "parent": True}))
+    late = server._create_parent(about[2], "p")
+    client.set_tag(late, AGE_TAG, "1")  # created before the other, and seen after it
+    third = server.open_run(about[2])
+    assert third.parent_id == late != first.parent_id == second.parent_id
+    for run in (first, third, second):
+        server.send(run, Call("finish", {"status": "FINISHED", "time": 2}))
+    parent = only(runs_of(client, config), "pipeline")
+    assert parent.info.run_id == late
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"accuracy": 0.5}
+    assert {only(runs_of(client, config), stage).data.tags["mlflow.parentRunId"] for stage in "abc"} == {late}
 
 
 def test_a_stage_outside_a_pipeline_stands_alone(config: Config, client: MlflowClient, folder: Path) -> None:

@@ -188,8 +188,27 @@ class MlflowServer:
     def _send_finish(self, run: RunIds, call: Call) -> None:
         ended = call.arguments["time"]
         self._client.set_terminated(run.run_id, call.arguments["status"], ended)
-        if run.parent_id and STAGE_TAG in self._client.get_run(run.parent_id).data.tags:
-            self._settle_parent(run, run.parent_id, ended)
+        if run.parent_id:
+            parent = self._nest_under_oldest(run, self._client.get_run(run.parent_id))
+            if STAGE_TAG in parent.data.tags:
+                self._settle_parent(run, str(parent.info.run_id), ended)
+
+    def _nest_under_oldest(self, run: RunIds, parent: Run) -> Run:
+        """The one parent of the pipeline run, also where a slow server showed an older one only after ours was chosen.
+
+        A parent that the last of its stages has left is deleted; its metrics go along.
+        """
+        pipeline_run = parent.data.tags.get(PIPELINE_TAG)
+        parents = self._parents(pipeline_run) if pipeline_run else []
+        if not parents or parents[0].info.run_id == parent.info.run_id:
+            return parent
+        left, oldest = str(parent.info.run_id), str(parents[0].info.run_id)
+        self._client.set_tag(run.run_id, PARENT_TAG, oldest)
+        for name, value in parent.data.metrics.items():
+            self._client.log_metric(oldest, name, value)
+        if not self._search(run.experiment_id, PARENT_TAG, left):
+            self._client.delete_run(left)
+        return parents[0]
 
     def _settle_parent(self, run: RunIds, parent_id: str, ended: int) -> None:
         """The parent is over while none of its stages runs: failed when the last attempt of any stage failed."""
