@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +29,7 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import is_wandb_available
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from whence.config import Config
@@ -194,10 +197,27 @@ class LengthGroupedSampler(Sampler[int]):
 
 class _Trainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, but 0 for a batch of absent examples alone, whose mean over no token is not a number."""
-        if model.training and not (inputs["labels"] != IGNORED).any():
+        """The Trainer's, from the logits of those tokens alone that the loss counts, where the model allows it.
+
+        Prompts are most of the tokens, and logits cost time and memory in proportion to the vocabulary. 0 for a batch
+        of absent examples alone, whose mean over no token is not a number.
+        """
+        targets = inputs["labels"][:, 1:]  # the token at t is predicted from those before it
+        counted = targets != IGNORED
+        if model.training and not counted.any():
             return next(model.parameters()).sum() * 0.0
+        if self._keeps_logits:
+            columns = counted.any(dim=0).nonzero().squeeze(1)
+            inputs = inputs | {"logits_to_keep": columns, "shift_labels": targets[:, columns]}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        """Whether the model has transformers' own loss, which takes labels that are shifted already."""
+        network: Any = self.model
+        return "logits_to_keep" in inspect.signature(network.forward).parameters and (
+            network.loss_function is ForCausalLMLoss
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedSampler:
         examples = cast(TokenizedExamples, train_dataset or self.train_dataset)
