@@ -98,6 +98,19 @@ def test_finished_work_is_reused_also_after_a_setting_changed_that_the_stage_doe
     assert config_of(tmp_path / "a" / "result").evaluation.confidence != 0.5
 
 
+def test_inputs_are_read_for_a_key_only_where_work_is_kept(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("whence.running.workspace.content_digests", lambda path: read.append(path) or {})
+    overrides = {"general.work_dir": None}
+    run_stage(STAGE, inputs={"source": source}, outputs=outputs(tmp_path / "a"), overrides=overrides)
+    assert seen(tmp_path / "a")["inputs"] == ["source"]
+    assert read == []
+    run_stage(STAGE, inputs={"source": source}, outputs=outputs(tmp_path / "b"))
+    assert read == [source]
+
+
 def test_an_input_that_its_stage_did_not_make_is_absent_with_the_reason(source: Path, tmp_path: Path) -> None:
     write_absent(tmp_path / "extra", "switched off: evaluation.mmlu.enabled is false")
     inputs = {"source": source, "extra": tmp_path / "extra", "parts": [source, source]}
