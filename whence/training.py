@@ -224,14 +224,14 @@ class _MarkComplete(TrainerCallback):
 
 def _last_complete(checkpoints: Path) -> Path | None:
     """The newest checkpoint with the mark of completeness; half-written ones (killed while saving) are removed."""
-    found = []
+    complete = []
     for folder in checkpoints.glob("checkpoint-*"):
         if (folder / COMPLETE).exists():
-            found.append(folder)
+            complete.append(folder)
         else:
             logger.warning("removing the checkpoint %s: it was not completely written", folder)
             shutil.rmtree(folder)
-    return max(found, key=_step_of, default=None)
+    return max(complete, key=_step_of, default=None)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -295,8 +295,8 @@ def _memory() -> int:
 
 def _history(state: TrainerState) -> list[dict[str, float]]:
     """The log with what a reviewer reads; the Trainer's own summary is left out (it is wrong after a resume)."""
-    kept = [entry for entry in state.log_history if entry.keys() & {"loss", "eval_loss"}]
-    return [{key: entry[key] for key in ("step", *LOGGED) if key in entry} for entry in kept]
+    entries = [entry for entry in state.log_history if entry.keys() & {"loss", "eval_loss"}]
+    return [{key: entry[key] for key in ("step", *LOGGED) if key in entry} for entry in entries]
 
 
 def _last_value(history: list[dict[str, float]], key: str, default: float) -> float:

@@ -81,9 +81,9 @@ def decide(metrics: Mapping[str, Mapping[str, Any]], rules: Retraining) -> Decis
         DataError: a measure of the rules was not taken. MMLU is the exception: it is switched off by its own setting,
             and a guard on it is then noted as not applied.
     """
-    asked = [(rules.metric, "gain", rules.min_gain), *((name, "loss", -most) for name, most in rules.max_loss.items())]
+    limits = [(rules.metric, "gain", rules.min_gain), *((name, "loss", -most) for name, most in rules.max_loss.items())]
     checks, notes = [], []
-    for name, rule, bound in asked:
+    for name, rule, bound in limits:
         if name in metrics:
             checks.append(_check(name, rule, bound, metrics[name]))
         elif name == "mmlu" and rule == "loss":

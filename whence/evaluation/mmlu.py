@@ -235,8 +235,8 @@ class SubjectBenchmark(MMLU):
 
 def first_letter(answer: str) -> str:
     """The letter an answer begins with (``B``, ``(B)``, ``B. because``), or nothing."""
-    found = _FIRST_LETTER.match(answer)
-    return found[1] if found else ""
+    letter = _FIRST_LETTER.match(answer)
+    return letter[1] if letter else ""
 
 
 def _result(predictions: pd.DataFrame, config: Config, model_id: str) -> MmluResult:

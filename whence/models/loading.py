@@ -82,15 +82,17 @@ def _check_weights(folder: Path) -> None:
 def base_model_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     """The transformers configuration of a hub model or folder (no weights are loaded)."""
     try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        architecture: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"models.base.name: cannot read the configuration of {name!r}: {_first_line(error)}; "
             "give a Hugging Face model name, or a folder with config.json, weights and tokenizer"
         ) from error
-    if found.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError(f"models.base.name: {name!r} is of type {found.model_type!r}, not a causal language model")
-    return found
+    if architecture.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"models.base.name: {name!r} is of type {architecture.model_type!r}, not a causal language model"
+        )
+    return architecture
 
 
 def write_base(config: Config, texts: list[str], folder: Path) -> None:

@@ -50,18 +50,18 @@ def planted_measures(
     if truth is None:
         return NotMeasured(name=PLANTED, why="nobody knows which training examples are behind the answers of this data")
     facts = _rows_of(truth, example_ids)["planted"].fillna("").to_numpy()
-    asked = [(row, facts == fact) for row, fact in enumerate(planted) if fact and (facts == fact).any()]
-    if not asked:
+    rows_and_facts = [(row, facts == fact) for row, fact in enumerate(planted) if fact and (facts == fact).any()]
+    if not rows_and_facts:
         return NotMeasured(name=PLANTED, why="no query asks for a planted fact that stands in a training example")
-    rows = [row for row, _ in asked]
-    wanted = np.array([of_fact for _, of_fact in asked])
+    rows = [row for row, _ in rows_and_facts]
+    planted_rows = np.array([of_fact for _, of_fact in rows_and_facts])
     recall, reciprocal, first = {}, {}, {}
     for method, matrix in scores.items():
         order = best_first(matrix[rows], matrix.shape[1])
-        found = np.take_along_axis(wanted, order, axis=1)
-        recall[method] = found[:, :k].sum(axis=1) / np.minimum(wanted.sum(axis=1), k)
-        reciprocal[method] = 1 / (found.argmax(axis=1) + 1)
-        first[method] = found[:, 0].astype(float)
+        hits = np.take_along_axis(planted_rows, order, axis=1)
+        recall[method] = hits[:, :k].sum(axis=1) / np.minimum(planted_rows.sum(axis=1), k)
+        reciprocal[method] = 1 / (hits.argmax(axis=1) + 1)
+        first[method] = hits[:, 0].astype(float)
     return [
         Measure(
             name="planted_recall",
@@ -119,7 +119,7 @@ def mislabeled_measures(
         return NotMeasured(name=MISLABELED, why="scores.self_influence is off, so self-influence was not computed")
     auroc = {m: bootstrap.statistic(auroc_statistic(wrong, values), len(wrong)) for m, values in suspicion.items()}
     k = int(wrong.sum())
-    found = {method: wrong[np.argsort(-values, kind="stable")[:k]] for method, values in suspicion.items()}
+    suspects = {method: wrong[np.argsort(-values, kind="stable")[:k]] for method, values in suspicion.items()}
     return [
         Measure(
             name="mislabeled_auroc",
@@ -135,7 +135,7 @@ def mislabeled_measures(
             explanation=f"Share of wrong labels among the {k} most suspicious examples; there are {k} wrong ones in "
             f"{len(wrong)}. {_BASELINE}",
             higher_is_better=True,
-            methods={method: bootstrap.mean(hits.astype(float)) for method, hits in found.items()},
+            methods={method: bootstrap.mean(hits.astype(float)) for method, hits in suspects.items()},
         ),
     ]
 
