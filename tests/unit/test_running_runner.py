@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,8 +54,9 @@ STAGE = Stage(
 
 
 @pytest.fixture
-def source(tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
+def source(tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
     monkeypatch.chdir(tmp_path)
+    shutil.copyfile(empty_database, "mlflow.db")
     hand_on(make_config({"general.work_dir": str(tmp_path / "work")}), None, tmp_path / "source")
     (tmp_path / "source" / "lineage" / "training.json").write_text('{"metrics": {"train_loss": 1.0}}')
     return tmp_path / "source"
