@@ -82,8 +82,8 @@ def train(
     size = config.training.per_device_train_batch_size
     if config.training.dataloader_drop_last and len(examples) < size:
         raise DataError(
-            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}; "
-            "lower it, or set training.dataloader_drop_last to false"
+            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}",
+            hint="lower it, or set training.dataloader_drop_last to false",
         )
     set_seed(config.general.seed)
     bf16 = _bf16(config, device)
@@ -267,9 +267,9 @@ class _Report(TrainerCallback):
         if "loss" in entry:
             if not math.isfinite(entry["loss"]):
                 raise ModelError(
-                    f"the training loss became {entry['loss']} by step {state.global_step}; lower "
-                    f"training.learning_rate ({args.learning_rate:g}), add training.warmup_steps, or set "
-                    "training.max_grad_norm to 1.0"
+                    f"the training loss became {entry['loss']} by step {state.global_step}",
+                    hint=f"lower training.learning_rate ({args.learning_rate:g}), add training.warmup_steps, or set "
+                    "training.max_grad_norm to 1.0",
                 )
             entry.update(self._throughput(args, state))
         metrics = {key: float(entry[key]) for key in LOGGED if key in entry}

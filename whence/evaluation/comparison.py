@@ -151,8 +151,8 @@ def join_influences(
     unknown = examples.loc[~examples["prompt_id"].isin(known), "query_id"]
     if len(unknown):
         raise DataError(
-            f"influences.parquet scores the query {unknown.iloc[0]!r}, which is none of the {len(known)} prompts; "
-            "score and compare with the same generations"
+            f"influences.parquet scores the query {unknown.iloc[0]!r}, which is none of the {len(known)} prompts",
+            hint="score and compare with the same generations",
         )
     examples["direction"] = pd.Categorical(examples["direction"], ["helpful", "harmful"], ordered=True)
     joined = answers.reset_index(names="order").merge(examples, on="prompt_id", how="left")
@@ -176,8 +176,9 @@ def _models_present(eval_answers: pd.DataFrame, generations: pd.DataFrame, confi
     present = {role: model_id for role, model_id in ids.items() if model_id in answered}
     if not present:
         raise DataError(
-            f"the answers are of {sorted(answered) or 'no model'}, the settings name "
-            f"{ids['base']!r} and {ids['finetuned']!r}; run generate again with these settings"
+            f"the answers are of {sorted(answered) or 'no model'}, the settings name {ids['base']!r} and "
+            f"{ids['finetuned']!r}",
+            hint="run generate again with these settings",
         )
     return present
 
@@ -189,6 +190,7 @@ def _per_model(table: pd.DataFrame, models: Mapping[str, str], key: str, origin:
     for role, other in tables.items():
         if other.index.has_duplicates or set(other.index) != set(first.index):
             raise DataError(
-                f"{origin}: {models[role]!r} did not answer the same {key}s as the other model; run generate again"
+                f"{origin}: {models[role]!r} did not answer the same {key}s as the other model",
+                hint="run generate again",
             )
     return {role: other.loc[first.index] for role, other in tables.items()}

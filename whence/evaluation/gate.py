@@ -89,7 +89,9 @@ def decide(metrics: Mapping[str, Mapping[str, Any]], rules: Retraining) -> Decis
         elif name == "mmlu" and rule == "loss":
             notes.append("mmlu is guarded but was not measured: evaluation.mmlu.enabled is false")
         else:
-            raise DataError(f"retraining: {name} was not measured, so nothing can be decided on it; {_way_out(name)}")
+            raise DataError(
+                f"retraining: {name} was not measured, so nothing can be decided on it", hint=_way_out(name)
+            )
     return Decision(tuple(checks), tuple(notes))
 
 
@@ -112,12 +114,12 @@ def check_rules(config: Config, labels: Sequence[str], references: int) -> None:
                 why = "no prompt has a reference answer"
             else:
                 continue
-            raise ConfigError(f"retraining.{key}: {name} cannot be measured, because {why}; {_way_out(name)}")
+            raise ConfigError(f"retraining.{key}: {name} cannot be measured, because {why}", hint=_way_out(name))
 
 
 def _check(name: str, rule: str, bound: float, measured: Mapping[str, Any]) -> Check:
     if "difference" not in measured:
-        raise DataError(f"retraining: {name} was measured of one model only; both must answer")
+        raise DataError(f"retraining: {name} was measured of one model only", hint="both must answer")
     difference = measured["difference"]
     return Check(
         measure=name,

@@ -226,8 +226,9 @@ class SubjectBenchmark(MMLU):
             goldens: list[Golden] = super().load_benchmark_dataset(task)
         except Exception as error:  # the hub client raises whatever its transport does
             raise DataError(
-                f"cannot load the questions of {task.value} (cais/mmlu) from the Hugging Face hub: {error}; set "
-                "evaluation.mmlu.source to a folder with the CSV files of MMLU, or evaluation.mmlu.enabled to false"
+                f"cannot load the questions of {task.value} (cais/mmlu) from the Hugging Face hub: {error}",
+                hint="set evaluation.mmlu.source to a folder with the CSV files of MMLU, or evaluation.mmlu.enabled "
+                "to false",
             ) from error
         self.shots_dataset = self.shots_dataset[: self.n_shots]
         return goldens

@@ -143,7 +143,8 @@ def _sort_inputs(
         for path in paths:
             if not path.exists():
                 raise DataError(
-                    f"{stage.name}: its input {artifact.name} is not there: {path}; run the stage that makes it first"
+                    f"{stage.name}: its input {artifact.name} is not there: {path}",
+                    hint="run the stage that makes it first",
                 )
         if artifact.many:
             lists[artifact.name] = paths

@@ -175,6 +175,8 @@ def _require_scores(scores: np.ndarray, shape: tuple[int, ...], what: str) -> No
         DataError: another shape than expected, or a value that is no finite number.
     """
     if scores.shape != shape:
-        raise DataError(f"{what}: scores are {scores.shape}, expected {shape}; score these examples and queries again")
+        raise DataError(
+            f"{what}: scores are {scores.shape}, expected {shape}", hint="score these examples and queries again"
+        )
     if not np.isfinite(scores).all():
-        raise DataError(f"{what}: a score is not finite; fit the factors again and look for NaN")
+        raise DataError(f"{what}: a score is not finite", hint="fit the factors again and look for NaN")
