@@ -14,6 +14,7 @@ from typing import Any
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 from rich.filesize import decimal
 from s3transfer.manager import TransferConfig, TransferManager
+from s3transfer.subscribers import BaseSubscriber
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 from tqdm import tqdm
 
@@ -195,7 +196,7 @@ def _progress() -> Any:
     return tqdm(desc="upload", unit="B", unit_scale=True, mininterval=seconds, maxinterval=2 * seconds)
 
 
-class _Subscriber:
+class _Subscriber(BaseSubscriber):
     """What the transfer manager tells of its progress, from several threads."""
 
     _lock = threading.Lock()

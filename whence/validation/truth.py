@@ -62,28 +62,20 @@ def planted_measures(
         recall[method] = hits[:, :k].sum(axis=1) / np.minimum(planted_rows.sum(axis=1), k)
         reciprocal[method] = 1 / (hits.argmax(axis=1) + 1)
         first[method] = hits[:, 0].astype(float)
+    measures = {
+        "planted_recall": (
+            recall, f"Planted examples found (recall at {k})",
+            f"Share of the examples known to hold a fact among the first {k} for the question about it."),
+        "planted_mrr": (
+            reciprocal, "Mean reciprocal rank of the first planted example",
+            "1 where the first example is a planted one, 1/2 where the second is, and so on."),
+        "planted_top1": (
+            first, "Planted example ranked first",
+            "Share of the questions whose first example is one that holds the fact."),
+    }  # fmt: skip
     return [
-        Measure(
-            name="planted_recall",
-            title=f"Planted examples found (recall at {k})",
-            explanation=f"Share of the examples known to hold a fact among the first {k} for the question about it.",
-            higher_is_better=True,
-            methods=bootstrap.means(recall),
-        ),
-        Measure(
-            name="planted_mrr",
-            title="Mean reciprocal rank of the first planted example",
-            explanation="1 where the first example is a planted one, 1/2 where the second is, and so on.",
-            higher_is_better=True,
-            methods=bootstrap.means(reciprocal),
-        ),
-        Measure(
-            name="planted_top1",
-            title="Planted example ranked first",
-            explanation="Share of the questions whose first example is one that holds the fact.",
-            higher_is_better=True,
-            methods=bootstrap.means(first),
-        ),
+        Measure(name=name, title=title, explanation=text, higher_is_better=True, methods=bootstrap.means(values))
+        for name, (values, title, text) in measures.items()
     ]
 
 
