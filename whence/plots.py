@@ -149,7 +149,7 @@ def _percent(share: float, _: int) -> str:
 def _at_shares(row: pd.Series, shares: np.ndarray, floor: float) -> np.ndarray:
     """A module's sorted lambda at ``shares`` of its values, between those of its row by logarithm."""
     logs = np.log(np.maximum(row["values"], floor))
-    return np.exp(np.interp(np.log(shares), np.log(row["ranks"] / row["size"]), logs))
+    return np.asarray(np.exp(np.interp(np.log(shares), np.log(row["ranks"] / row["size"]), logs)))
 
 
 def _figure(title: str, size: tuple[float, float] = (7.6, 4.4)) -> tuple[Figure, Axes]:

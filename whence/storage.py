@@ -204,7 +204,7 @@ class _Subscriber(BaseSubscriber):
     def __init__(self, bar: Any) -> None:
         self._bar = bar
 
-    def on_progress(self, *, bytes_transferred: int, **_: Any) -> None:
+    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
         with self._lock:
             self._bar.update(bytes_transferred)  # negative when a request is repeated
 

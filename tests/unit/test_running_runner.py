@@ -138,6 +138,7 @@ def test_a_stage_that_is_switched_off_ends_at_once_and_says_so(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHENCE_EVENTS", str(tmp_path / "events"))
+    (tmp_path / "mlflow.db").unlink()
     stage = replace(STAGE, switch="evaluation.mmlu.enabled", outputs=(RESULT,))
     overrides = {"evaluation.mmlu.enabled": False}
     inputs = {"source": source}
