@@ -44,7 +44,7 @@ def read_settings(config_file: str | Path) -> str:
         return _read_text(config_file, "--config")
     except OSError as error:
         raise ConfigError(
-            f"cannot read the configuration {config_file}: {error.strerror}; give an existing YAML file"
+            f"cannot read the configuration {config_file}: {error.strerror}", hint="give an existing YAML file"
         ) from error
 
 

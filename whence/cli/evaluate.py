@@ -79,5 +79,7 @@ def _finetuned_model(config: Config, model: Path | None) -> Path:
         )
     folder = model or Path(str(path))
     if not folder.is_dir():
-        raise ConfigError(f"models.finetuned.path: {folder} is not there; run `whence run` first, or give --model")
+        raise ConfigError(
+            f"models.finetuned.path: {folder} is not there", hint="run `whence run` first, or give --model"
+        )
     return folder

@@ -61,7 +61,7 @@ def read_overrides(values: Sequence[str] | None) -> dict[str, Any]:
     for text in values or ():
         key, value = parse_override(text)
         if key in overrides:
-            raise ConfigError(f"--set {key}: is given twice; keep one of them")
+            raise ConfigError(f"--set {key}: is given twice", hint="keep one of them")
         overrides[key] = value
     return overrides
 
@@ -75,8 +75,9 @@ def find_profile(name: str) -> Path:
             return folder / f"{name}.yaml"
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     raise ConfigError(
-        f"--profile {name}: there is no {name}.yaml in {' or '.join(str(folder) for folder in folders)}; "
-        f"profiles here: {', '.join(known) or 'none'}; give a file of your own with --config"
+        f"--profile {name}: there is no {name}.yaml in {' or '.join(str(folder) for folder in folders)}; profiles "
+        f"here: {', '.join(known) or 'none'}",
+        hint="give a file of your own with --config",
     )
 
 

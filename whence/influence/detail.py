@@ -28,7 +28,7 @@ from whence.influence.scoring import PairwiseScoring
 from whence.influence.tracked import tracked_modules
 
 Pair = tuple[int, int]  # row of the query and of the training example, in the order of their datasets
-Asked = dict[int, list[tuple[int, int]]]  # training example -> (the query's place among those held, number of the pair)
+ByExample = dict[int, list[tuple[int, int]]]  # training example -> (place of the query's gradients, number of the pair)
 
 
 @dataclass(frozen=True)
@@ -60,69 +60,73 @@ def divide_scores(scoring: PairwiseScoring, pairs: Sequence[Pair]) -> Detail:
     tokens = [np.zeros(scoring.examples.lengths[example], np.float32) for _, example in pairs]
     modules = np.zeros((len(pairs), len(names)), np.float32)
     for group in scoring.groups(scoring.at_once()) if pairs else []:
-        asked = _asked(scoring, group, pairs)
-        if not asked:
+        by_example = _pairs_by_example(scoring, group, pairs)
+        if not by_example:
             continue
-        batches = plan_batches(scoring.examples.lengths, scoring.batch_tokens, sorted(asked))
-        with scoring.query_gradients(group) as (network, held):
-            _begin(scoring, network, held)
+        batches = plan_batches(scoring.examples.lengths, scoring.batch_tokens, sorted(by_example))
+        with scoring.query_gradients(group) as (network, gradients):
+            _begin(scoring, network, gradients)
             loader = Loader(scoring.examples, batches, description="tokens and modules")
             for indices, batch in zip(batches, loader, strict=True):
-                numbers, found = _divide_batch(scoring, network, batch, indices, asked)
-                modules[numbers] = torch.stack([found.modules[name] for name in names], dim=1).cpu().numpy()
-                for number, row in zip(numbers, found.tokens.cpu().numpy(), strict=True):
+                numbers, shares = _divide_batch(scoring, network, batch, indices, by_example)
+                modules[numbers] = torch.stack([shares.modules[name] for name in names], dim=1).cpu().numpy()
+                for number, row in zip(numbers, shares.tokens.cpu().numpy(), strict=True):
                     tokens[number][:] = row[: len(tokens[number])]  # padding has no gradient
     return Detail(tokens, modules, names)
 
 
-def _asked(scoring: PairwiseScoring, group: range, pairs: Sequence[Pair]) -> Asked:
+def _pairs_by_example(scoring: PairwiseScoring, group: range, pairs: Sequence[Pair]) -> ByExample:
     """The pairs whose queries are in the batches of ``group``, by training example."""
-    held = [query for number in group for query in scoring.query_batches[number]]
-    places = {query: place for place, query in enumerate(held)}
-    asked: Asked = defaultdict(list)
+    queries = [query for number in group for query in scoring.query_batches[number]]
+    places = {query: place for place, query in enumerate(queries)}
+    by_example: ByExample = defaultdict(list)
     for number, (query, example) in enumerate(pairs):
         if query in places:
-            asked[example].append((places[query], number))
-    return asked
+            by_example[example].append((places[query], number))
+    return by_example
 
 
-def _begin(scoring: PairwiseScoring, network: nn.Module, held: dict[str, QueryGradients]) -> None:
+def _begin(scoring: PairwiseScoring, network: nn.Module, gradients: dict[str, QueryGradients]) -> None:
     set_mode(network, ModuleMode.PAIRWISE_SCORE, scoring.info.modules, release_memory=False)
     for name, module in tracked_modules(network).items():
-        module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = held[name]
+        module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = gradients[name]
 
 
 def _divide_batch(
-    scoring: PairwiseScoring, network: nn.Module, batch: dict[str, torch.Tensor], indices: list[int], asked: Asked
+    scoring: PairwiseScoring,
+    network: nn.Module,
+    batch: dict[str, torch.Tensor],
+    indices: list[int],
+    pairs_of: ByExample,
 ) -> tuple[list[int], BatchDetail]:
     """The shares in the scores of a batch of training examples, and the numbers of the pairs they belong to."""
     batch = {name: tensor.to(scoring.model.device) for name, tensor in batch.items()}
     ids = batch["input_ids"]
-    pairs = [(place, row) for row, example in enumerate(indices) for place, _ in asked[example]]
+    pairs = [(place, row) for row, example in enumerate(indices) for place, _ in pairs_of[example]]
     detail = BatchDetail(pairs, torch.zeros(len(pairs), ids.shape[1], device=ids.device))
     for module in tracked_modules(network).values():
         module.detail = detail
     network.zero_grad(set_to_none=True)
     scoring.task.compute_train_loss(batch, network).backward()
-    return [number for example in indices for _, number in asked[example]], detail
+    return [number for example in indices for _, number in pairs_of[example]], detail
 
 
-def token_table(listed: pd.DataFrame, pieces: Sequence[Sequence[str]], detail: Detail) -> pd.DataFrame:
+def token_table(rows: pd.DataFrame, pieces: Sequence[Sequence[str]], detail: Detail) -> pd.DataFrame:
     """One row per pair: ``query_id, example_id, pieces, scores``, the lists as long as the example has tokens.
 
     Args:
-        listed: the pairs, one per row, with ``query_id, example_id``.
+        rows: the pairs, one per row, with ``query_id, example_id``.
         pieces: for every pair the text of the example's tokens.
     """
-    return listed[["query_id", "example_id"]].assign(pieces=list(pieces), scores=detail.tokens)
+    return rows[["query_id", "example_id"]].assign(pieces=list(pieces), scores=detail.tokens)
 
 
-def module_table(listed: pd.DataFrame, detail: Detail) -> pd.DataFrame:
+def module_table(rows: pd.DataFrame, detail: Detail) -> pd.DataFrame:
     """One row per pair and module: ``query_id, example_id, layer, module, score``; ``layer`` is missing outside any."""
     names, short = detail.module_names, short_names(detail.module_names)
-    repeated = listed[["query_id", "example_id"]].loc[np.repeat(listed.index, len(names))].reset_index(drop=True)
+    repeated = rows[["query_id", "example_id"]].loc[np.repeat(rows.index, len(names))].reset_index(drop=True)
     return repeated.assign(
-        layer=pd.array([layer_of(name) for name in names] * len(listed), dtype="Int64"),
-        module=[short[name] for name in names] * len(listed),
+        layer=pd.array([layer_of(name) for name in names] * len(rows), dtype="Int64"),
+        module=[short[name] for name in names] * len(rows),
         score=detail.modules.ravel(),
     )

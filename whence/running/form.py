@@ -87,6 +87,8 @@ def merge_form(form: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
             continue
         for override in overrides:
             if key == override or key.startswith(f"{override}."):
-                raise ConfigError(f"overrides: {override} would hide the parameter {name} ({key}); set {name} instead")
+                raise ConfigError(
+                    f"overrides: {override} would hide the parameter {name} ({key})", hint=f"set {name} instead"
+                )
         settings[key] = None if nullable and not form[name] else form[name]
     return settings | dict(overrides)

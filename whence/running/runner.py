@@ -92,7 +92,8 @@ def run_stage(
             for output in stage.outputs:
                 if not output.is_page:
                     hand_on(config, carrier, outputs[output.name])
-            run.set_tags({"whence.key": workspace.key, "whence.reused": str(earlier is not None).lower()})
+            kept = {"whence.key": workspace.key} if workspace.key else {}
+            run.set_tags(kept | {"whence.reused": str(earlier is not None).lower()})
             run.log_metrics(metrics)
             stage.record(work)
             run_id, pipeline_url = run.run_id, run.pipeline_url
@@ -142,7 +143,8 @@ def _sort_inputs(
         for path in paths:
             if not path.exists():
                 raise DataError(
-                    f"{stage.name}: its input {artifact.name} is not there: {path}; run the stage that makes it first"
+                    f"{stage.name}: its input {artifact.name} is not there: {path}",
+                    hint="run the stage that makes it first",
                 )
         if artifact.many:
             lists[artifact.name] = paths
@@ -164,13 +166,15 @@ def _workspace(
     arguments: Mapping[str, Any],
     outputs: Mapping[str, Path],
 ) -> Workspace:
-    """Where the stage works: keyed by everything that decides its result."""
+    """Where the stage works, and what it has done there before: keyed by everything that decides its result."""
+    if config.general.work_dir is None or not stage.reuse:
+        return Workspace.in_place(stage.name, outputs)
     content = dict(inputs) | {f"{name}_{n}": path for name, paths in lists.items() for n, path in enumerate(paths)}
     values = _values(config, stage.settings)
     if stage.resolve is None:
         values |= {f"parameter {name}": value for name, value in arguments.items()}
     key = stage_key(stage.name, values, content)
-    return Workspace.open(config.general.work_dir if stage.reuse else None, stage.name, key, outputs)
+    return Workspace.open(config.general.work_dir, stage.name, key, outputs)
 
 
 def _values(config: Config, settings: Sequence[str]) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def _fetch(registry: Registry, version: Version, folder: Path) -> None:
     if registered is not None and model_digest(folder) != registered:
         raise TrackingError(
             f"version {version.number} of {registry.name!r}: its files at {version.source} are not those that were "
-            "registered; make another version the champion with: whence champion set VERSION"
+            "registered",
+            hint="make another version the champion with: whence champion set VERSION",
         )
 
 

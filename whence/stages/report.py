@@ -26,13 +26,13 @@ def compute(work: Work) -> dict[str, float]:
 
     tracking = Address.parse(work.config.tracking.uri).uri
     material = _material(work, Links(work.run.pipeline_url, work.run.kubeflow_url, tracking, work.run.run_id))
-    made = make_report(material)
-    work.outputs["report"].write_text(made.html, encoding="utf-8")
-    write_tables(work.outputs["tables"], material, made.left_out)
+    page = make_report(material)
+    work.outputs["report"].write_text(page.html, encoding="utf-8")
+    write_tables(work.outputs["tables"], material, page.left_out)
     return {
         "queries": float(len(material.queries)),
         "bytes": float(work.outputs["report"].stat().st_size),
-        "left_out": float(len(made.left_out)),
+        "left_out": float(len(page.left_out)),
     }
 
 

@@ -62,8 +62,8 @@ def embedding_scores(
     Args:
         max_tokens: of a padded batch.
     """
-    asked, known = (_embed(model, examples, max_tokens) for examples in (queries, train))
-    return np.asarray(asked @ known.T)
+    query_vectors, example_vectors = (_embed(model, examples, max_tokens) for examples in (queries, train))
+    return np.asarray(query_vectors @ example_vectors.T)
 
 
 @torch.inference_mode()

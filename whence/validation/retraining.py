@@ -56,12 +56,12 @@ class Retrainer:
         Args:
             changes: the retrainings; equal ones are done once.
         """
-        wanted = list(dict.fromkeys(changes))
+        distinct = list(dict.fromkeys(changes))
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = [change for change in wanted if not self.file(change).exists()]
+        missing = [change for change in distinct if not self.file(change).exists()]
         if missing:
-            self._retrain(missing, len(wanted))
-        return {change: np.array(json.loads(self.file(change).read_text())["logprobs"]) for change in wanted}
+            self._retrain(missing, len(distinct))
+        return {change: np.array(json.loads(self.file(change).read_text())["logprobs"]) for change in distinct}
 
     def adopt(self, folders: Iterable[Path]) -> None:
         """Take over the retrainings that other tasks have finished."""
