@@ -10,6 +10,9 @@ import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
+
+from whence import progress
 
 LOOPS = """
 import time
@@ -72,3 +75,9 @@ def test_a_terminal_gets_a_bar() -> None:
 
 def test_libraries_draw_no_bars_in_a_log() -> None:
     assert printed(LIBRARIES).split()[-2:] == ["True", "False"]
+
+
+def test_no_other_module_draws_bars_of_its_own() -> None:
+    library = Path(progress.__file__).parent
+    drawing = {file.stem for file in library.rglob("*.py") if "import tqdm" in file.read_text(encoding="utf-8")}
+    assert drawing == {"progress"}
