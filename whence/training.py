@@ -18,7 +18,6 @@ import psutil
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -37,6 +36,7 @@ from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.errors import DataError, ModelError
 from whence.files import write_json
 from whence.models.language import LanguageModel
+from whence.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -264,11 +264,11 @@ class _Report(TrainerCallback):
     def __init__(self, handler: OnLog) -> None:
         self.handler = handler
         self.since: tuple[float, ...] = (0.0, 0, 0)  # time, steps, tokens at the last entry
-        self.bar: tqdm[Any] | None = None
+        self.bar: Any = None  # of tqdm
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.since = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", mininterval=1)
+        self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:

@@ -32,8 +32,8 @@ from whence.errors import PipelineError
 from whence.files import point
 from whence.pipelines.graphs.placement import RUN_ID_VARIABLE
 from whence.pipelines.local.board import Board, EventFile, show
+from whence.progress import EVENTS_VARIABLE
 
-EVENTS_VARIABLE = "WHENCE_EVENTS"
 POLL_SECONDS = 0.2
 LAST_LINES = 12
 STOP_SECONDS = 10.0

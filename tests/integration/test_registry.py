@@ -17,6 +17,7 @@ from jobs import Job
 from mlflow import MlflowClient
 
 from whence.config import Config
+from whence.config_file import pack
 from whence.errors import PromotionError, TrackingError
 from whence.running.lineage import TRAINING, hand_on
 from whence.running.provenance import judged_by, model_digest
@@ -85,9 +86,7 @@ def test_a_model_trained_again_bit_for_bit_is_the_same_version(config: Config, t
         "scores.use_generated": True,
     }
     prepared = {name: tmp_path / name for name in ("base_model", "train_data", "eval_data")}
-    run_stage(
-        prepare.STAGE, inputs={}, outputs=prepared, parameters={"settings": config.to_yaml(), "overrides": settings}
-    )
+    run_stage(prepare.STAGE, inputs={}, outputs=prepared, parameters={"settings": pack(config), "overrides": settings})
     for attempt in ("first", "second"):
         outputs = {output.name: tmp_path / attempt / output.name for output in train.STAGE.outputs}
         run_stage(train.STAGE, inputs=prepared, outputs=outputs)

@@ -92,7 +92,7 @@ def _summary(name: str, champion: Version | None, attempt: Version | None, diffe
         )
     if champion is None:
         return f"**First training.** `{name}` has no champion yet; the candidate has to beat the base model.\n"
-    listed = "\n".join(f"- `{line.replace('`', chr(39))}`" for line in differences)
+    listed = "\n\n".join(f"→ `{line.replace('`', chr(39))}`" for line in differences)
     return f"**Training a candidate.** Since {against}:\n\n{listed}\n"
 
 

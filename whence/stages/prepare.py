@@ -36,10 +36,10 @@ def check(config: Config, announce: Callable[[str], None] = lambda subject: None
 
 def resolve(arguments: Mapping[str, Any]) -> Config:
     """Check the settings and what they refer to."""
-    from whence.config_file import inline_prompts, parse_config
+    from whence.config_file import inline_prompts, parse_config, unpack
 
     overrides = merge_form(arguments, arguments.get("overrides") or {})
-    config = parse_config(arguments["settings"], overrides, origin="the profile with its overrides")
+    config = parse_config(unpack(arguments["settings"]), overrides, origin="the profile with its overrides")
     check(config)
     return inline_prompts(config, from_storage=True)  # so that all stages ask the same
 
@@ -87,7 +87,7 @@ STAGE = Stage(
     inputs=(),
     outputs=(artifacts.BASE_MODEL, artifacts.TRAIN_DATA, artifacts.EVAL_DATA),
     parameters=(
-        Parameter("settings", str, "The profile as YAML text; the other parameters win over it."),
+        Parameter("settings", str, "The profile as `config_file.pack` gives it; the other parameters win over it."),
         *(Parameter(name, field.type, form_help(field)) for name, field in FORM.items()),
         Parameter("overrides", dict, 'Further settings by dotted key, e.g. {"training.warmup_steps": 100}.'),
     ),
