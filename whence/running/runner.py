@@ -100,7 +100,8 @@ def run_stage(
         emit(name, "failed", seconds=time.monotonic() - started, message=explain(error))
         raise
     state = "finished" if earlier is None else "reused"
-    emit(name, state, seconds=time.monotonic() - started, metrics=metrics, mlflow_run_id=run_id)
+    seconds = time.monotonic() - started
+    emit(name, state, seconds=seconds, metrics=metrics, mlflow_run_id=run_id, not_recorded=run.refused)
     return StageResult(metrics, work.returns, pipeline_url)
 
 

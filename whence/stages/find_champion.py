@@ -97,7 +97,11 @@ def _summary(name: str, champion: Version | None, attempt: Version | None, diffe
 
 
 def record(work: Work) -> None:
+    from whence.tracking.server import ENDS_WITH_TAG
+
     work.run.log_artifact(work.outputs["changes"], name="changes.md")
+    work.run.describe(work.outputs["changes"].read_text(encoding="utf-8"))
+    work.run.set_parent_tags({ENDS_WITH_TAG: "promote" if work.returns[CHANGED.name] else "find_champion"})
 
 
 STAGE = Stage(

@@ -114,12 +114,17 @@ def _paragraph(check: Check) -> str:
 def record(work: Work) -> None:
     import pandas as pd
 
+    from whence.tracking.server import CHAMPION_TAG, ENDS_WITH_TAG
+
     folder = work.outputs["decision"]
     decision = json.loads((folder / artifacts.DECISION_FILE).read_text(encoding="utf-8"))
     work.run.log_table(pd.DataFrame(decision["checks"]), "gate.json")
     work.run.log_parent_metrics({"gate.passed": float(decision["passed"])})
     work.run.log_artifacts(folder, "gate")
-    work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md")
+    work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md", parent=True)
+    work.run.describe(work.outputs["verdict"].read_text(encoding="utf-8"))
+    last = "promote" if decision["passed"] else "report" if work.returns[EXPLAIN.name] else "gate"
+    work.run.set_parent_tags({ENDS_WITH_TAG: last, CHAMPION_TAG: "candidate" if decision["passed"] else "refused"})
 
 
 STAGE = Stage(

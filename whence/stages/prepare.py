@@ -73,12 +73,20 @@ def _counts(name: str, examples: ExampleSet) -> dict[str, float]:
 def record(work: Work) -> None:
     from whence.data.dataset import ExampleSet
     from whence.running.lineage import CONFIG_FILE
+    from whence.tracking.server import ENDS_WITH_TAG
 
+    rows = {}
     for name in ("train_data", "eval_data"):
         info = ExampleSet.read(work.outputs[name]).info
-        work.run.log_dataset(name, info.fingerprint, info.source, info.rows, context=info.split)
+        rows[name] = f"{info.rows:,}"
+        work.run.log_dataset(name, info.fingerprint, info.source, info.rows, context=info.split, parent=True)
         work.run.log_artifact(work.outputs[name] / "dataset.json", name)
-    work.run.log_artifact(work.outputs["base_model"] / CONFIG_FILE)
+    work.run.log_artifact(work.outputs["base_model"] / CONFIG_FILE, parent=True)
+    work.run.set_parent_tags({ENDS_WITH_TAG: "report"})
+    base = work.config.models.base
+    work.run.describe(
+        f"`{base.name}` trained on {rows['train_data']} examples of `{info.source}`, {rows['eval_data']} held out."
+    )
 
 
 STAGE = Stage(
