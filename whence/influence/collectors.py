@@ -66,13 +66,13 @@ class ScoreCollector(Collector):
 class WhitenedCollector(Collector):
     """Of whitened gradients their squared length, which is self-influence, and with ``sketch`` their sketches.
 
-    Gives ``self`` ``[examples]``, and ``codes`` ``[examples, bytes]`` uint8 or, where they are asked with,
-    ``sketches`` ``[examples, dimensions]`` fp32. Holds the factors of all modules, as every batch needs them.
+    Gives ``self`` ``[examples]``, and ``codes`` ``[examples, bytes]`` uint8 or, not ``coded``, the ``sketches``
+    ``[examples, dimensions]`` fp32 themselves. The factors of all modules are held, as every batch needs them.
     """
 
     def __init__(self, sketch: Sketch | None = None, coded: bool = True) -> None:
         self.sketch, self.coded = sketch, coded
-        self.whitening: dict[str, tuple[Basis, torch.Tensor | None]] = {}
+        self.factors: dict[str, tuple[Basis, torch.Tensor | None]] = {}
 
     def begin(self, indices: Sequence[int], tokens: int, device: torch.device) -> None:
         self.own = torch.zeros(len(indices), device=device)
@@ -81,29 +81,53 @@ class WhitenedCollector(Collector):
     def take(self, module: FastLinear, activations: torch.Tensor, gradients: torch.Tensor) -> None:
         basis, root = self._whitening(module, (gradients.shape[-1], activations.shape[-1]))
         for part, piece in gradient_chunks(activations, gradients, basis):
-            whitened = (piece if root is None else piece.mul_(root)).flatten(1)
-            self.own[part] += torch.linalg.vecdot(whitened, whitened)
-            if self.sketch is not None:
-                self.sketch.add(self.sketches[part], whitened, module.name)
+            self.add(module.name, part, piece if root is None else piece.mul_(root))
+
+    def add(self, module: str, part: slice, whitened: torch.Tensor) -> None:
+        """Take in whitened gradients ``[examples, outputs, inputs]`` of part of a batch, with the sketch's signs."""
+        flat = whitened.flatten(1)
+        self.own[part] += torch.linalg.vecdot(flat, flat)
+        if self.sketch is not None:
+            self.sketch.add(self.sketches[part], flat, module)
 
     def results(self) -> dict[str, torch.Tensor]:
         found = {OWN: self.own.cpu()}
         if self.sketch is not None:
-            sketches = self.sketches.cpu()
+            sketches = self.sketch.turned(self.sketches).cpu()
             found |= {CODES: self.sketch.encode(sketches)} if self.coded else {SKETCHES: sketches}
         return found
 
     def _whitening(self, module: FastLinear, shape: tuple[int, int]) -> tuple[Basis, torch.Tensor | None]:
         """The eigenbasis of a module, and the root of its inverse damped lambda with the sketch's signs."""
-        if module.name not in self.whitening:
+        if module.name not in self.factors:
             factors = module.prepared_factors(self.own.device)
             inverse = factors.pop(LAMBDA_MATRIX_NAME, None)
             root = None if inverse is None else inverse.sqrt_().view(shape)
             if self.sketch is not None:
                 signs = self.sketch.signs(module.name, shape).to(self.own.device)
                 root = signs if root is None else root.mul_(signs)
-            self.whitening[module.name] = basis_of(factors), root
-        return self.whitening[module.name]
+            self.factors[module.name] = basis_of(factors), root
+        return self.factors[module.name]
+
+
+class QueryCollector(WhitenedCollector):
+    """Of one query the sketch, and its preconditioned gradient in the basis of the weights.
+
+    Attributes:
+        gradients: by module, as :func:`whence.influence.queries.query_scores` takes them.
+    """
+
+    def __init__(self, sketch: Sketch) -> None:
+        super().__init__(sketch, coded=False)
+
+    def begin(self, indices: Sequence[int], tokens: int, device: torch.device) -> None:
+        super().begin(indices, tokens, device)
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def add(self, module: str, part: slice, whitened: torch.Tensor) -> None:
+        super().add(module, part, whitened)
+        basis, root = self.factors[module]
+        self.gradients[module] = basis.back(whitened if root is None else whitened * root)  # no sign is left
 
 
 def collect(

@@ -42,6 +42,12 @@ class Detail:
     modules: np.ndarray
     module_names: list[str]
 
+    @classmethod
+    def empty(cls, lengths: Sequence[int], module_names: list[str]) -> Detail:
+        """With room for the shares of pairs whose training examples have these ``lengths``."""
+        shares = [np.zeros(length, np.float32) for length in lengths]
+        return cls(shares, np.zeros((len(lengths), len(module_names)), np.float32), module_names)
+
 
 def divide_scores(scoring: Scoring, pairs: Sequence[Pair]) -> Detail:
     """Divide the scores of ``pairs`` with the factors, damping and rank of ``scoring``.
@@ -53,14 +59,13 @@ def divide_scores(scoring: Scoring, pairs: Sequence[Pair]) -> Detail:
     Raises:
         ResourceError: too little memory, before anything is computed.
     """
-    names = scoring.info.modules
-    tokens = [np.zeros(scoring.examples.lengths[example], np.float32) for _, example in pairs]
-    detail = Detail(tokens, np.zeros((len(pairs), len(names)), np.float32), names)
+    lengths = scoring.examples.lengths
+    detail = Detail.empty([lengths[example] for _, example in pairs], scoring.info.modules)
     for group in scoring.groups(scoring.at_once()) if pairs else []:
         asked = _asked(scoring, group, pairs)
         if not asked:
             continue
-        batches = plan_batches(scoring.examples.lengths, scoring.batch_tokens, sorted(asked))
+        batches = plan_batches(lengths, scoring.batch_tokens, sorted(asked))
         with scoring.query_gradients(group) as (network, held):
             loader = Loader(scoring.examples, batches, description="tokens and modules")
             collect(network, scoring.task, loader, [DetailCollector(held, asked, detail)])

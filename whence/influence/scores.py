@@ -15,10 +15,11 @@ from whence.data.dataset import numbers
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import FactorError
 from whence.files import write_json
-from whence.influence.collectors import OWN
+from whence.influence.collectors import CODES, OWN
 from whence.influence.collectors import SCORES as PAIRS
 from whence.influence.detail import divide_scores, module_table, token_table
 from whence.influence.factors import WORK, versions
+from whence.influence.index import ROWS, Index, IndexInfo, write_codes
 from whence.influence.plan import share
 from whence.influence.ranking import influence_table
 from whence.influence.results import (
@@ -26,6 +27,7 @@ from whence.influence.results import (
     MATRIX,
     MODULES,
     QUERIES,
+    QUERY_SKETCHES,
     SCORES,
     SCORES_INFO,
     SELF_INFLUENCE,
@@ -33,6 +35,7 @@ from whence.influence.results import (
     Scores,
 )
 from whence.influence.scoring import Scoring
+from whence.influence.sketch import Sketch
 from whence.models.trained import TrainedModel
 
 TOKENS_SCHEMA = pa.schema(
@@ -132,8 +135,16 @@ def score_part(trained: TrainedModel, factors: Path, queries: pd.DataFrame, outp
 def _scoring(
     trained: TrainedModel, factors: Path, queries: pd.DataFrame, scratch: Path, sources: Sequence[Path] = ()
 ) -> Scoring:
-    own = trained.config.scores.self_influence
-    return Scoring(trained, factors, scratch, sources, queries=trained.tokenize(queries), own=own)
+    config = trained.config
+    return Scoring(
+        trained,
+        factors,
+        scratch,
+        sources,
+        queries=trained.tokenize(queries),
+        own=config.scores.self_influence,
+        sketch=Sketch.of(config) if config.index.enabled else None,
+    )
 
 
 def _write(folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: Scoring) -> Scores:
@@ -146,10 +157,13 @@ def _write(folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: 
     listed.to_parquet(folder / INFLUENCES, index=False)
     if settings.detail:
         _write_detail(folder, trained, queries, scoring, listed)
-    if scoring.own:
+    if settings.self_influence:
         values = require_finite(scoring.joined(OWN)).numpy()
         own_scores = pd.DataFrame({"example_id": frame["example_id"], "self_influence": values})
         own_scores.to_parquet(folder / SELF_INFLUENCE, index=False)
+    if scoring.sketch is not None:
+        _write_codes(folder, trained, scoring)
+        save_file({MATRIX: scoring.query_sketches()}, folder / QUERY_SKETCHES)
     origin = {
         "factors": scoring.info.fingerprint,
         "model": scoring.info.model,
@@ -174,6 +188,33 @@ def _write_detail(
     tokens = token_table(listed, [texts[column] for column in columns], detail)
     tokens.to_parquet(folder / TOKENS, index=False, schema=TOKENS_SCHEMA)
     module_table(listed, detail).to_parquet(folder / MODULES, index=False)
+
+
+def make_index(trained: TrainedModel, factors: str | Path, output: str | Path) -> Index:
+    """Make the index of the training examples alone, where none of their scores are wanted yet.
+
+    Args:
+        trained: the model the factors were fitted on, and its training examples with their text.
+        factors: folder written by :func:`whence.influence.factors.fit_factors`.
+        output: folder to write to; what was interrupted goes on from the parts it finds there.
+
+    Raises:
+        FactorError: the factors belong to another model or are damaged.
+        ResourceError: too little memory, before anything is computed.
+    """
+    output = Path(output)
+    scoring = Scoring(trained, Path(factors), output / WORK, sketch=Sketch.of(trained.config))
+    scoring.compute()
+    trained.text.write(output / ROWS)
+    _write_codes(output, trained, scoring)
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    return Index.read(output)
+
+
+def _write_codes(folder: Path, trained: TrainedModel, scoring: Scoring) -> None:
+    info = IndexInfo.of(trained, scoring.info.fingerprint, trained.text)
+    own = require_finite(scoring.joined(OWN))
+    write_codes(folder, info, scoring.joined(CODES).numpy(), own.numpy())
 
 
 def _finished(scoring: Scoring, name: str) -> torch.Tensor:

@@ -24,7 +24,7 @@ from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
 from whence.files import digest_of
 from whence.influence import layout, memory
-from whence.influence.collectors import SCORES, Collector, ScoreCollector, WhitenedCollector, collect
+from whence.influence.collectors import SCORES, SKETCHES, Collector, ScoreCollector, WhitenedCollector, collect
 from whence.influence.factors import require_matching_model
 from whence.influence.info import load_factors_info
 from whence.influence.loader import Loader
@@ -130,6 +130,10 @@ class Scoring:
         ordered = restore_order(whole, [batch for batches in self.divided for batch in batches])
         return restore_order(ordered.T, self.query_batches) if name == SCORES else ordered
 
+    def query_sketches(self) -> torch.Tensor:
+        """Sketches of the queries' whitened gradients, ``[queries, dimensions]`` fp32, in dataset order."""
+        return restore_order(self.parts.tensor(SKETCHES, SKETCHES), self.query_batches)
+
     def at_once(self) -> int:
         """How many query batches are held together in memory, asked before anything is computed.
 
@@ -186,10 +190,20 @@ class Scoring:
         with self.query_gradients(group) as (network, held):
             collectors: list[Collector] = [ScoreCollector(held)] if group else []
             if self.own and group.start == 0:
-                collectors.append(WhitenedCollector(self.sketch))
+                collectors.append(self._whitened(network))
             for part in data_parts:
                 loader = Loader(self.examples, self.divided[part], description="scores" if group else "self-influence")
                 self.parts.put(_piece(part, group), collect(network, self.task, loader, collectors))
+
+    def _whitened(self, network: nn.Module) -> WhitenedCollector:
+        """What is taken of the examples' whitened gradients; those of the queries are sketched here and now."""
+        collector = WhitenedCollector(self.sketch)
+        if self.sketch is not None and self.queries and not self.parts.has(SKETCHES):
+            asked = WhitenedCollector(self.sketch, coded=False)
+            asked.factors = collector.factors
+            loader = Loader(self.queries, self.query_batches)
+            self.parts.put(SKETCHES, {SKETCHES: collect(network, self.task, loader, [asked])[SKETCHES]})
+        return collector
 
     def _decided_by(self) -> dict[str, Any]:
         """All that decides the results."""

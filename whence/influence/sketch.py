@@ -11,10 +11,12 @@ What is kept of a sketch is a bit (or a few) for each of its numbers, as in RaBi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+
+from whence.config import Config
+from whence.influence.index import searchable
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Sketch:
     dimensions: int
     bits: int
     seed: int
+
+    @classmethod
+    def of(cls, config: Config) -> Sketch:
+        """By the settings ``index`` and the seed."""
+        return cls(config.index.dimensions, config.index.bits, config.general.seed)
 
     def signs(self, module: str, shape: tuple[int, int]) -> torch.Tensor:
         """The random signs of a module's coordinates, of the ``shape`` of its gradients, fp32."""
@@ -50,29 +57,18 @@ class Sketch:
             sketches[:, place : place + before.shape[1]] += before
             sketches[:, : after.shape[1]] += after
 
-    @property
-    def code_bytes(self) -> int:
-        """Of the code of an example."""
-        return int(self.searchable(None).code_size)
+    @staticmethod
+    def turned(sketches: torch.Tensor) -> torch.Tensor:
+        """The same sketches after a rotation (Hartley's transform), which leaves no number much larger than others.
+
+        A bit of each says most then. Their products stay as they are; that of a sketch with itself, too.
+        """
+        waves = torch.fft.fft(sketches, norm="ortho")
+        return waves.real - waves.imag
 
     def encode(self, sketches: torch.Tensor) -> torch.Tensor:
         """The codes of ``sketches`` ``[examples, k]``, ``[examples, bytes]`` uint8."""
-        return torch.from_numpy(self.searchable(None).sa_encode(sketches.numpy()))
-
-    def searchable(self, codes: np.ndarray | None) -> Any:
-        """faiss's index of ``codes``, which estimates the products of their sketches with a query's.
-
-        The codes are not centred: an example's is then the same whatever others there are, so that parts of a training
-        set can be coded one by one. (``IndexRaBitQFastScan`` of faiss 1.15.1 goes wrong from 4,096 dimensions up.)
-        """
-        import faiss  # only where there is an index
-
-        index = faiss.IndexRaBitQ(self.dimensions, faiss.METRIC_INNER_PRODUCT, self.bits)
-        faiss.copy_array_to_vector(np.zeros(self.dimensions, np.float32), index.center)
-        index.is_trained = True
-        if codes is not None:
-            index.add_sa_codes(codes)
-        return index
+        return torch.from_numpy(searchable(self.dimensions, self.bits).sa_encode(sketches.numpy()))
 
     def _random(self, module: str, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, stream, *module.encode()))
