@@ -38,8 +38,8 @@ def test_32_parallel_tasks_fit_and_more_are_refused_with_the_number_that_does(pr
     sizes = [size_of(pipeline, tasks).workflow for tasks in (1, 8, 32)]
     assert sizes == sorted(sizes)
     check_size(pipeline, 32)
-    with pytest.raises(PipelineError, match=r"parallel_tasks_0_for_none 100: a run is too large.*; \d+ fit") as error:
-        check_size(pipeline, 100)
+    with pytest.raises(PipelineError, match=r"general\.parallel_tasks: 10000 are too many.*; \d+ fit") as error:
+        check_size(pipeline, 10_000)
     [fitting] = re.findall(r"(\d+) fit", str(error.value))
     check_size(pipeline, int(fitting))
     with pytest.raises(PipelineError, match=f"; {fitting} fit"):
