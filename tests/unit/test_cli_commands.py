@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,15 @@ def test_config_show_prints_yaml_with_every_value(whence) -> None:
 
 def test_config_show_explains_the_keys(whence) -> None:
     assert "general.max_length" in whence("config", "show", "--explain").out
+
+
+def test_config_check_notes_settings_that_kubeflow_cannot_carry(whence, tmp_path: Path) -> None:
+    prompts = [{"prompt": f"{number * 7919**9 % 10**40:x}", "reference": "x"} for number in range(4000)]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    settings = ["--set", f"prompts.path={tmp_path}/prompts.json", "--set", f"tracking.uri=sqlite:///{tmp_path}/m.db"]
+    outcome = whence("config", "check", *settings)
+    assert outcome.code == 0, outcome.err
+    assert "note: good for this machine alone: prompts.path: 4000 prompts make the settings" in outcome.err
 
 
 def test_compile_writes_a_pipeline_and_warns_of_a_local_record(whence, tmp_path: Path) -> None:
