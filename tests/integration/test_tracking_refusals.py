@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from body_limit import limiting
 from mlflow import MlflowClient
@@ -12,8 +14,13 @@ from mlflow.entities import Run
 from mlflow_server import MlflowProcess
 
 from whence.config import Config
+from whence.data.dataset import ExampleSet
 from whence.errors import TrackingError
+from whence.files import write_json
+from whence.running.declaration import Work
+from whence.stages.train import STAGE
 from whence.tracking import stage_run
+from whence.tracking.server import ENDS_WITH_TAG
 
 LIMIT = 1 << 20  # nginx's default
 
@@ -79,6 +86,29 @@ def test_a_model_that_a_run_is_for_must_be_registered(server: MlflowProcess, con
     parent = runs_of(server.client, config)["pipeline"]
     assert (parent.info.status, parent.data.tags["whence.failed_stage"]) == ("FAILED", "train")
     assert "413" in parent.data.tags["whence.not_recorded.train"]
+
+
+@pytest.mark.parametrize("ends_with", ["promote", "report"])
+def test_training_fails_at_once_where_only_a_registered_model_can_be_promoted(
+    server: MlflowProcess, config: Config, model: Path, folder: Path, ends_with: str
+) -> None:
+    metrics = {"train_loss": 2.0, "final_eval_loss": 1.0}
+    write_json(model / "lineage" / "training.json", {"history": [], "metrics": metrics})
+    ExampleSet.of(pd.DataFrame({"prompt": ["a"], "completion": ["b"]})).write(folder / "data")
+    (folder / "curve").write_text("<p>loss</p>")
+    inputs, outputs = (
+        {"base_model": model, "train_data": folder / "data"},
+        {"model": model, "loss_curve": folder / "curve"},
+    )
+    with stage_run(config, "prepare") as run:
+        run.set_parent_tags({ENDS_WITH_TAG: ends_with})
+    needed = pytest.raises(TrackingError, match="which this run is for") if ends_with == "promote" else nullcontext()
+    with needed, stage_run(config, "train") as run:
+        STAGE.record(Work(config, inputs, {}, {}, {}, outputs, folder, run))
+    runs = runs_of(server.client, config)
+    assert runs["train"].info.status == ("FAILED" if ends_with == "promote" else "FINISHED")
+    assert runs["pipeline"].data.metrics == metrics
+    assert "413" in runs["pipeline"].data.tags["whence.not_recorded.train"]
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["work volume", "none"])

@@ -28,7 +28,8 @@ def compute(work: Work) -> dict[str, float]:
 
     tracking = Address.parse(work.config.tracking.uri).uri
     run = work.run
-    links = Links(run.pipeline_url, run.kubeflow_url, tracking, run.run_id, tuple(run.not_recorded()))
+    run_id = (run.pipeline_path or "").rpartition("/")[2] or None
+    links = Links(run.pipeline_url, run.kubeflow_url, tracking, run_id, tuple(run.not_recorded()))
     material = _material(work, links)
     made = make_report(material)
     work.outputs["report"].write_text(made.html, encoding="utf-8")
