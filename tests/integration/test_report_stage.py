@@ -50,9 +50,26 @@ def test_the_stage_keeps_the_page_and_its_tables_in_mlflow(tmp_path: Path, outpu
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("whence").experiment_id])
     kept = {item.path for item in client.list_artifacts(run.info.run_id)}
-    assert {"prompts.json", "examples.json", "class_flow.json", "report"} <= kept
-    inside = {item.path for item in client.list_artifacts(run.info.run_id, "report")}
-    assert {"report/report.html", "report/summary.md", "report/self_influence.csv"} <= inside
+    assert {"prompts.json", "examples.json", "class_flow.json", "report.html", "tables"} <= kept
+    inside = {item.path for item in client.list_artifacts(run.info.run_id, "tables")}
+    assert {"tables/summary.md", "tables/self_influence.csv"} <= inside
+    note = run.data.tags["mlflow.note.content"]
+    page = f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts/report.html"
+    assert note.startswith("<!-- report -->\n**Evidence: weak** · ")
+    assert f"[The report]({page})" in note
+    assert "**Fine-tuned on:**" in note
+    assert "This run in" not in note
+
+
+def test_what_mlflow_has_not_taken_is_on_the_page(tmp_path: Path, outputs: dict[str, Path]) -> None:
+    inputs = report_helpers.write(report_helpers.material(), tmp_path / "in")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    parent = client.create_run(client.create_experiment("whence"), tags={"whence.not_recorded.train": "model <b>: 413"})
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MLFLOW_RUN_ID", parent.info.run_id)
+        run_stage(STAGE, inputs=inputs, outputs=outputs)
+    html = outputs["report"].read_text(encoding="utf-8")
+    assert "<strong>Not in MLflow:</strong> train: model &lt;b&gt;: 413" in html
 
 
 def test_evidence_of_other_scores_is_refused(tmp_path: Path, outputs: dict[str, Path]) -> None:

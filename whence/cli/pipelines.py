@@ -20,7 +20,6 @@ from whence.config_file import inline_prompts
 from whence.pipelines.graphs.catalog import KindOption, PipelineKind, stages_of
 from whence.pipelines.local.artifact_root import ArtifactRoot
 from whence.pipelines.local.warm import warm_processes
-from whence.tracking import settle_run
 
 INTERRUPTED = 130
 
@@ -63,6 +62,7 @@ def _run(kind: PipelineKind, config: Config, root: ArtifactRoot, console: Consol
         check(config, lambda subject: status.update(f"checking the settings: {subject}"))
         root.check()
         from whence.pipelines.local.run import RunFailed, run_locally
+        from whence.tracking import settle_run
 
         graph = kind.build(config)
     try:

@@ -15,6 +15,7 @@ from whence.report.details import Details
 from whence.report.material import Material
 from whence.report.words import Piece, bounds, percent, visible
 
+IN = "This run in "
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|~])")
 
 
@@ -97,10 +98,10 @@ def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
     benchmark = overview.benchmark(material)
     if benchmark:
         lines += ["", f"## {_plain(overview.benchmark_name(material))}", "", *_table(benchmark)]
-    links = [("MLflow", material.links.mlflow), ("Kubeflow Pipelines", material.links.kubeflow)]
-    lines += ["", *(f"[This run in {name}]({url})" for name, url in links if url)]
     lines += ["", *left_out] if left_out else []
     lines += ["", *(f"- **Not in MLflow:** {_plain(what)}" for what in material.links.not_recorded)]
+    links = [("MLflow", material.links.mlflow), ("Kubeflow Pipelines", material.links.kubeflow)]
+    lines += ["", *(f"[{IN}{name}]({url})" for name, url in links if url)]
     return "\n".join(lines).rstrip() + "\n"
 
 

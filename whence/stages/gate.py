@@ -121,7 +121,7 @@ def record(work: Work) -> None:
     work.run.log_table(pd.DataFrame(decision["checks"]), "gate.json")
     work.run.log_parent_metrics({"gate.passed": float(decision["passed"])})
     work.run.log_artifacts(folder, "gate")
-    work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md", parent=True)
+    work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md")
     work.run.describe(work.outputs["verdict"].read_text(encoding="utf-8"))
     last = "promote" if decision["passed"] else "report" if work.returns[EXPLAIN.name] else "gate"
     work.run.set_parent_tags({ENDS_WITH_TAG: last, CHAMPION_TAG: "candidate" if decision["passed"] else "refused"})

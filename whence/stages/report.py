@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,8 @@ def compute(work: Work) -> dict[str, float]:
 
     tracking = Address.parse(work.config.tracking.uri).uri
     run = work.run
-    links = Links(run.pipeline_url, run.kubeflow_url, tracking, run.run_id, tuple(run.not_recorded()))
+    run_id = (run.pipeline_path or "").rpartition("/")[2] or None
+    links = Links(run.pipeline_url, run.kubeflow_url, tracking, run_id, tuple(run.not_recorded()))
     material = _material(work, links)
     page = make_report(material)
     work.outputs["report"].write_text(page.html, encoding="utf-8")
@@ -85,23 +87,33 @@ def record(work: Work) -> None:
     for name in COMPARABLE:
         if (tables / name).exists():
             work.run.log_table(pd.read_csv(tables / name), f"{Path(name).stem}.json", parent=True)
-    _, _, summary = (tables / SUMMARY_FILE).read_text(encoding="utf-8").partition("\n")  # below the title
-    work.run.describe("\n\n".join([" · ".join(_links(work)), summary.strip()]))
+    work.run.describe(_description(work))
 
 
-def _links(work: Work) -> list[str]:
-    """Where a reviewer goes on, as Markdown, by links that hold wherever MLflow's pages are opened."""
+def _description(work: Work) -> str:
+    """The headline with links, which hold wherever MLflow's pages are opened, and the summary without its own."""
     from urllib.parse import quote
 
+    from whence.report.tables import IN
+    from whence.report.words import percent
     from whence.tracking.server import VERSION_TAG
 
     name, version = work.config.tracking.registered_model, work.run.pipeline_tags().get(VERSION_TAG)
+    measured = json.loads((work.inputs["comparison"] / artifacts.COMPARISON_FILE).read_text(encoding="utf-8"))
+    accuracy = measured["metrics"].get("accuracy", {})
+    evidence = work.inputs.get("evidence")
+    grade = evidence and json.loads((evidence / artifacts.EVIDENCE_FILE).read_text(encoding="utf-8"))["grade"]["word"]
     pages = {
         "The report": work.run.pipeline_path and f"{work.run.pipeline_path}/artifacts/report.html",
         f"Version {version} of {name}": version and f"#/models/{quote(name)}/versions/{version}",
         "Kubeflow": work.run.kubeflow_url,
     }
-    return [f"[{title}]({page})" for title, page in pages.items() if page]
+    head = [f"**Evidence: {grade or 'not measured'}**"]
+    if {"base", "finetuned"} <= accuracy.keys():
+        head.append(" → ".join(f"{percent(accuracy[role]['value'])}" for role in ("base", "finetuned")) + " accuracy")
+    head += [f"[{title}]({page})" for title, page in pages.items() if page]
+    text = (work.outputs["tables"] / SUMMARY_FILE).read_text(encoding="utf-8")
+    return " · ".join(head) + "\n\n" + text.partition("\n")[2].partition(f"\n[{IN}")[0].strip()
 
 
 STAGE = Stage(
