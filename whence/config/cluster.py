@@ -34,14 +34,14 @@ class StageResources(Section):
     def _limits_allow_the_requests(self) -> StageResources:
         for name, limit in {"cpu": self.cpu_limit, "memory": self.memory_limit}.items():
             request = getattr(self, name)
-            if limit is not None and _amount(limit) < _amount(request):
+            if limit is not None and amount(limit) < amount(request):
                 raise ValueError(
                     f"{name}_limit {limit} is below {name} {request}, which Kubernetes refuses; raise the limit"
                 )
         return self
 
 
-def _amount(quantity: str) -> float:
+def amount(quantity: str) -> float:
     """A quantity of Kubernetes as a number."""
     number, unit = re.fullmatch(r"([0-9.]+)(m|[KMGTPE]i?)?", quantity).groups(default="")  # type: ignore[union-attr]
     if unit == "m":
