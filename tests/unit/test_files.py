@@ -16,7 +16,7 @@ def test_a_link_that_another_run_points_in_the_same_instant_is_no_error(
     link = tmp_path / "latest"
     link.symlink_to("an-earlier-run")
 
-    def symlink(target: str, path: Path, **_: object) -> None:
+    def symlink(target: str, path: Path, *_: object) -> None:
         if not link.is_symlink():
             make("the-other-run", link)
         make(target, path)
