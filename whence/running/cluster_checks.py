@@ -163,8 +163,12 @@ def _shared_memory(place: Place) -> str:
 
 
 def _volumes(place: Place) -> str:
-    """The work volume and the model cache can be written by this user."""
-    folders = {"general.work_dir": place.config.general.work_dir, "HF_HOME": os.environ.get("HF_HOME")}
+    """The work volume, the hub's cache and the disk of temporary files can be written by this user."""
+    folders = {
+        "general.work_dir": place.config.general.work_dir,
+        "HF_HOME": os.environ.get("HF_HOME"),
+        "TMPDIR": tempfile.gettempdir(),
+    }
     words = []
     for name, folder in folders.items():
         if folder is None:
