@@ -67,9 +67,9 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def point(link: Path, target: str | Path) -> None:
-    """Make ``link`` a symbolic link to ``target``, whatever it was before."""
-    link.unlink(missing_ok=True)
-    link.symlink_to(target)
+    """Make ``link`` a symbolic link to ``target``, whatever it was before, also when others do so at the same time."""
+    with replacing(link, sync=False) as temporary:
+        temporary.symlink_to(target)
 
 
 def _sync(path: Path) -> None:

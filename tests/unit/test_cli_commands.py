@@ -14,6 +14,7 @@ import yaml
 from whence import __version__
 from whence.cli import build_app, main
 from whence.cli.settings import find_profile, find_settings
+from whence.environment import AUTHORITIES
 from whence.errors import ConfigError
 from whence.stages import stages
 
@@ -99,7 +100,9 @@ def test_a_command_imports_no_more_than_it_needs(
     assert not set(not_imported) & set(imported)
 
 
-def test_config_check_says_what_it_looks_at_before_it_says_that_all_is_well(whence) -> None:
+def test_config_check_says_what_it_looks_at_before_it_says_that_all_is_well(whence, monkeypatch) -> None:
+    for name in ("HTTPS_PROXY", "MLFLOW_TRACKING_URI", *(name for names in AUTHORITIES.values() for name in names)):
+        monkeypatch.delenv(name, raising=False)
     outcome = whence("config", "check", "--profile", "demo")
     assert outcome.code == 0
     assert outcome.err.split("\n") == [

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from whence.config import Config
 from whence.config_file import get_dotted
-from whence.errors import DataError, WhenceError
+from whence.errors import DataError, message_of
 from whence.progress import EVENTS_VARIABLE
 from whence.running.declaration import TASK, Stage, Work
 from whence.running.lineage import config_of, hand_on, why_absent, write_absent
@@ -97,7 +97,7 @@ def run_stage(
             stage.record(work)
             run_id, pipeline_url = run.run_id, run.pipeline_url
     except BaseException as error:
-        emit(name, "failed", seconds=time.monotonic() - started, message=explain(error))
+        emit(name, "failed", seconds=time.monotonic() - started, message=message_of(error))
         raise
     state = "finished" if earlier is None else "reused"
     seconds = time.monotonic() - started
@@ -111,11 +111,6 @@ def emit(stage: str, state: str, **details: Any) -> None:
     if path:
         with open(path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"stage": stage, "state": state, "time": time.time(), **details}) + "\n")
-
-
-def explain(error: BaseException) -> str:
-    """The message for people: a WhenceError speaks for itself, anything else is named by its type."""
-    return str(error) if isinstance(error, WhenceError) else f"{type(error).__name__}: {error}"
 
 
 def _name(stage: Stage, arguments: Mapping[str, Any]) -> str:
