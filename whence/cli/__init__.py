@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import whence
+from whence.cli.ask import ask
 from whence.cli.champion import champion_app
 from whence.cli.evaluate import evaluate
 from whence.cli.settings import config_app
@@ -59,6 +60,7 @@ def build_app() -> typer.Typer:
         from whence.cli.pipelines import register
 
         register(app)
+    app.command()(ask)
     app.command()(evaluate)
     app.add_typer(config_app, name="config")
     app.add_typer(champion_app, name="champion")
