@@ -54,7 +54,7 @@ def report(material: Material, largest: int = LARGEST) -> Report:
         shown = [entry.first(limits.examples) for entry in found[: limits.queries]]
         left_out = _left_out(material, found, shown, limits, pictures_left_out)
         content = packed(script_data(material, details, shown, limits.characters))
-        html = render("report.html", "report.js", **fixed, entries=shown, left_out=left_out, data=content)
+        html = render("report.html", ["cards.js", "report.js"], **fixed, entries=shown, left_out=left_out, data=content)
         return Report(html, left_out)
 
     def fits(limits: Limits) -> bool:
