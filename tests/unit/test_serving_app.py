@@ -24,9 +24,10 @@ ROW = Row(end="helpful", rank=1, id="e1", label=None, source=None, pieces=["a", 
 class Echo:
     """Answers with the question, and notes how many questions are answered at the same time."""
 
-    profile, title, facts, example = "test", "What a test learned", {"Model": "<b>echo</b>"}, "Why?"
+    profile, title, example = "test", "What a test learned", "Why?"
 
     def __init__(self) -> None:
+        self.facts = {"Model": "<b>echo</b>"}
         self.inside, self.most, self.lock = 0, 0, threading.Lock()
         self.go_on = threading.Event()
         self.go_on.set()
