@@ -29,7 +29,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def worded(count: int, seed: int) -> pd.DataFrame:
     generator = np.random.default_rng(seed)
     draw = lambda low, high: " ".join(generator.choice(list(LETTERS), generator.integers(low, high)))  # noqa: E731
-    return pd.DataFrame({"prompt": [draw(3, 9) for _ in range(count)], "completion": [draw(1, 3) for _ in range(count)]})
+    return pd.DataFrame(
+        {"prompt": [draw(3, 9) for _ in range(count)], "completion": [draw(1, 3) for _ in range(count)]}
+    )
 
 
 def letters() -> PreTrainedTokenizerFast:

@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 LINES = "application/x-ndjson"
 
 
-class Explainer(Protocol):
+class Answers(Protocol):
     """A model with its index, loaded; its methods are called from several threads."""
 
     profile: str
@@ -51,7 +51,7 @@ class Explainer(Protocol):
         ...
 
 
-def create_app(explainer: Callable[[], Explainer | None], settings: Serving) -> FastAPI:
+def create_app(explainer: Callable[[], Answers | None], settings: Serving) -> FastAPI:
     """The service.
 
     Args:
@@ -67,7 +67,7 @@ def create_app(explainer: Callable[[], Explainer | None], settings: Serving) -> 
         lambda: queue.inside
     )
 
-    def ready() -> Explainer:
+    def ready() -> Answers:
         found = explainer()
         if found is None:
             raise HTTPException(503, "the model is being loaded", {"Retry-After": "10"})
@@ -122,7 +122,7 @@ def create_app(explainer: Callable[[], Explainer | None], settings: Serving) -> 
 
 
 async def _served(
-    explainer: Explainer, question: Question, queue: Queue, limit: float, asked: Histogram
+    explainer: Answers, question: Question, queue: Queue, limit: float, asked: Histogram
 ) -> AsyncIterator[Event]:
     """The events of a question in its turn, an error among them; the turn ends with them, also when nobody listens."""
     with queue.place():
@@ -152,12 +152,15 @@ async def _lines(events: AsyncIterator[Event]) -> AsyncIterator[str]:
 
 
 async def _collected(question: Question, events: AsyncIterator[Event]) -> Explanation:
-    last: dict[str, Event] = {}
+    last: dict[str, Any] = {}
     async for event in events:
         if isinstance(event, Failed):
             raise HTTPException(422, event.message)
         last[event.event] = event
-    return Explanation.model_validate(
-        {"question": question.question, "answer": last["answer"], "base": last.get("base"), "rows": last["rows"],
-         "seconds": last["done"].seconds}
-    )  # fmt: skip
+    return Explanation(
+        question=question.question,
+        answer=last["answer"],
+        base=last.get("base"),
+        rows=last["rows"],
+        seconds=last["done"].seconds,
+    )

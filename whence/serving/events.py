@@ -22,6 +22,7 @@ class Question(BaseModel, extra="forbid"):
     about: str | None = Field(
         None, min_length=1, max_length=LONGEST_TEXT, description="Explain only these words of the answer."
     )
+    as_row: bool = Field(False, description="Put the question into the template that the training rows were put into.")
     rows: int = Field(10, ge=1, le=100, description="Training examples of each end.")
     base: bool = Field(False, description="The base model's answer beside.")
 
@@ -29,8 +30,8 @@ class Question(BaseModel, extra="forbid"):
 class Row(BaseModel):
     """A training example behind an answer.
 
-    ``parts`` are the shares of its ``pieces`` in the score, empty in an estimate; ``overlap_rank`` is BM25's, null
-    where no word is shared.
+    ``parts`` are the shares of its ``pieces`` in the score, empty in an estimate; ``influence_rank`` is null beyond the
+    candidates of the index. Rows of word overlap have no score.
     """
 
     end: End
@@ -40,11 +41,11 @@ class Row(BaseModel):
     source: str | None
     pieces: list[str]
     completion: str
-    score: float
-    z_score: float
+    score: float | None
+    z_score: float | None
     standing: str
     overlap_rank: int | None
-    influence_rank: int
+    influence_rank: int | None
     parts: list[float] = []
     layers: list[float] | None = None
     kinds: list[float] | None = None
@@ -87,6 +88,7 @@ class Rows(BaseModel):
     exact: bool
     count: int = Field(description="All training examples.")
     stands_out: bool = Field(description="Whether any of them has more influence than chance gives.")
+    in_words: str
     evidence: str = Field(description="How far influences can be trusted, by the run's evidence.")
     layers: list[str] = []
     kinds: list[str] = []

@@ -184,7 +184,8 @@ function cards(data) {
     if (!near.length) list.append(make("li", { class: "quiet" }, "No example shares a word."));
     near.forEach((neighbour, i) => {
       const example = data.examples[neighbour.example];
-      const facts = [`number ${number(neighbour.influence_rank)} of ${number(data.count)} by influence`, label(example), example.id];
+      const rank = neighbour.influence_rank;
+      const facts = [rank === null ? "not among the first by influence" : `number ${number(rank)} of ${number(data.count)} by influence`, label(example), example.id];
       list.append(make("li", { class: "card overlap" },
         make("p", { class: "standing" }, `BM25 number ${i + 1}`),
         make("p", { class: "meta", dir: "auto" }, facts.filter(Boolean).join(" · ")),
