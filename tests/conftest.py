@@ -80,6 +80,16 @@ def make_config() -> Callable[..., Config]:
 
 
 @pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables with nothing in them, which it takes a second to make."""
+    from mlflow import MlflowClient
+
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and models; tests that need it are skipped where it is absent."""
     folder = Path(os.environ.get("WHENCE_SHARED") or Path(__file__).resolve().parents[2] / "shared")

@@ -32,7 +32,9 @@ class RunFolder:
         """
         path = self.folder / "artifacts" / stage.replace("_", "-") / name
         if not path.exists():
-            raise DataError(f"{self.folder} has no {name} of stage {stage} ({path}); give the folder of a finished run")
+            raise DataError(
+                f"{self.folder} has no {name} of stage {stage} ({path})", hint="give the folder of a finished run"
+            )
         return path
 
     @cached_property

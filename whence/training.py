@@ -18,7 +18,6 @@ import psutil
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -37,6 +36,7 @@ from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.errors import DataError, ModelError
 from whence.files import write_json
 from whence.models.language import LanguageModel
+from whence.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,8 @@ def train(
     size = config.training.per_device_train_batch_size
     if config.training.dataloader_drop_last and len(examples) < size:
         raise DataError(
-            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}; "
-            "lower it, or set training.dataloader_drop_last to false"
+            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}",
+            hint="lower it, or set training.dataloader_drop_last to false",
         )
     set_seed(config.general.seed)
     bf16 = _bf16(config, device)
@@ -244,14 +244,14 @@ class _MarkComplete(TrainerCallback):
 
 def _last_complete(checkpoints: Path) -> Path | None:
     """The newest checkpoint with the mark of completeness; half-written ones (killed while saving) are removed."""
-    found = []
+    complete = []
     for folder in checkpoints.glob("checkpoint-*"):
         if (folder / COMPLETE).exists():
-            found.append(folder)
+            complete.append(folder)
         else:
             logger.warning("removing the checkpoint %s: it was not completely written", folder)
             shutil.rmtree(folder)
-    return max(found, key=_step_of, default=None)
+    return max(complete, key=_step_of, default=None)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -264,11 +264,11 @@ class _Report(TrainerCallback):
     def __init__(self, handler: OnLog) -> None:
         self.handler = handler
         self.since: tuple[float, ...] = (0.0, 0, 0)  # time, steps, tokens at the last entry
-        self.bar: tqdm[Any] | None = None
+        self.bar: Any = None  # of tqdm
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.since = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", mininterval=1)
+        self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:
@@ -287,9 +287,9 @@ class _Report(TrainerCallback):
         if "loss" in entry:
             if not math.isfinite(entry["loss"]):
                 raise ModelError(
-                    f"the training loss became {entry['loss']} by step {state.global_step}; lower "
-                    f"training.learning_rate ({args.learning_rate:g}), add training.warmup_steps, or set "
-                    "training.max_grad_norm to 1.0"
+                    f"the training loss became {entry['loss']} by step {state.global_step}",
+                    hint=f"lower training.learning_rate ({args.learning_rate:g}), add training.warmup_steps, or set "
+                    "training.max_grad_norm to 1.0",
                 )
             entry.update(self._throughput(args, state))
         metrics = {key: float(entry[key]) for key in LOGGED if key in entry}
@@ -315,8 +315,8 @@ def _memory() -> int:
 
 def _history(state: TrainerState) -> list[dict[str, float]]:
     """The log with what a reviewer reads; the Trainer's own summary is left out (it is wrong after a resume)."""
-    kept = [entry for entry in state.log_history if entry.keys() & {"loss", "eval_loss"}]
-    return [{key: entry[key] for key in ("step", *LOGGED) if key in entry} for entry in kept]
+    entries = [entry for entry in state.log_history if entry.keys() & {"loss", "eval_loss"}]
+    return [{key: entry[key] for key in ("step", *LOGGED) if key in entry} for entry in entries]
 
 
 def _last_value(history: list[dict[str, float]], key: str, default: float) -> float:

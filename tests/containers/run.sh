@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# Build all images and test them: `make test-containers`. Uses docker where its daemon answers, otherwise podman, which
-# it installs (Debian, as root). Without a registry the base is made from Debian's packages. Ends with 77 where neither
+# Build all images and test them: `make test-containers`. `run.sh build` only builds, with any Python 3.11 that has pip
+# (PYTHON), `run.sh test` only tests what that has built. Uses docker where its daemon answers, otherwise podman, which it
+# installs (Debian, as root). Without a registry the base is made from Debian's packages. Ends with 77 where neither
 # docker nor podman can be had, and with 1 for whatever else is missing: nothing is passed over.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
+build=1 test=1
+case ${1:-} in
+  build) test= && shift ;;
+  test) build= && shift ;;
+esac
 scratch=$(mktemp -d)
 service=
 stop() {
@@ -47,20 +53,22 @@ CONF
 fi
 export CONTAINER_ENGINE
 
-base=$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)
-if ! $CONTAINER_ENGINE image inspect "$base" > /dev/null 2>&1 && ! timeout 60 "$CONTAINER_ENGINE" pull -q "$base" > /dev/null 2>&1; then
-  [ "$CONTAINER_ENGINE" = podman ] || missing "$base cannot be pulled"
-  [ "$(id -u)" = 0 ] || missing "$base cannot be pulled, and making it with debootstrap takes root"
-  echo "$base cannot be pulled; making its stand-in from Debian's packages"
-  tests/containers/base_image.sh "$base"
-fi
-$CONTAINER_ENGINE run --rm "$base" true 2> "$scratch/error" \
-  || no_engine "a container cannot be started (it takes namespaces, cgroups and an overlay): $(tail -1 "$scratch/error")"
-
-mapfile -t options < <("$python" tests/containers/build_settings.py "$scratch")
 export TORCH=cpu REGISTRY=localhost/whence WHENCE_TEST_SCRATCH=$scratch WHENCE_TEST_TAG
 WHENCE_TEST_TAG=$(docker/tag.sh)
-docker/build.sh --pull=false --quiet "${options[@]}"
+if [ -n "$build" ]; then
+  base=$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)
+  if ! $CONTAINER_ENGINE image inspect "$base" > /dev/null 2>&1 && ! timeout 60 "$CONTAINER_ENGINE" pull -q "$base" > /dev/null 2>&1; then
+    [ "$CONTAINER_ENGINE" = podman ] || missing "$base cannot be pulled"
+    [ "$(id -u)" = 0 ] || missing "$base cannot be pulled, and making it with debootstrap takes root"
+    echo "$base cannot be pulled; making its stand-in from Debian's packages"
+    tests/containers/base_image.sh "$base"
+  fi
+  $CONTAINER_ENGINE run --rm "$base" true 2> "$scratch/error" \
+    || no_engine "a container cannot be started (it takes namespaces, cgroups and an overlay): $(tail -1 "$scratch/error")"
+  mapfile -t options < <("$python" tests/containers/build_settings.py "$scratch")
+  docker/build.sh --pull=false --quiet "${options[@]}"
+fi
+[ -n "$test" ] || exit 0
 
 if [ "$CONTAINER_ENGINE" = podman ]; then
   export DOCKER_HOST=unix://$scratch/podman.sock

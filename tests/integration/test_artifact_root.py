@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ Whence = Callable[..., tuple[int, str, str]]
 def whence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Whence:
     """Run the command in an empty folder; its exit code and what it printed, the errors apart."""
     monkeypatch.chdir(tmp_path)
+    # The two tasks there are import next to nothing.
+    monkeypatch.setattr("whence.cli.pipelines.warm_processes", nullcontext)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:

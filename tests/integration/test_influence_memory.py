@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from influence_jobs import make_examples, make_llama, settings, trained
+from influence_helpers import trained
+from influence_jobs import make_examples, make_llama, settings
 from jobs import Job
 from transformers import LlamaForCausalLM
 

@@ -1,4 +1,4 @@
-"""The index: sketches against explicit products, exact rows against the scores, what is written against what is read."""
+"""The index: sketches against explicit products, exact rows against the scores, wrong pairings refused."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SMALL = {"index__dimensions": 4096, "index__candidates": 5}
 
 
 def test_products_of_sketches_have_the_mean_of_the_vectors_and_the_spread_that_theory_gives() -> None:
-    """Over 2,000 seeds; two vectors that share much, of a length that is no multiple of the sketch's, in two modules."""
+    """Over 2,000 seeds; two vectors that share much, in two modules, one longer than the sketch and one shorter."""
     size, generator = 256, torch.Generator().manual_seed(0)
     one = {"a": torch.randn(1, 700, generator=generator), "b": torch.randn(1, 90, generator=generator)}
     other = {name: 0.5 * vector + torch.randn(vector.shape, generator=generator) for name, vector in one.items()}

@@ -43,6 +43,7 @@ training:
   logging_steps: 2
   dataloader_num_workers: 0
 """
+KILLS = (9, 19)  # steps
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
 
 
@@ -108,19 +109,26 @@ def test_everything_a_reviewer_reads_is_logged_and_kept(whole: tuple[Path, Train
     assert record["bf16"] is False
 
 
-@pytest.mark.parametrize("kill_at", [9, 19])
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of runs that were killed, by the step; one process imports what they need, and each is a fork of it."""
+    folder = tmp_path_factory.mktemp("killed")
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, __file__, folder, *map(str, KILLS)], env=environment, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("kill_at", KILLS)
 def test_a_killed_run_goes_on_from_its_last_complete_checkpoint_and_ends_with_the_same_weights(
-    whole: tuple[Path, TrainingResult, Any], tmp_path: Path, kill_at: int
+    whole: tuple[Path, TrainingResult, Any], killed: Path, kill_at: int
 ) -> None:
-    killed = subprocess.run([sys.executable, __file__, str(tmp_path), str(kill_at)], env=_environment(), check=False)
-    assert killed.returncode == -signal.SIGKILL
-    complete = kill_at // 4 * 4
-    torn = tmp_path / "checkpoints" / f"checkpoint-{complete + 4}"
+    folder, complete = killed / str(kill_at), kill_at // 4 * 4
+    torn = folder / "checkpoints" / f"checkpoint-{complete + 4}"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"\0" * 10)
-    result = run(tmp_path)
+    result = run(folder)
     assert result.resumed_from == complete
-    assert_same_weights(tmp_path / "model", whole[0] / "model")
+    assert_same_weights(folder / "model", whole[0] / "model")
     assert [entry["step"] for entry in result.history] == [entry["step"] for entry in whole[1].history]
     assert result.metrics["train_loss"] == whole[1].metrics["train_loss"]
 
@@ -213,10 +221,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
 class _KillAt(list):  # type: ignore[type-arg]
     """Takes log entries and ends the process, as the kernel does when memory runs out, at a step."""
 
@@ -231,4 +235,9 @@ class _KillAt(list):  # type: ignore[type-arg]
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), logged=_KillAt(int(sys.argv[2])))
+    for step in sys.argv[2:]:
+        child = os.fork()
+        if child == 0:
+            run(Path(sys.argv[1], step), logged=_KillAt(int(step)))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL

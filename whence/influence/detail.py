@@ -25,7 +25,7 @@ from whence.influence.queries import QueryGradients, token_scores
 from whence.influence.scoring import Scoring
 
 Pair = tuple[int, int]  # row of the query and of the training example, in the order of their datasets
-Asked = dict[int, list[tuple[int, int]]]  # training example -> (the query's place among those held, number of the pair)
+ByExample = dict[int, list[tuple[int, int]]]  # training example -> (place of the query's gradients, number of the pair)
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,13 @@ def divide_scores(scoring: Scoring, pairs: Sequence[Pair]) -> Detail:
     lengths = scoring.examples.lengths
     detail = Detail.empty([lengths[example] for _, example in pairs], scoring.info.modules)
     for group in scoring.groups(scoring.at_once()) if pairs else []:
-        asked = _asked(scoring, group, pairs)
-        if not asked:
+        by_example = _pairs_by_example(scoring, group, pairs)
+        if not by_example:
             continue
-        batches = plan_batches(lengths, scoring.batch_tokens, sorted(asked))
-        with scoring.query_gradients(group) as (network, held):
+        batches = plan_batches(lengths, scoring.batch_tokens, sorted(by_example))
+        with scoring.query_gradients(group) as (network, gradients):
             loader = Loader(scoring.examples, batches, description="tokens and modules")
-            collect(network, scoring.task, loader, [DetailCollector(held, asked, detail)])
+            collect(network, scoring.task, loader, [DetailCollector(gradients, by_example, detail)])
     return detail
 
 
@@ -77,12 +77,12 @@ class DetailCollector(Collector):
 
     every_token = True
 
-    def __init__(self, queries: Mapping[str, QueryGradients], asked: Asked, detail: Detail) -> None:
-        self.queries, self.asked, self.detail = queries, asked, detail
+    def __init__(self, queries: Mapping[str, QueryGradients], by_example: ByExample, detail: Detail) -> None:
+        self.queries, self.by_example, self.detail = queries, by_example, detail
 
     def begin(self, indices: Sequence[int], tokens: int, device: torch.device) -> None:
-        self.pairs = [(place, row) for row, example in enumerate(indices) for place, _ in self.asked[example]]
-        self.numbers = [number for example in indices for _, number in self.asked[example]]
+        self.pairs = [(place, row) for row, example in enumerate(indices) for place, _ in self.by_example[example]]
+        self.numbers = [number for example in indices for _, number in self.by_example[example]]
         self.tokens = torch.zeros(len(self.pairs), tokens, device=device)
         self.modules: dict[str, torch.Tensor] = {}
 
@@ -99,33 +99,33 @@ class DetailCollector(Collector):
         return {}
 
 
-def _asked(scoring: Scoring, group: range, pairs: Sequence[Pair]) -> Asked:
+def _pairs_by_example(scoring: Scoring, group: range, pairs: Sequence[Pair]) -> ByExample:
     """The pairs whose queries are in the batches of ``group``, by training example."""
-    held = [query for number in group for query in scoring.query_batches[number]]
-    places = {query: place for place, query in enumerate(held)}
-    asked: Asked = defaultdict(list)
+    queries = [query for number in group for query in scoring.query_batches[number]]
+    places = {query: place for place, query in enumerate(queries)}
+    by_example: ByExample = defaultdict(list)
     for number, (query, example) in enumerate(pairs):
         if query in places:
-            asked[example].append((places[query], number))
-    return asked
+            by_example[example].append((places[query], number))
+    return by_example
 
 
-def token_table(listed: pd.DataFrame, pieces: Sequence[Sequence[str]], detail: Detail) -> pd.DataFrame:
+def token_table(rows: pd.DataFrame, pieces: Sequence[Sequence[str]], detail: Detail) -> pd.DataFrame:
     """One row per pair: ``query_id, example_id, pieces, scores``, the lists as long as the example has tokens.
 
     Args:
-        listed: the pairs, one per row, with ``query_id, example_id``.
+        rows: the pairs, one per row, with ``query_id, example_id``.
         pieces: for every pair the text of the example's tokens.
     """
-    return listed[["query_id", "example_id"]].assign(pieces=list(pieces), scores=detail.tokens)
+    return rows[["query_id", "example_id"]].assign(pieces=list(pieces), scores=detail.tokens)
 
 
-def module_table(listed: pd.DataFrame, detail: Detail) -> pd.DataFrame:
+def module_table(rows: pd.DataFrame, detail: Detail) -> pd.DataFrame:
     """One row per pair and module: ``query_id, example_id, layer, module, score``; ``layer`` is missing outside any."""
     names, short = detail.module_names, short_names(detail.module_names)
-    repeated = listed[["query_id", "example_id"]].loc[np.repeat(listed.index, len(names))].reset_index(drop=True)
+    repeated = rows[["query_id", "example_id"]].loc[np.repeat(rows.index, len(names))].reset_index(drop=True)
     return repeated.assign(
-        layer=pd.array([layer_of(name) for name in names] * len(listed), dtype="Int64"),
-        module=[short[name] for name in names] * len(listed),
+        layer=pd.array([layer_of(name) for name in names] * len(rows), dtype="Int64"),
+        module=[short[name] for name in names] * len(rows),
         score=detail.modules.ravel(),
     )

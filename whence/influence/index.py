@@ -19,12 +19,14 @@ from safetensors.numpy import load_file, save_file
 from whence.data.dataset import ExampleSet
 from whence.errors import DataError
 from whence.files import write_json
+from whence.influence.ranking import best_first
 
 if TYPE_CHECKING:
     from whence.models.language import LanguageModel
 
 INFO, CODES, ROWS = "index.json", "codes.safetensors", "train_data"
 FILES = (INFO, CODES, ROWS)
+TOP = 10
 SPREAD_ROWS = 4096  # that the spread of the estimates is taken of
 
 
@@ -165,3 +167,21 @@ def write_codes(folder: Path, info: IndexInfo, codes: np.ndarray, self_influence
     (folder / INFO).unlink(missing_ok=True)
     save_file({"codes": np.ascontiguousarray(codes), "self": self_influence.astype(np.float32)}, folder / CODES)
     write_json(folder / INFO, info.model_dump(mode="json"))
+
+
+def recall(index: Index, scores: np.ndarray, sketches: np.ndarray, candidates: int) -> dict[str, float]:
+    """How much of the exact ten strongest examples the index finds, on average over queries.
+
+    Args:
+        scores: exact ``[queries, examples]``.
+        sketches: of the same queries, ``[queries, dimensions]``.
+        candidates: examples that would be scored exactly.
+
+    Returns:
+        ``recall_at_10``, among its own first ten, and ``recall_of_candidates``, among the first ``candidates``.
+    """
+    found = np.stack([index.nearest(sketch, max(TOP, candidates)).rows for sketch in sketches])
+    right = [np.isin(row, top) for row, top in zip(found, best_first(scores, TOP), strict=True)]
+    most = min(TOP, scores.shape[1])
+    shares = {"recall_at_10": TOP, "recall_of_candidates": candidates}
+    return {name: float(np.mean([hits[:first].sum() / most for hits in right])) for name, first in shares.items()}

@@ -50,13 +50,13 @@ def token_scores(
     scores = gradients.new_empty(len(pairs), gradients.shape[1])
     work = torch.empty_like(activations[0])  # taken once: blocks that come and go by the thousand leave holes
     for share, (query, example) in zip(scores, pairs, strict=True):
-        seen, moved = activations[example], gradients[example]
+        activation, gradient = activations[example], gradients[example]
         if isinstance(queries, list):
             left, right = queries
-            torch.linalg.vecdot(moved @ left[query], seen @ right[query].T, out=share)
+            torch.linalg.vecdot(gradient @ left[query], activation @ right[query].T, out=share)
         else:
-            torch.mm(moved, queries[query], out=work)
-            torch.sum(work.mul_(seen), dim=1, out=share)
+            torch.mm(gradient, queries[query], out=work)
+            torch.sum(work.mul_(activation), dim=1, out=share)
     return scores
 
 

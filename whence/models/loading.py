@@ -35,7 +35,7 @@ def choose_device(general: General) -> torch.device:
     """
     available = torch.cuda.is_available()
     if general.device == "cuda" and not available:
-        raise ModelError("general.device is cuda, but torch sees no CUDA device; set it to auto or cpu")
+        raise ModelError("general.device is cuda, but torch sees no CUDA device", hint="set it to auto or cpu")
     return torch.device("cuda" if available and general.device != "cpu" else "cpu")
 
 
@@ -67,7 +67,7 @@ def _check_weights(folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ModelError(
-            f"models.base.name: the folder {folder} holds no *.safetensors weights; save the model as such"
+            f"models.base.name: the folder {folder} holds no *.safetensors weights", hint="save the model as such"
         )
     for file in files:
         try:
@@ -75,22 +75,24 @@ def _check_weights(folder: Path) -> None:
                 pass
         except (OSError, SafetensorError) as error:
             raise ModelError(
-                f"models.base.name: the weights {file} are damaged ({_first_line(error)}); copy the file again"
+                f"models.base.name: the weights {file} are damaged ({_first_line(error)})", hint="copy the file again"
             ) from error
 
 
 def base_model_config(name: str, revision: str | None = None) -> PreTrainedConfig:
     """The transformers configuration of a hub model or folder (no weights are loaded)."""
     try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        architecture: PreTrainedConfig = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"models.base.name: cannot read the configuration of {name!r}: {_first_line(error)}; "
-            "give a Hugging Face model name, or a folder with config.json, weights and tokenizer"
+            f"models.base.name: cannot read the configuration of {name!r}: {_first_line(error)}",
+            hint="give a Hugging Face model name, or a folder with config.json, weights and tokenizer",
         ) from error
-    if found.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise ModelError(f"models.base.name: {name!r} is of type {found.model_type!r}, not a causal language model")
-    return found
+    if architecture.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"models.base.name: {name!r} is of type {architecture.model_type!r}, not a causal language model"
+        )
+    return architecture
 
 
 def write_base(config: Config, texts: list[str], folder: Path) -> None:
@@ -186,12 +188,12 @@ def load_model(
         )
     except ImportError as error:
         raise ModelError(
-            f"general.use_flash_attention: {_first_line(error)}; install flash-attn or set it to false"
+            f"general.use_flash_attention: {_first_line(error)}", hint="install flash-attn or set it to false"
         ) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"cannot load the model {str(name)!r}: {_first_line(error)}; "
-            "a folder needs config.json and safetensors weights"
+            f"cannot load the model {str(name)!r}: {_first_line(error)}",
+            hint="a folder needs config.json and safetensors weights",
         ) from error
     model, report = loaded
     if report["missing_keys"]:

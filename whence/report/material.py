@@ -27,6 +27,7 @@ class Links:
     kubeflow: str | None = None
     tracking: str = ""  # the tracking address, for people who open MLflow on a file
     run_id: str | None = None
+    not_recorded: tuple[str, ...] = ()  # what MLflow has refused
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,14 @@ class Material:
         if self.scores.shape != (len(self.queries), len(self.train.frame)):
             raise DataError(
                 f"scores are {self.scores.shape}, but there are {len(self.queries)} queries and "
-                f"{len(self.train.frame)} training examples; score these examples again"
+                f"{len(self.train.frame)} training examples",
+                hint="score these examples again",
             )
         unknown = set(self.influences["example_id"]) - self.places.keys()
         if unknown:
-            raise DataError(f"influences.parquet lists {min(unknown)!r}, which is no training example; score again")
+            raise DataError(
+                f"influences.parquet lists {min(unknown)!r}, which is no training example", hint="score again"
+            )
 
     @cached_property
     def examples(self) -> list[Any]:
@@ -111,7 +115,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; run the stage that makes it again") from error
+        raise DataError(f"cannot read {path}: {error}", hint="run the stage that makes it again") from error
 
 
 def read_evidence(path: Path, origin: Mapping[str, Any]) -> Evidence:
@@ -125,6 +129,7 @@ def read_evidence(path: Path, origin: Mapping[str, Any]) -> Evidence:
         if origin.get(name) not in (None, value):
             raise DataError(
                 f"the evidence in {path} is of another {name} ({value[:12]}...) than the scores "
-                f"({origin[name][:12]}...); run `whence validate` on these scores"
+                f"({origin[name][:12]}...)",
+                hint="run `whence validate` on these scores",
             )
     return evidence

@@ -47,10 +47,10 @@ def measures(material: Material) -> list[Row]:
     rows = []
     for name, measured in material.measured["metrics"].items():
         count = counts.get(measured["over"], material.measured["eval_rows"])
-        found = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
+        results = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
         over = f"{count:,} {measured['over']}"
         named = NAMES.get(name, name.replace("_", " "))
-        rows.append(Row(named, over, found.get("base"), found.get("finetuned"), found.get("difference")))
+        rows.append(Row(named, over, results.get("base"), results.get("finetuned"), results.get("difference")))
     return rows
 
 
@@ -65,17 +65,17 @@ def notes(material: Material) -> list[str]:
 def benchmark(material: Material) -> list[Row]:
     """Accuracy per subject of the question set, and over all, with Wilson's 95 % intervals (Wilson, 1927)."""
     models = material.config.models
-    found = {
+    results = {
         role: material.benchmark[model_id]
         for role, model_id in (("base", models.base.id), ("finetuned", models.finetuned.id))
         if material.benchmark and model_id in material.benchmark
     }
-    if not found:
+    if not results:
         return []
-    some: Mapping[str, Any] = next(iter(found.values()))
+    some: Mapping[str, Any] = next(iter(results.values()))
     rows = []
     for task in (None, *some["tasks"]):
-        scored = {role: result if task is None else result["tasks"][task] for role, result in found.items()}
+        scored = {role: result if task is None else result["tasks"][task] for role, result in results.items()}
         questions = next(iter(scored.values()))["questions"]
         estimates = {role: _wilson(result["accuracy"], questions) for role, result in scored.items()}
         name = "All subjects" if task is None else task.replace("_", " ").capitalize()

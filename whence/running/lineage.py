@@ -48,7 +48,9 @@ def training_of(folder: Path) -> dict[str, Any]:
     try:
         logged: dict[str, Any] = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: cannot read its {TRAINING}: {error}; run the stage that makes it again") from error
+        raise DataError(
+            f"{folder}: cannot read its {TRAINING}: {error}", hint="run the stage that makes it again"
+        ) from error
     return logged
 
 

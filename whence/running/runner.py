@@ -19,12 +19,11 @@ from pydantic import BaseModel
 from whence.config import Config
 from whence.config_file import get_dotted
 from whence.errors import DataError, WhenceError
+from whence.progress import EVENTS_VARIABLE
 from whence.running.declaration import TASK, Stage, Work
 from whence.running.lineage import config_of, hand_on, why_absent, write_absent
 from whence.running.workspace import Workspace, stage_key
 from whence.tracking import stage_run
-
-EVENTS_VARIABLE = "WHENCE_EVENTS"
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,8 @@ def run_stage(
             for output in stage.outputs:
                 if not output.is_page:
                     hand_on(config, carrier, outputs[output.name])
-            run.set_tags({"whence.key": workspace.key, "whence.reused": str(earlier is not None).lower()})
+            kept = {"whence.key": workspace.key} if workspace.key else {}
+            run.set_tags(kept | {"whence.reused": str(earlier is not None).lower()})
             run.log_metrics(metrics)
             stage.record(work)
             run_id, pipeline_url = run.run_id, run.pipeline_url
@@ -100,7 +100,8 @@ def run_stage(
         emit(name, "failed", seconds=time.monotonic() - started, message=explain(error))
         raise
     state = "finished" if earlier is None else "reused"
-    emit(name, state, seconds=time.monotonic() - started, metrics=metrics, mlflow_run_id=run_id)
+    seconds = time.monotonic() - started
+    emit(name, state, seconds=seconds, metrics=metrics, mlflow_run_id=run_id, not_recorded=run.refused)
     return StageResult(metrics, work.returns, pipeline_url)
 
 
@@ -142,7 +143,8 @@ def _sort_inputs(
         for path in paths:
             if not path.exists():
                 raise DataError(
-                    f"{stage.name}: its input {artifact.name} is not there: {path}; run the stage that makes it first"
+                    f"{stage.name}: its input {artifact.name} is not there: {path}",
+                    hint="run the stage that makes it first",
                 )
         if artifact.many:
             lists[artifact.name] = paths
@@ -164,13 +166,15 @@ def _workspace(
     arguments: Mapping[str, Any],
     outputs: Mapping[str, Path],
 ) -> Workspace:
-    """Where the stage works: keyed by everything that decides its result."""
+    """Where the stage works, and what it has done there before: keyed by everything that decides its result."""
+    if config.general.work_dir is None or not stage.reuse:
+        return Workspace.in_place(stage.name, outputs)
     content = dict(inputs) | {f"{name}_{n}": path for name, paths in lists.items() for n, path in enumerate(paths)}
     values = _values(config, stage.settings)
     if stage.resolve is None:
         values |= {f"parameter {name}": value for name, value in arguments.items()}
     key = stage_key(stage.name, values, content)
-    return Workspace.open(config.general.work_dir if stage.reuse else None, stage.name, key, outputs)
+    return Workspace.open(config.general.work_dir, stage.name, key, outputs)
 
 
 def _values(config: Config, settings: Sequence[str]) -> dict[str, Any]:

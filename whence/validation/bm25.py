@@ -35,7 +35,7 @@ def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
     index = bm25s.BM25(k1=K1, b=B, method="lucene", dtype="float64")
     index.index(corpus, show_progress=False)
     for row, query in enumerate(queries):
-        asked = words(query)
-        if asked:
-            scores[row] = index.get_scores(asked)
+        terms = words(query)
+        if terms:
+            scores[row] = index.get_scores(terms)
     return scores
