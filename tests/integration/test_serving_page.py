@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,17 @@ class Scripted:
     def __init__(self) -> None:
         self.facts = {"Model": "tiny", "Training examples": "1,030"}
         self.asked: list[Question] = []
+        self.left = 0
 
-    def explain(self, question: Question) -> Iterator[Event]:
+    def explain(self, question: Question) -> Generator[Event]:
         self.asked.append(question)
+        if question.question == "for ever":
+            try:
+                while True:
+                    yield Token(text="and ")
+                    time.sleep(0.01)
+            finally:
+                self.left += 1
         if question.answer is None:
             for piece in ("red zircon", " and glass"):
                 yield Token(text=piece)
@@ -60,10 +69,18 @@ class Scripted:
             yield BaseAnswer(text="no idea")
         rows = [row(end, rank) for end in ("helpful", "harmful", "overlap") for rank in range(1, 8)]
         rows[0] = row("helpful", 1, id="=HYPERLINK(1)", pieces=[HOSTILE, "red zircon"])
-        yield Rows(exact=False, count=1030, stands_out=True, evidence="Strong evidence.", rows=rows)
+        yield Rows(
+            exact=False,
+            count=1030,
+            stands_out=True,
+            in_words="The strongest lies far out.",
+            evidence="Strong evidence.",
+            rows=rows,
+        )
+        words = "No example stands out." if question.about else "Far out."
         shares: dict[str, Any] = {"layers": [1.0], "kinds": [0.6, -0.4]}
         exact = [one.model_copy(update=shares | {"parts": [0.5] * len(one.pieces)}) for one in rows]
-        yield Rows(exact=True, count=1030, stands_out=question.about is None, evidence="Strong evidence.",
+        yield Rows(exact=True, count=1030, stands_out=question.about is None, in_words=words, evidence="Strong evidence.",
                    layers=["layer 0"], kinds=["up_proj", "down_proj"], rows=exact)  # fmt: skip
 
     def open(self, example_id: str) -> Example | None:
@@ -141,7 +158,7 @@ def test_selected_words_of_the_answer_are_explained_alone(window: Any, service: 
         getSelection().addRange(range);
     }""")
     about.click()
-    window.get_by_text("No training example stands out").wait_for()
+    window.get_by_text("No example stands out").wait_for()
     last = service[1].asked[-1]
     assert (last.about, last.answer) == ("zircon", ANSWER)
 
@@ -184,6 +201,16 @@ def test_rows_are_saved_as_csv_without_formulas_and_as_json(window: Any, tmp_pat
     assert rows[0]["id"] == "'=HYPERLINK(1)"
     assert rows[0]["text"] == f"{HOSTILE}red zircon"
     assert len(json.loads((tmp_path / "JSON").read_text())["rows"]) == 21
+
+
+def test_who_stops_makes_room_for_the_next(window: Any, service: tuple[str, Scripted]) -> None:
+    window.get_by_label("Question").fill("for ever")
+    window.get_by_role("button", name="Ask").click()
+    window.get_by_text("and and and").wait_for()
+    window.get_by_role("button", name="Stop").click()
+    window.get_by_text("Stopped.").wait_for()
+    ask(window)
+    assert service[1].left == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

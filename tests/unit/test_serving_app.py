@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,7 +32,7 @@ class Echo:
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def explain(self, question: Question) -> Iterator[Event]:
+    def explain(self, question: Question) -> Generator[Event]:
         with self.lock:
             self.inside += 1
             self.most = max(self.most, self.inside)
@@ -47,7 +47,7 @@ class Echo:
             if question.base:
                 yield BaseAnswer(text="base")
             for exact in (False, True):
-                yield Rows(exact=exact, count=2, stands_out=True, evidence="", rows=[ROW])
+                yield Rows(exact=exact, count=2, stands_out=True, in_words="", evidence="", rows=[ROW])
         finally:
             with self.lock:
                 self.inside -= 1
@@ -101,7 +101,7 @@ def test_faults_are_told_without_what_only_the_log_may_hold(echo: Echo, caplog: 
 
 def test_questions_take_turns_and_too_many_are_told_when_to_come_back(echo: Echo) -> None:
     echo.go_on.clear()
-    with client_of(echo, at_once=1, waiting=2) as client, ThreadPoolExecutor(3) as pool:
+    with client_of(echo, waiting=2) as client, ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(events_of, client, f"q{number}") for number in range(3)]
         deadline = time.monotonic() + 30
         while "whence_questions 3.0" not in client.get("/metrics").text:

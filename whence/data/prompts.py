@@ -48,7 +48,7 @@ def load_prompts(config: Config) -> list[Prompt]:
     if not isinstance(items, list) or not items:
         raise DataError(f"{origin}: expected a JSON list with at least one prompt, found {_kind(items)}")
     prompts = [
-        _parse(item, f"{origin}, prompt {number}", number, config.dataset) for number, item in enumerate(items, 1)
+        parse_prompt(item, f"{origin}, prompt {number}", number, config.dataset) for number, item in enumerate(items, 1)
     ]
     (name, count), *_ = Counter(prompt.prompt_id for prompt in prompts).most_common(1)
     if count > 1:
@@ -111,7 +111,8 @@ def _items(config: Config) -> tuple[str, Any]:
             raise DataError(f"prompts.path: {path} is not valid JSON: {error}") from error
 
 
-def _parse(item: Any, origin: str, number: int, settings: Dataset) -> Prompt:
+def parse_prompt(item: Any, origin: str, number: int, settings: Dataset) -> Prompt:
+    """One item, as :func:`load_prompts` has them; ``origin`` and ``number`` say where it stands."""
     if not isinstance(item, str | dict):
         raise DataError(f"{origin}: expected a string or an object, found {_kind(item)}")
     values = {"prompt": item} if isinstance(item, str) else dict(item)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Protocol
 
+from anyio import CancelScope
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
-from starlette.concurrency import iterate_in_threadpool
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 
 from whence.config.serving import Serving
 from whence.errors import ResourceError, WhenceError
@@ -35,14 +36,14 @@ LINES = "application/x-ndjson"
 
 
 class Answers(Protocol):
-    """A model with its index, loaded; its methods are called from several threads."""
+    """A model with its index, loaded."""
 
     profile: str
     title: str
     facts: dict[str, str]
     example: str
 
-    def explain(self, question: Question) -> Iterator[Event]:
+    def explain(self, question: Question) -> Generator[Event]:
         """The pieces of the answer, the answer, and its rows, first estimated and then exact."""
         ...
 
@@ -60,7 +61,7 @@ def create_app(explainer: Callable[[], Answers | None], settings: Serving) -> Fa
     app = FastAPIOffline(
         title="Whence", summary="Ask a fine-tuned model, and see the training examples behind its answer."
     )
-    queue = Queue(settings.at_once, settings.waiting)
+    queue = Queue(settings.waiting)
     metrics = CollectorRegistry()
     asked = Histogram("whence_question_seconds", "Questions that were answered, by time.", registry=metrics)
     Gauge("whence_questions", "Questions being answered or waiting.", registry=metrics).set_function(
@@ -122,21 +123,24 @@ def create_app(explainer: Callable[[], Answers | None], settings: Serving) -> Fa
 
 
 async def _served(
-    explainer: Answers, question: Question, queue: Queue, limit: float, asked: Histogram
+    answers: Answers, question: Question, queue: Queue, limit: float, asked: Histogram
 ) -> AsyncIterator[Event]:
     """The events of a question in its turn, an error among them; the turn ends with them, also when nobody listens."""
+    ahead, seconds = queue.inside, queue.seconds
     with queue.place():
-        if queue.ahead > 1:
-            yield Queued(ahead=queue.ahead - 1, seconds=queue.seconds)
-        async with queue.turn():
+        if ahead:
+            yield Queued(ahead=ahead, seconds=seconds)
+        async with queue.turn:
             started = time.monotonic()
+            events = answers.explain(question)
             try:
-                async for event in iterate_in_threadpool(explainer.explain(question)):
+                async for event in iterate_in_threadpool(events):
                     yield event
                     if time.monotonic() - started > limit:
                         raise ResourceError(f"this took longer than serving.seconds allows ({limit:g} s)")
                 seconds = time.monotonic() - started
                 asked.observe(seconds)
+                queue.took(seconds)
                 yield Done(seconds=seconds)
             except WhenceError as error:
                 yield Failed(message=str(error))
@@ -144,6 +148,9 @@ async def _served(
                 name = uuid.uuid4().hex[:8]
                 logger.exception("question %s failed", name)
                 yield Failed(message=f"the service failed; its log says why under {name}")
+            finally:
+                with CancelScope(shield=True):  # whoever asked may be gone; the model must be at rest for the next
+                    await run_in_threadpool(events.close)
 
 
 async def _lines(events: AsyncIterator[Event]) -> AsyncIterator[str]:

@@ -22,7 +22,7 @@ class Question(BaseModel, extra="forbid"):
     about: str | None = Field(
         None, min_length=1, max_length=LONGEST_TEXT, description="Explain only these words of the answer."
     )
-    as_row: bool = Field(False, description="Put the question into the template that the training rows were put into.")
+    as_input: bool = Field(False, description="The question is a text for `dataset.template`, as training rows are.")
     rows: int = Field(10, ge=1, le=100, description="Training examples of each end.")
     base: bool = Field(False, description="The base model's answer beside.")
 

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from whence.asking import Explanation
+from whence.errors import DataError
 from whence.influence.detail import Detail
 from whence.influence.layout import layer_of, short_names
 from whence.influence.ranking import z_scores
-from whence.influence.results import Scores
 from whence.models.language import LanguageModel
 from whence.report.details import OUTSIDE, TokenText, shares
 from whence.report.words import LONGEST_NAME, shortened, standing, visible
+from whence.run_folder import RunFolder
 from whence.serving.events import End, Example, Influenced, Near, Row, Rows
 from whence.validation.bm25 import words
 
@@ -29,9 +30,9 @@ NAMES = {"id": "example_id", "label": "label", "source": "source_id"}
 class RowWriter:
     """Writes the training examples behind an answer, and what is known of a single one."""
 
-    def __init__(self, language: LanguageModel, frame: pd.DataFrame, scores: Scores | None = None) -> None:
-        """Take the training examples, columns :data:`whence.data.dataset.COLUMNS`, and scores of the run's queries."""
-        self._language, self._frame, self._scores = language, frame, scores
+    def __init__(self, language: LanguageModel, frame: pd.DataFrame, run: RunFolder) -> None:
+        """Take the training examples, columns :data:`whence.data.dataset.COLUMNS`, of ``run``."""
+        self._language, self._frame, self._run = language, frame, run
         self._places = {example_id: place for place, example_id in enumerate(frame["example_id"])}
 
     def rows(self, found: Explanation, count: int, evidence: str) -> Rows:
@@ -95,15 +96,19 @@ class RowWriter:
         similarity[place] = 0.0
         order = [int(other) for other in np.argsort(-similarity, kind="stable")[:OPENED] if similarity[other] > 0]
         return [
-            Near(id=_names(row)["id"], similarity=float(similarity[other]), text=visible(shortened(_text(row), EXCERPT)))
+            Near(
+                id=_names(row)["id"], similarity=float(similarity[other]), text=visible(shortened(_text(row), EXCERPT))
+            )
             for other in order
             for row in [self._frame.iloc[other]]
         ]
 
     def _influences(self, place: int) -> list[Influenced]:
-        if self._scores is None:
+        try:
+            scores = self._run.scores
+        except DataError:  # a champion comes without those of the run that made it
             return []
-        queries, column = self._scores.queries, z_scores(self._scores.matrix.astype(np.float64))[:, place]
+        queries, column = scores.queries, z_scores(scores.matrix.astype(np.float64))[:, place]
         strongest = np.argsort(-np.abs(column))[:OPENED].tolist()
         return [
             Influenced(id=visible(query["query_id"]), prompt=visible(query["prompt"]), z_score=float(column[number]))
@@ -146,7 +151,9 @@ def _sums(parts: Sequence[str], order: Sequence[str]) -> np.ndarray:
 
 def _names(row: Mapping[str, Any] | pd.Series) -> dict[str, Any]:
     shown = {name: row[column] for name, column in NAMES.items()}
-    return {name: None if pd.isna(value) else visible(shortened(str(value), LONGEST_NAME)) for name, value in shown.items()}
+    return {
+        name: None if pd.isna(value) else visible(shortened(str(value), LONGEST_NAME)) for name, value in shown.items()
+    }
 
 
 def _text(row: Mapping[str, Any] | pd.Series) -> str:

@@ -90,7 +90,7 @@
   // ---- Rows -------------------------------------------------------------------------------------------------------
 
   function draw() {
-    const about = [KINDS[result.exact ? "exact" : "estimate"], result.stands_out ? "" : "No training example stands out: nothing that was learned in one place decides this answer.", result.evidence];
+    const about = [KINDS[result.exact ? "exact" : "estimate"], result.in_words, result.evidence];
     byId("kind").textContent = about.filter(Boolean).join(" ");
     for (const name of ["label", "source"]) choices(name);
     byId("filters").hidden = false;
@@ -138,7 +138,7 @@
     ask(written());
   }
 
-  const written = () => ({ question: byId("question").value, answer: byId("answer").value || null, base: byId("base").checked });
+  const written = () => ({ question: byId("question").value, answer: byId("answer").value || null, base: byId("base").checked, as_input: byId("as-input").checked });
 
   function save(name, kind, text) {
     const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: kind })), download: name });
