@@ -80,8 +80,9 @@ class Scripted:
         words = "No example stands out." if question.about else "Far out."
         shares: dict[str, Any] = {"layers": [1.0], "kinds": [0.6, -0.4]}
         exact = [one.model_copy(update=shares | {"parts": [0.5] * len(one.pieces)}) for one in rows]
-        yield Rows(exact=True, count=1030, stands_out=question.about is None, in_words=words, evidence="Strong evidence.",
-                   layers=["layer 0"], kinds=["up_proj", "down_proj"], rows=exact)  # fmt: skip
+        names: dict[str, Any] = {"layers": ["layer 0"], "kinds": ["up_proj", "down_proj"]}
+        yield Rows(exact=True, count=1030, stands_out=not question.about, in_words=words, evidence="Strong evidence.",
+                   rows=exact, **names)  # fmt: skip
 
     def open(self, example_id: str) -> Example | None:
         return Example(id=example_id, label="lamp", source=None, prompt=HOSTILE, completion="red zircon",

@@ -73,8 +73,6 @@ class Champion:
         """
         registry, folder = Registry(self._config), self._folder / f"version-{name}"
         version, run = registry.version(name), RunFolder(folder)
-        for other in self._folder.glob("version-*"):
-            shutil.rmtree(other)
         registry.download(version, run.place("train", "model"))
         for (stage, artifact), path in RECORDED.items():
             if not registry.fetch(version, stage, path, run.place(stage, artifact)) and stage != "validate":
@@ -82,6 +80,9 @@ class Champion:
                     f"version {name} of {registry.name!r}: its run has recorded no {path} of stage {stage}",
                     hint="retrain with index.enabled and retraining.explain",
                 )
+        for other in self._folder.glob("version-*"):
+            if other != folder:
+                shutil.rmtree(other)
         return run
 
 
