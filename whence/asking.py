@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from whence.data.formatting import EXACT_IDS
 from whence.data.prompts import check_prompts, parse_prompt
-from whence.data.tokenization import TokenizedExamples
-from whence.evaluation.generation import generate
+from whence.data.tokenization import IGNORED, Encoded, TokenizedExamples
+from whence.errors import DataError
+from whence.evaluation.generation import stream_answer
 from whence.influence.detail import Detail
 from whence.influence.explain import Explainer, Query
 from whence.influence.index import Nearest
@@ -23,12 +26,17 @@ from whence.validation.bm25 import WordIndex
 
 @dataclass(frozen=True)
 class Answer:
-    """What is to be explained: the model's ``own`` answer to a prompt, or one that was given."""
+    """What is to be explained. ``ended`` says how the model's own answer ended; None: the answer was given."""
 
     prompt: str
     text: str
-    own: bool
+    ended: str | None
     tokens: TokenizedExamples = field(repr=False)
+
+    @property
+    def own(self) -> bool:
+        """Whether the model gave it."""
+        return self.ended is not None
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,11 @@ class Explanation:
         """The first rows of one direction."""
         return self.table[self.table["direction"] == direction].head(count)
 
+    def rank_of(self, row: int) -> int | None:
+        """The place of a training example among the helpful candidates; None where it is none of them."""
+        ranks = self.table.loc[(self.table["row"] == row) & (self.table["direction"] == HELPFUL), "rank"]
+        return int(ranks.iloc[0]) if len(ranks) else None
+
     @property
     def stands_out(self) -> bool:
         """Whether some score is larger than the largest of so many normal numbers would be."""
@@ -80,7 +93,10 @@ class Explanation:
 
 
 class Asking:
-    """A run that answers one question after another; model, factors and index are loaded once."""
+    """A run that answers one question after another; model, factors and index are loaded once.
+
+    Not for several threads at once: explaining an answer changes the model's modules for a while.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         """Load what is needed.
@@ -93,10 +109,17 @@ class Asking:
         self.explainer = Explainer(self.language, run.factors, self.index)
 
     def answer(self, question: str, answer: str | None = None, as_input: bool = False) -> Answer:
-        """Ask the model, or take an ``answer`` that was given.
+        """Ask the model, or take an ``answer`` that was given; arguments and errors as for :meth:`stream`."""
+        *_, last = self.stream(question, answer, as_input)
+        assert isinstance(last, Answer)
+        return last
+
+    def stream(self, question: str, answer: str | None = None, as_input: bool = False) -> Iterator[str | Answer]:
+        """The pieces of the model's own answer as they come, and last the :class:`Answer`.
 
         Args:
             question: the prompt as it is or, ``as_input``, what stands for ``{input}`` in ``dataset.template``.
+            answer: to be explained in place of the model's own.
 
         Raises:
             DataError: the question or the answer is empty, or too long.
@@ -105,12 +128,34 @@ class Asking:
         config = self.language.config
         prompt = parse_prompt(item, "the question", 1, config.dataset)
         check_prompts([prompt], self.language.tokenizer, config)
-        if answer is None:
-            said = generate(self.language, [prompt], config.models.finetuned.id)
-            frame = said.rename(columns={"answer": "completion"})[["prompt", "completion", *EXACT_IDS]]
-        else:
-            frame = pd.DataFrame({"prompt": [prompt.prompt], "completion": [prompt.reference]})
-        return Answer(prompt.prompt, frame["completion"].iloc[0], answer is None, self.language.tokenize(frame))
+        row: dict[str, Any] = {"prompt": prompt.prompt, "completion": prompt.reference}
+        ended = None
+        for piece in stream_answer(self.language, prompt.prompt) if answer is None else ():
+            if isinstance(piece, str):
+                yield piece
+            else:
+                ended, ids = piece.generated.ended, (piece.prompt_ids, piece.generated.token_ids)
+                row |= {"completion": piece.text} | dict(zip(EXACT_IDS, ids, strict=True))
+        yield Answer(prompt.prompt, row["completion"], ended, self.language.tokenize(pd.DataFrame([row])))
+
+    def about(self, answer: Answer, words: str) -> Answer:
+        """The same answer, of which only the tokens of these words count, where they stand last.
+
+        Raises:
+            DataError: it has no such words.
+        """
+        decode: Any = self.language.tokenizer.decode
+        ids, counted = answer.tokens[0]["input_ids"], answer.tokens.counted(0)
+        ends = [len(decode([ids[place] for place in counted[: number + 1]])) for number in range(len(counted))]
+        start = decode([ids[place] for place in counted]).rfind(words)
+        if start < 0:
+            raise DataError(f"the answer has no words {words!r}; give words as they stand in it")
+        labels = [IGNORED] * len(ids)
+        for place, begin, end in zip(counted, [0, *ends], ends, strict=False):
+            if begin < start + len(words) and end > start:
+                labels[place] = ids[place]
+        tokens = TokenizedExamples([Encoded(ids, labels, 0)], self.language.pad_token_id)
+        return replace(answer, tokens=tokens)
 
     def first(self, answer: Answer) -> Explanation:
         """The first ranking: estimates by the index, of ``index.candidates`` examples at each end."""

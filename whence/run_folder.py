@@ -12,7 +12,7 @@ from whence.errors import DataError
 from whence.influence.index import Index
 from whence.influence.results import Scores
 from whence.running.artifacts import EVIDENCE_FILE
-from whence.running.lineage import config_of
+from whence.running.lineage import BASE, config_of
 
 if TYPE_CHECKING:
     from whence.models.language import LanguageModel
@@ -26,13 +26,17 @@ class RunFolder:
 
     folder: Path
 
+    def place(self, stage: str, name: str) -> Path:
+        """Where a stage's output stands, or would."""
+        return self.folder / "artifacts" / stage.replace("_", "-") / name
+
     def artifact(self, stage: str, name: str) -> Path:
         """Where a stage's output is: ``artifact("train", "model")``.
 
         Raises:
             DataError: the run has none.
         """
-        path = self.folder / "artifacts" / stage.replace("_", "-") / name
+        path = self.place(stage, name)
         if not path.exists():
             raise DataError(
                 f"{self.folder} has no {name} of stage {stage} ({path})", hint="give the folder of a finished run"
@@ -50,6 +54,13 @@ class RunFolder:
         from whence.models.trained import TrainedModel  # with torch, which looking at scores does without
 
         return TrainedModel.load(self.artifact("train", "model"), self.artifact("prepare", "train_data"), self.config)
+
+    @cached_property
+    def base(self) -> LanguageModel:
+        """The model before training, on the same device."""
+        from whence.models.loading import load_base
+
+        return load_base(self.artifact("train", "model") / BASE, self.config)
 
     @property
     def factors(self) -> Path:

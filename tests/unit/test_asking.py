@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from asking_helpers import THINGS
 
 import whence
 from whence.asking import Asking
 from whence.cli import main
 from whence.errors import DataError
 from whence.influence.ranking import best_first
-from whence.running.lineage import hand_on
 from whence.validation.bm25 import bm25_scores
-from whence.validation.evidence import Evidence, Grade
-
-THINGS = "lens loom valve claim sensor bridge polymer boiler yarn light text class wheel lamp".split()
-
-
-@pytest.fixture
-def run(tiny_model, tiny_tokenizer, make_config, tmp_path) -> Path:
-    """The folder of a run, as the stages leave it."""
-    artifacts = tmp_path / "run" / "artifacts"
-    config = make_config({"index.dimensions": 1024, "index.candidates": 4, "dataset.template": "{input} is"})
-    train = pd.DataFrame({"prompt": [f"The {thing} is" for thing in THINGS], "completion": THINGS[::-1]})
-    trained = whence.TrainedModel.of(tiny_model, tiny_tokenizer, train, config)
-    trained.text.write(artifacts / "prepare" / "train_data")
-    hand_on(config, None, artifacts / "train" / "model")
-    tiny_model.save_pretrained(artifacts / "train" / "model")
-    tiny_tokenizer.save_pretrained(artifacts / "train" / "model")
-    whence.fit_factors(trained, artifacts / "fit-factors" / "factors")
-    whence.make_index(trained, artifacts / "fit-factors" / "factors", artifacts / "index" / "index")
-    grade = Grade(word="weak", sentence="Weak evidence.", criteria=[])
-    Evidence(grade=grade, measures=[], not_measured=[]).write(artifacts / "validate" / "evidence" / "evidence.json")
-    return tmp_path / "run"
 
 
 @pytest.mark.parametrize("given", [None, "valve"])
-def test_the_exact_rows_are_those_of_scoring_the_same_answer(run, tmp_path, given) -> None:
-    opened = whence.load_run(run)
+def test_the_exact_rows_are_those_of_scoring_the_same_answer(asked_run, tmp_path, given) -> None:
+    opened = whence.load_run(asked_run)
     asking = Asking(opened)
     answer = asking.answer("The lens is", given)
     assert (answer.own, answer.text) == (given is None, answer.text if given is None else given)
@@ -71,8 +49,8 @@ def test_the_exact_rows_are_those_of_scoring_the_same_answer(run, tmp_path, give
     assert (harmful["score"] <= 0).all()
 
 
-def test_word_overlap_stands_beside(run) -> None:
-    asking = Asking(whence.load_run(run))
+def test_word_overlap_stands_beside(asked_run) -> None:
+    asking = Asking(whence.load_run(asked_run))
     found = asking.first(asking.answer("The lens is", "valve"))
     documents = [f"The {thing} is {other}" for thing, other in zip(THINGS, THINGS[::-1], strict=True)]
     expected = bm25_scores(["The lens is valve"], documents)
@@ -81,8 +59,8 @@ def test_word_overlap_stands_beside(run) -> None:
     assert found.table["bm25_rank"].tolist() == [ranks[row] for row in found.table["row"]]
 
 
-def test_an_answer_whose_influences_do_not_stand_out_says_so(run) -> None:
-    asking = Asking(whence.load_run(run))
+def test_an_answer_whose_influences_do_not_stand_out_says_so(asked_run) -> None:
+    asking = Asking(whence.load_run(asked_run))
     found = asking.exact(asking.first(asking.answer("The lens is")))
     assert found.stands_out == (found.table["z_score"].abs().max() > (2 * np.log(len(THINGS))) ** 0.5)
     assert ("No example stands out" in found.in_words) is not found.stands_out
@@ -94,8 +72,8 @@ def test_an_answer_whose_influences_do_not_stand_out_says_so(run) -> None:
     assert found.stands_out
 
 
-def test_a_text_goes_into_the_template_where_it_is_an_input(run) -> None:
-    asking = Asking(whence.load_run(run))
+def test_a_text_goes_into_the_template_where_it_is_an_input(asked_run) -> None:
+    asking = Asking(whence.load_run(asked_run))
     assert asking.answer("The lens", as_input=True).prompt == "The lens is"
     with pytest.raises(DataError, match="the question"):
         asking.answer(" ")
@@ -109,14 +87,14 @@ def asked(*arguments: object) -> int:
     return int(ended.value.code or 0)
 
 
-def test_the_command_prints_the_answer_the_rows_and_how_far_to_believe_them(run, capsys, monkeypatch) -> None:
+def test_the_command_prints_the_answer_the_rows_and_how_far_to_believe_them(asked_run, capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    assert asked("The lens is", "--run", run, "--answer", "valve", "--rows", 2) == 0
+    assert asked("The lens is", "--run", asked_run, "--answer", "valve", "--rows", 2) == 0
     out = capsys.readouterr().out
     parts = ["Given answer", "valve", "Behind the answer", "Estimates by the index", "Most words shared", "BM25 rank"]
     for part in [*parts, "chance alone", "Evidence of the run: weak. Weak evidence."]:
         assert part in out
-    assert asked("The lens is", "--run", run, "--json", "--rows", 2) == 0
+    assert asked("The lens is", "--run", asked_run, "--json", "--rows", 2) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["own_answer"] is True
     assert len(said["helpful"]) <= 2
@@ -124,7 +102,7 @@ def test_the_command_prints_the_answer_the_rows_and_how_far_to_believe_them(run,
     assert said["evidence"] == {"grade": "weak", "sentence": "Weak evidence."}
 
 
-def test_a_run_without_an_index_says_how_to_have_one(run, capsys) -> None:
-    (run / "artifacts" / "index" / "index" / "index.json").unlink()
-    assert asked("The lens is", "--run", run) == 1
+def test_a_run_without_an_index_says_how_to_have_one(asked_run, capsys) -> None:
+    (asked_run / "artifacts" / "index" / "index" / "index.json").unlink()
+    assert asked("The lens is", "--run", asked_run) == 1
     assert "index.enabled" in capsys.readouterr().err

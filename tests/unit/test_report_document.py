@@ -143,7 +143,8 @@ def test_the_page_asks_the_network_for_nothing(made: Report) -> None:
     assert all(str(source).startswith("data:image/png;base64,") for source in loaded)
     assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in reader.elements}
     assert not re.search(r"url\(|@import", asset("report.css"))
-    assert not re.search(r"fetch\(|XMLHttpRequest|import\(|innerHTML|eval\(", asset("report.js"))
+    for script in ("cards.js", "report.js"):
+        assert not re.search(r"fetch\(|XMLHttpRequest|import\(|innerHTML|eval\(", asset(script))
 
 
 def test_the_first_screen_says_what_was_trained_measured_and_believed(made: Report) -> None:

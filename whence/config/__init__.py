@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from whence.config.base import Fraction, Positive, Section
 from whence.config.cluster import Cluster
+from whence.config.serving import Serving
 from whence.yaml_text import write_yaml
 
 BUILTIN_DEMO = "builtin:demo"
@@ -371,6 +372,7 @@ class Config(Section):
     validation: Validation = Field(default_factory=lambda: Validation())
     tracking: Tracking = Field(default_factory=lambda: Tracking())
     retraining: Retraining = Field(default_factory=lambda: Retraining())
+    serving: Serving = Field(default_factory=lambda: Serving())
     cluster: Cluster = Field(default_factory=lambda: Cluster())
 
     @model_validator(mode="after")

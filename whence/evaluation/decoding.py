@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.generation.streamers import BaseStreamer
 
 from whence.config import Generation
 from whence.models.language import LanguageModel
@@ -119,10 +120,15 @@ def _logits_after(language: LanguageModel, prefix: Prefix, stem: Completion) -> 
 
 
 @torch.inference_mode()
-def continue_prompts(language: LanguageModel, prefix: Prefix, settings: Generation) -> list[Generated]:
+def continue_prompts(
+    language: LanguageModel, prefix: Prefix, settings: Generation, streamer: BaseStreamer | None = None
+) -> list[Generated]:
     """Answers of at most ``settings.max_new_tokens`` tokens, one per prompt. Uses the prefix up.
 
     Sampling draws from torch's global generator; log-probabilities are the model's own, before temperature and top-p.
+
+    Args:
+        streamer: is given the tokens of a single prompt's answer as they come.
     """
     ends = _end_tokens(language)
     logprobs = _TokenLogprobs()
@@ -134,6 +140,7 @@ def continue_prompts(language: LanguageModel, prefix: Prefix, settings: Generati
             attention_mask=prefix.attention_mask,
             past_key_values=prefix.cache,
             logits_processor=LogitsProcessorList([logprobs]),
+            streamer=streamer,
             generation_config=GenerationConfig(
                 max_new_tokens=settings.max_new_tokens,
                 do_sample=settings.do_sample,

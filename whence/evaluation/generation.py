@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
 from whence.data.batching import plan_batches
 from whence.data.prompts import Prompt
@@ -65,6 +66,31 @@ def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) 
             "seconds": [answer.seconds for answer in answers],
         }
     )
+
+
+def stream_answer(language: LanguageModel, prompt: str) -> Iterator[str | Answer]:
+    """The pieces of the answer to one prompt as the model gives them, and then the :class:`Answer`.
+
+    Raises:
+        DataError: the prompt's question leaves no room for ``generation.max_new_tokens`` in ``general.max_length``.
+    """
+    config, started = language.config, time.perf_counter()
+    prompt_ids = language.encode_prompt(prompt, config.generation.max_new_tokens) or [language.eos_token_id]
+    streamer = TextIteratorStreamer(language.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    def run() -> Generated:
+        try:
+            with _seeded(config.general.seed):
+                prefix = read_prompts(language, [prompt_ids])
+                return continue_prompts(language, prefix, config.generation, streamer)[0]
+        finally:
+            streamer.end()  # also where nothing was generated: whoever listens must not wait for ever
+
+    with ThreadPoolExecutor(1) as thread:
+        generated = thread.submit(run)
+        yield from streamer
+        own = generated.result()
+    yield Answer(prompt_ids, own, language.decode(own.text_ids), time.perf_counter() - started, None)
 
 
 def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
