@@ -31,12 +31,20 @@ def serve(
     import uvicorn
 
     from whence.config.serving import Serving
+    from whence.config_file import parse_override
+    from whence.models.trained import own_config
     from whence.serving.app import create_app
     from whence.serving.source import Champion, Keeper, LocalRun
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("whence").setLevel(logging.INFO)
     if champion:
-        config = find_settings(profile, config_file, set_).load()
+        named = profile or config_file
+        config = (
+            find_settings(profile, config_file, set_).load()
+            if named
+            else own_config(dict(map(parse_override, set_ or [])))
+        )
         settings: Serving = config.serving
         keeper = Keeper(Champion(config, cache))
         keeper.follow(settings.follow_seconds)

@@ -44,7 +44,7 @@ class WordIndex:
 
     def scores(self, query: str) -> np.ndarray:
         """BM25 of every document, ``[documents]`` float64."""
-        asked = words(query)
-        if self._index is None or not asked:
+        terms = words(query)
+        if self._index is None or not terms:
             return np.zeros(self._size)
-        return np.asarray(self._index.get_scores(asked))
+        return np.asarray(self._index.get_scores(terms))
