@@ -25,7 +25,7 @@ THINGS = "lens loom valve claim sensor bridge polymer boiler yarn light text cla
 def run(tiny_model, tiny_tokenizer, make_config, tmp_path) -> Path:
     """The folder of a run, as the stages leave it."""
     artifacts = tmp_path / "run" / "artifacts"
-    config = make_config({"index.dimensions": 1024, "index.candidates": 4, "dataset.template": "{input} is"})
+    config = make_config({"index.dimensions": 1024, "index.candidates": 8, "dataset.template": "{input} is"})
     train = pd.DataFrame({"prompt": [f"The {thing} is" for thing in THINGS], "completion": THINGS[::-1]})
     trained = whence.TrainedModel.of(tiny_model, tiny_tokenizer, train, config)
     trained.text.write(artifacts / "prepare" / "train_data")
