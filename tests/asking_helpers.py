@@ -19,7 +19,7 @@ THINGS = "lens loom valve claim sensor bridge polymer boiler yarn light text cla
 def make_run(folder: Path, model: Any, tokenizer: Any, make_config: Callable[..., Config], **settings: Any) -> Path:
     """What the stages leave of a model that was trained on one example for each thing."""
     artifacts = folder / "artifacts"
-    asking = {"index.dimensions": 1024, "index.candidates": 4, "dataset.template": "{input} is"}
+    asking = {"index.dimensions": 1024, "index.candidates": 8, "dataset.template": "{input} is"}
     config = make_config(asking | settings)
     train = pd.DataFrame({"prompt": [f"The {thing} is" for thing in THINGS], "completion": THINGS[::-1]})
     trained = whence.TrainedModel.of(model, tokenizer, train, config)

@@ -158,9 +158,10 @@ class Asking:
         return replace(answer, tokens=tokens)
 
     def first(self, answer: Answer) -> Explanation:
-        """The first ranking: estimates by the index, of ``index.candidates`` examples at each end."""
+        """The first ranking: estimates by the index, of ``index.candidates`` examples, half of them at each end."""
         query = self.explainer.query(answer.tokens)
-        ends = [self.index.nearest(query.sketch, self.language.config.index.candidates, end) for end in (False, True)]
+        count = self.language.config.index.candidates // 2
+        ends = [self.index.nearest(query.sketch, count, harmful) for harmful in (False, True)]
         rows, places = np.unique(np.concatenate([end.rows for end in ends]), return_index=True)
         scores = np.concatenate([end.scores for end in ends])[places]
         words = self._words.scores(f"{answer.prompt} {answer.text}")

@@ -44,7 +44,7 @@ def lettered(config: Config, rows: int = 23, **model: object) -> TrainedModel:
     return TrainedModel.of(tiny_llama(torch.float32, **model), letters(), worded(rows, 1), config)
 
 
-SMALL = {"index__dimensions": 4096, "index__candidates": 5}
+SMALL = {"index__dimensions": 4096}
 
 
 def test_products_of_sketches_have_the_mean_of_the_vectors_and_the_spread_that_theory_gives() -> None:

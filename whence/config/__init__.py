@@ -241,7 +241,7 @@ class Index(Section):
         16384, ge=64, multiple_of=64, description="Numbers in the sketch of an example's gradient; more rank better."
     )
     bits: int = Field(1, ge=1, le=8, description="Bits kept of each; an example takes dimensions x bits / 8 bytes.")
-    candidates: Positive = Field(50, description="Examples at each end of the first ranking that are scored exactly.")
+    candidates: int = Field(50, ge=2, description="Examples scored exactly, half of them at each end of the ranking.")
 
 
 class Generation(Section):

@@ -134,7 +134,7 @@ class Index:
         query = np.ascontiguousarray(sign * sketch[None], np.float32)
         scores, rows = self._search.search(query, min(count, len(self.codes)))
         sample = sign * self._sample.search(query, self._sample.ntotal)[0].astype(np.float64)
-        # Estimates lie further apart than scores, by errors that hang on the lengths of both gradients alone: the sketch's
+        # Estimates lie further apart than scores, by errors that hang on the gradients' lengths alone: the sketch's
         # own, and those of rounding normal numbers to their signs, of which every further bit leaves a quarter.
         errors = (1 + (np.pi / 2 - 1) / 4 ** (self.info.bits - 1)) / self.info.dimensions
         variance = sample.var() - errors * np.square(sketch, dtype=np.float64).sum() * self.self_influence.mean()
