@@ -36,7 +36,7 @@ class Tasks:
             component = copy.copy(component)
             component.component_spec = dataclasses.replace(component.component_spec, name=title)
         task = component(**arguments)
-        if not stage(name).reuse:
+        if stage(name).side or not stage(name).reuse:  # a failure that is handed on must not be reused
             task.set_caching_options(False)
         self.placement.place(name, task, self.form)
         return task

@@ -48,7 +48,8 @@ class Material:
         spectra: a row per module: ``module, layer, kind, size, ranks, values, effective_rank, ...``.
         pictures: PNG files of the spectra by name.
         benchmark: ``mmlu.json``: by model id.
-        absent: why ``evidence`` or ``benchmark`` was not made, where that is known.
+        absent: why ``spectra``, ``evidence`` or ``benchmark`` was not made, where that is known.
+        failures: what became of the stages that failed.
     """
 
     config: Config
@@ -68,6 +69,7 @@ class Material:
     evidence: Evidence | None = None
     benchmark: Mapping[str, Any] | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
+    failures: Sequence[str] = ()
     links: Links = Links()
 
     def __post_init__(self) -> None:

@@ -62,3 +62,8 @@ def spectra_page(table: pd.DataFrame, spectra: Sequence[Spectrum], pictures: Map
         for spectrum in spectra
     ]
     return render("pages.html", title=f"Spectra of all layers, and of layer {layer} in full", sections=[short, *full])
+
+
+def notice_page(title: str, text: str) -> str:
+    """A page in place of one that was not made, which says why."""
+    return render("pages.html", title=title, sections=[Section("", note=text)])
