@@ -52,7 +52,9 @@ def test_a_failed_stage_is_named_in_the_first_lines_and_fails_the_run_once_the_r
     for name, stage in (("benchmark", "mmlu"), ("spectra", "inspect")):
         shutil.rmtree(inputs[name])
         write_json(inputs[name] / "absent.json", {"why": f"{stage} failed: no disk", "failed": True})
-    with pytest.raises(PipelineError, match=r"inspect failed: no disk; mmlu failed: no disk\. The report of everything"):
+    with pytest.raises(
+        PipelineError, match=r"inspect failed: no disk; mmlu failed: no disk\. The report of everything"
+    ):
         run_stage(STAGE, inputs=inputs, outputs=outputs)
     html, summary = outputs["report"].read_text("utf-8"), (outputs["tables"] / "summary.md").read_text("utf-8")
     first = html.partition("</h1>")[2]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.tokenization import TokenizedExamples
-from whence.errors import DataError, ModelError
+from whence.errors import DataError, ModelError, ResourceError
 from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.language import LanguageModel
 from whence.models.loading import load_model
@@ -204,3 +204,11 @@ class _KillAt(list):  # type: ignore[type-arg]
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]), logged=_KillAt(int(sys.argv[2])))
+
+
+def test_too_little_disk_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    logged: list[Any] = []
+    with pytest.raises(ResourceError, match=r"not enough disk for checkpoints and model: .*training\.save_total_limit"):
+        run(tmp_path, logged=logged)
+    assert logged == []

@@ -158,6 +158,7 @@ def _write(
         "model": pairwise.info.model,
         "tokenizer": trained.tokenizer_fingerprint,
         "train_data": trained.text.info.fingerprint,
+        "coverage": pairwise.info.coverage.model_dump(),
         "loss_on": trained.config.dataset.loss_on,
         "arguments": settings.model_dump(mode="json"),
         "versions": versions(),

@@ -36,8 +36,8 @@ class Material:
     Attributes:
         history: what training logged: ``step`` and any of ``loss``, ``eval_loss``.
         measured: ``comparison.json``.
-        answers: a row per prompt, in the order asked: ``prompt_id, prompt, reference, base_answer, finetuned_answer``,
-            ``base_mean_logprob, finetuned_mean_logprob``, the mean log-probability of an answer's tokens.
+        answers: a row per prompt, in the order asked: ``prompt_id, prompt, shortened, reference``, and by role as in
+            ``base_answer``: the ``answer``, the ``mean_logprob`` of its tokens, and how it ``ended``.
         queries: a row per row of ``scores``: ``query_id, prompt, completion, source``.
         scores: ``[queries, examples]``, positive where the example helped.
         influences: the examples listed per query and direction, as ``influences.parquet``.

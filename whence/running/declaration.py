@@ -119,7 +119,7 @@ class Stage:
         returns: its results that are plain values.
         resolve: makes the configuration from the arguments, for the stage that begins a pipeline.
         switch: the setting that switches the stage off when false.
-        side: whether a run does without it: where it fails, its outputs say why, and the report comes before the failure.
+        side: whether a run goes on without it: where it fails its outputs say why, and the report comes before that.
         reuse: false for a stage that looks at the outside world and must look every time.
     """
 

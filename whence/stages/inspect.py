@@ -8,6 +8,7 @@ from whence.running.declaration import Stage, Work
 
 def compute(work: Work) -> dict[str, float]:
     from whence import plots
+    from whence.influence.info import load_factors_info
     from whence.influence.spectra import load_spectra, spectra_table
     from whence.report.pages import notice_page, spectra_page
     from whence.running.lineage import write_absent
@@ -27,7 +28,9 @@ def compute(work: Work) -> dict[str, float]:
         for name, draw in plots.SPECTRUM_PLOTS.items():
             draw(spectrum).savefig(folder / f"{spectrum.module}.{name}.png", dpi=120)
     pictures = {file.stem: file.read_bytes() for file in folder.glob("*.png")}
-    page.write_text(spectra_page(table, spectra, pictures, work.config.inspection.layer), encoding="utf-8")
+    coverage = load_factors_info(work.inputs["factors"]).coverage.model_dump()
+    html = spectra_page(table, spectra, pictures, work.config.inspection.layer, coverage)
+    page.write_text(html, encoding="utf-8")
     return {f"{spectrum.short_name}_{key}": value for spectrum in spectra for key, value in spectrum.numbers.items()}
 
 
