@@ -47,10 +47,9 @@ def select_modules(model: nn.Module, factors: Factors) -> list[str]:
     called = {name: _last_parts(model, name) for name in leaves}
     chosen: set[str] = set()
     mlp = {name for name, module in leaves.items() if isinstance(module, SUPPORTED) and _in_mlp(name)}
-    for pattern in factors.modules if factors.modules != MLP else [MLP]:
-        matched = {name for name in leaves if pattern in called[name] or fnmatchcase(name, pattern)}
-        if factors.modules == MLP:
-            matched = mlp
+    for pattern in [MLP] if factors.modules == MLP else factors.modules:
+        named = {name for name in leaves if pattern in called[name] or fnmatchcase(name, pattern)}
+        matched = mlp if factors.modules == MLP else named
         if not matched:
             what_exists = _what_exists(model, leaves, called)
             raise ConfigError(f"factors.modules: {pattern!r} matches none of the model's modules; {what_exists}")
@@ -114,9 +113,8 @@ def _last_parts(model: nn.Module, name: str) -> list[str]:
 
 def coverage(model: nn.Module, modules: Sequence[str]) -> Coverage:
     """How much of a model the influence over ``modules`` is over."""
-    tracked = {id(parameter) for name in modules for parameter in model.get_submodule(name).parameters(recurse=False)}
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}  # each once, if tied
-    chosen = {name for name, parameter in model.named_parameters() if id(parameter) in tracked}
+    chosen = {name for name in sizes if name.rpartition(".")[0] in set(modules)}
     mlp = {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and _in_mlp(name)}
     return Coverage(
         kinds=list(dict.fromkeys(short_names(modules).values())),

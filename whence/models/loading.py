@@ -129,11 +129,6 @@ def load_base_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return load_tokenizer(*_base_source(folder))
 
 
-def empty_base(folder: Path) -> PreTrainedModel:
-    """The modules of the base model in its artifact; see :func:`empty_model`."""
-    return empty_model(*_base_source(folder))
-
-
 def empty_model(name: str, revision: str | None = None) -> PreTrainedModel:
     """A model's modules without weights (on the meta device), to check settings against its structure.
 
@@ -195,13 +190,11 @@ def _require_positions(model: PreTrainedModel, longest: int) -> None:
     named = [*(name for name, _ in model.named_parameters()), *(name for name, _ in model.named_buffers())]
     config, table = model.config, next((name for name in named if POSITIONS.search(name)), None)
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-    if most is None or longest <= most:
-        return
-    if table is not None or not hasattr(config, "max_position_embeddings"):
+    computed = table is None and hasattr(config, "max_position_embeddings")
+    if most is not None and longest > most and not computed:
         raise ConfigError(
             f"general.max_length {longest} is beyond the {most} positions that {type(model).__name__} has; lower it"
         )
-    logger.warning("general.max_length %d is beyond the %d positions that the model has learned to read", longest, most)
 
 
 def _base_source(folder: Path) -> tuple[str, str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 from whence.config import BUILTIN_TINY_LLAMA, Config
 from whence.data.prompts import check_prompts, load_prompts
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
 
 
 def check_world(
@@ -62,9 +60,9 @@ def check_benchmark(config: Config) -> None:
 def check_data(config: Config) -> None:
     """Every file of the data can be read; of a hub dataset that is left to whoever loads it."""
     if config.dataset.name is None:
-        from whence.data.sources import read_rows
+        from whence.data.sources import Split, read_rows
 
-        for split in SPLITS:
+        for split in get_args(Split):
             read_rows(config.dataset, split, config.general.seed)
 
 

@@ -42,7 +42,7 @@ def resolve(arguments: Mapping[str, Any]) -> Config:
 
 def compute(work: Work) -> dict[str, float]:
     from whence.data.preparation import prepare_datasets
-    from whence.models.loading import empty_base, load_base_tokenizer, write_base
+    from whence.models.loading import empty_model, load_base_tokenizer, write_base
     from whence.running.checks import check_base_model
 
     base_model = work.outputs["base_model"]
@@ -53,7 +53,7 @@ def compute(work: Work) -> dict[str, float]:
 
     train, evaluation = prepare_datasets(work.config, tokenizer_for)
     if work.config.models.base.name == BUILTIN_TINY_LLAMA:  # any other was looked at before its data was read
-        check_base_model(work.config, empty_base(base_model), load_base_tokenizer(base_model))
+        check_base_model(work.config, empty_model(str(base_model)), load_base_tokenizer(base_model))
     train.write(work.outputs["train_data"])
     evaluation.write(work.outputs["eval_data"])
     work.returns[TASKS.name] = list(range(work.config.general.parallel_tasks or 1))
