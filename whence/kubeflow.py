@@ -46,7 +46,7 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> Any:
             raise
         # Kubeflow keeps nothing of a task that fails, nor runs what comes after it: this one succeeds, and says so.
         logger.exception("%s failed; the run goes on without it, and fails once its report is stored", stage.title)
-        hand_on_failure(stage, error, inputs=inputs, outputs=outputs)
+        hand_on_failure(stage, error, Path(arguments[stage.inputs[0].name].path), outputs)
         result = StageResult({})
     for artifact in stage.outputs:
         _describe(artifact, arguments[artifact.name], result)

@@ -238,7 +238,7 @@ def test_a_side_stage_that_fails_hands_on_why_and_its_task_succeeds(
     assert config_of(tmp_path / "spectra") == config, "whoever takes it finds the settings there"
     assert not (tmp_path / "spectra" / "half.parquet").exists()
     assert "inspect failed: cannot read" in Path(page.path).read_text(encoding="utf-8")
-    with pytest.raises(DataError, match="train_data is not there"):
+    with pytest.raises(DataError, match="its input model is not there"):
         kubeflow.run_component(
             "fit_factors",
             {name: SimpleNamespace(path=str(tmp_path / name)) for name in ("model", "train_data", "factors")},

@@ -156,7 +156,7 @@ def _table(rows: list[list[Any]], names: Sequence[str], columns: list[str], line
 
 
 def _progress(rows: Any, origin: str) -> Any:
-    return tqdm(rows, desc=f"read {Path(origin).name}", unit="row", mininterval=1)
+    return tqdm(rows, desc=f"read {Path(origin).name}", unit="row", mininterval=1, delay=1)
 
 
 @contextmanager

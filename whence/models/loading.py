@@ -166,7 +166,7 @@ def require_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, g
         raise ConfigError(f"general.use_flash_attention: {kind} has no FlashAttention in transformers; set it to false")
     if not model._supports_sdpa and not general.use_flash_attention:
         logger.warning("%s has no fused attention; its own is used, which takes more time and memory", kind)
-    _require_vocabulary(tokenizer, model.get_input_embeddings().weight.shape[0])
+    _require_vocabulary(tokenizer, model.get_input_embeddings().get_parameter("weight").shape[0])
     _require_positions(model, general.max_length)
 
 

@@ -103,7 +103,8 @@ def facts(material: Material) -> list[tuple[str, str]]:
         training += f", {int(last['step']):,} steps"
     if "eval_loss" in last:
         training += f", evaluation loss {last['eval_loss']:.3g}"
-    kinds = ", ".join(material.origin["coverage"]["kinds"])
+    coverage = material.origin["coverage"]
+    kinds = ", ".join(coverage["kinds"])
     layers = "all layers" if config.factors.layers == "all" else f"{len(config.factors.layers)} layers"
     return [
         (
@@ -112,10 +113,7 @@ def facts(material: Material) -> list[tuple[str, str]]:
         ),
         ("Fine-tuned on", _data(info)),
         ("Training", training),
-        (
-            "Influence",
-            f"{config.factors.strategy.upper()} over {kinds} of {layers}: {covered(material.origin['coverage'])}",
-        ),
+        ("Influence", f"{config.factors.strategy.upper()} over {kinds} of {layers}: {covered(coverage)}"),
         ("Asked", _asked(material)),
     ]
 
@@ -128,18 +126,18 @@ def _asked(material: Material) -> str:
         "answers cut off": int((answers["finetuned_ended"] == "cut off").sum()),
         "answers empty": int((answers["finetuned_ended"] == "empty").sum()),
     }
-    others = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in counted.items() if count]
-    noted = f" ({', '.join(others)})" if others else ""
-    return f"{len(answers):,} prompts{noted}, {len(material.queries):,} answers scored"
+    return f"{len(answers):,} prompts{_noted(counted)}, {len(material.queries):,} answers scored"
 
 
 def _data(info: DatasetInfo) -> str:
     """How many examples of what, and which rows were left out or changed: nothing of that in silence."""
-    counted = {**info.dropped, **info.changed}
+    counted = {**info.dropped, **info.changed, f"shortened to {info.max_length:,} tokens": info.truncated}
+    return f"{info.rows:,} examples of {info.source}{_noted(counted)}"
+
+
+def _noted(counted: Mapping[str, int]) -> str:
     others = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in counted.items() if count]
-    shortened = [f"{info.truncated:,} shortened to {info.max_length:,} tokens"] if info.truncated else []
-    counts = [*others, *shortened]
-    return f"{info.rows:,} examples of {info.source}" + (f" ({', '.join(counts)})" if counts else "")
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _last_part(name: str) -> str:

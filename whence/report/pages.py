@@ -50,7 +50,7 @@ def spectra_page(
     spectra: Sequence[Spectrum],
     pictures: Mapping[str, bytes],
     layer: int,
-    coverage: Mapping[str, Any],
+    coverage: dict[str, Any],
 ) -> str:
     """The curvature of all layers in short and of one in full.
 
@@ -60,12 +60,8 @@ def spectra_page(
         coverage: how much of the model all of them are (:class:`whence.influence.info.Coverage`).
         pictures: PNG files by name, ``all_layers`` and ``<module>.lambda`` for each of ``spectra``.
     """
-    short = Section(
-        "All layers",
-        figures=spectra_figures(table, pictures)[0],
-        spectra=spectra_numbers(table),
-        note=f"Over {covered(coverage)}.",
-    )
+    figures, numbers = spectra_figures(table, pictures)[0], spectra_numbers(table)
+    short = Section("All layers", figures=figures, spectra=numbers, note=f"Over {covered(coverage)}.")
     full = [
         Section(
             spectrum.module,

@@ -105,16 +105,9 @@ def run_stage(
     return StageResult(metrics, work.returns, pipeline_url)
 
 
-def hand_on_failure(
-    stage: Stage,
-    error: Exception,
-    *,
-    inputs: Mapping[str, Path | Sequence[Path] | None],
-    outputs: Mapping[str, Path],
-) -> None:
+def hand_on_failure(stage: Stage, error: Exception, carrier: Path, outputs: Mapping[str, Path]) -> None:
     """Write outputs of a stage that has failed which say so, for a run that goes on without them."""
-    carrier, why = inputs[stage.inputs[0].name], f"{stage.title} failed: {explain(error)}"
-    assert isinstance(carrier, Path)
+    why = f"{stage.title} failed: {explain(error)}"
     for output in stage.outputs:
         path = outputs[output.name]
         if output.is_page:
