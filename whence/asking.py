@@ -126,7 +126,7 @@ class Asking:
         """
         item = {"input" if as_input else "prompt": question} | ({} if answer is None else {"reference": answer})
         config = self.language.config
-        prompt = parse_prompt(item, "the question", 1, config.dataset)
+        prompt, _ = parse_prompt(item, "the question", 1, config.dataset)
         check_prompts([prompt], self.language.tokenizer, config)
         row: dict[str, Any] = {"prompt": prompt.prompt, "completion": prompt.reference}
         ended = None

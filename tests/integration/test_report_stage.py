@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import report_helpers
 from mlflow import MlflowClient
 from report_helpers import data_of
 
-from whence.errors import DataError
+from whence.errors import DataError, PipelineError
 from whence.files import write_json
 from whence.report.report import report
 from whence.running.runner import run_stage
@@ -42,6 +43,29 @@ def test_what_was_not_made_is_said_with_the_reason(tmp_path: Path, outputs: dict
     html = outputs["report"].read_text(encoding="utf-8")
     assert "No evidence was given to this report" in html
     assert "MMLU: switched off: evaluation.mmlu.enabled is false." in html
+
+
+def test_a_failed_stage_is_named_in_the_first_lines_and_fails_the_run_once_the_report_is_kept(
+    tmp_path: Path, outputs: dict[str, Path]
+) -> None:
+    inputs = report_helpers.write(report_helpers.material(), tmp_path / "in")
+    for name, stage in (("benchmark", "mmlu"), ("spectra", "inspect")):
+        shutil.rmtree(inputs[name])
+        write_json(inputs[name] / "absent.json", {"why": f"{stage} failed: no disk", "failed": True})
+    with pytest.raises(
+        PipelineError, match=r"inspect failed: no disk; mmlu failed: no disk\. The report of everything"
+    ):
+        run_stage(STAGE, inputs=inputs, outputs=outputs)
+    html, summary = outputs["report"].read_text("utf-8"), (outputs["tables"] / "summary.md").read_text("utf-8")
+    first = html.partition("</h1>")[2]
+    assert first.index("This report is not the whole run.") < first.index("inspect failed: no disk; mmlu failed") < 300
+    assert "MMLU: mmlu failed: no disk." in html
+    assert "No spectra: inspect failed: no disk." in html
+    assert summary.splitlines()[2] == "**Not the whole run:** inspect failed: no disk; mmlu failed: no disk"
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    [run] = client.search_runs([client.get_experiment_by_name("whence").experiment_id])
+    assert run.info.status == "FAILED"
+    assert "report/report.html" in {item.path for item in client.list_artifacts(run.info.run_id, "report")}
 
 
 def test_the_stage_keeps_the_page_and_its_tables_in_mlflow(tmp_path: Path, outputs: dict[str, Path]) -> None:

@@ -179,10 +179,10 @@ class Training(Section):
 
 class Factors(Section):
     strategy: Literal["ekfac", "kfac", "diagonal", "identity"] = Field("ekfac", description="Hessian approximation.")
-    modules: list[str] = Field(
-        default_factory=lambda: ["gate_proj", "up_proj", "down_proj"],
-        min_length=1,
-        description="Linear modules to track: last part of the module's name, or a glob over the full name.",
+    modules: Annotated[list[str], Field(min_length=1)] | Literal["mlp"] = Field(
+        "mlp",
+        description="Linear modules to track: last part of the module's name, or a glob over the full name; mlp: all "
+        "of the layers but those of attention.",
     )
     layers: list[int] | Literal["all"] = Field("all", description="Transformer layers to track.")
     num_samples: Positive | None = Field(None, description="Analysis samples the factors are fitted on; null: all.")
@@ -274,6 +274,9 @@ class Mmlu(Section):
     def _some_model(self) -> Mmlu:
         if self.enabled and not (self.base or self.finetuned):
             raise ValueError("evaluation.mmlu is enabled for neither the base nor the fine-tuned model")
+        twice = next((task for task in self.tasks if self.tasks.count(task) > 1), None)
+        if twice is not None:
+            raise ValueError(f"evaluation.mmlu.tasks has {twice!r} twice, whose questions would count twice; keep one")
         return self
 
 

@@ -7,6 +7,7 @@ counted without it, which makes the result that of each prompt alone.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,9 +77,8 @@ def read_prompts(language: LanguageModel, prompts: Sequence[Sequence[int]]) -> P
         cache = language.model(
             input_ids=input_ids[:, :-1],
             attention_mask=mask[:, :-1],
-            position_ids=_positions(mask)[:, :-1],
             use_cache=True,
-            logits_to_keep=1,
+            **_accepted(language.model, position_ids=_positions(mask)[:, :-1], logits_to_keep=1),
         ).past_key_values
     return Prefix(input_ids, mask, cache)
 
@@ -112,9 +112,9 @@ def _logits_after(language: LanguageModel, prefix: Prefix, stem: Completion) -> 
     logits: torch.Tensor = language.model(
         input_ids=input_ids,
         attention_mask=mask,
-        position_ids=_positions(mask)[:, -input_ids.shape[1] :],
         past_key_values=copy.deepcopy(prefix.cache),
         use_cache=True,
+        **_accepted(language.model, position_ids=_positions(mask)[:, -input_ids.shape[1] :]),
     ).logits
     return logits
 
@@ -179,6 +179,11 @@ class _TokenLogprobs(LogitsProcessor):
     def _settle(self, chosen: torch.Tensor) -> None:
         if self._pending is not None:
             self._steps.append(self._pending.gather(1, chosen[:, None])[:, 0])
+
+
+def _accepted(model: PreTrainedModel, **inputs: Any) -> dict[str, Any]:
+    """Those of ``inputs`` that the model takes: one without position ids (ALiBi) counts from the mask, or distances."""
+    return {name: value for name, value in inputs.items() if name in inspect.signature(model.forward).parameters}
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:

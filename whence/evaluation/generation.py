@@ -14,8 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
 from whence.data.batching import plan_batches
+from whence.data.formatting import UNLIMITED
 from whence.data.prompts import Prompt
-from whence.data.tokenization import IGNORED, encode
+from whence.data.tokenization import IGNORED, encode, encode_prompt
 from whence.evaluation.decoding import (
     Completion,
     Generated,
@@ -46,7 +47,8 @@ def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) 
         One row per prompt in the given order: ``prompt_id, model_id, prompt, answer, prompt_token_ids`` (as the model
         read it), ``token_ids`` (as it answered, the last being an end-of-text token if it produced one), ``ended``
         (``end of text``, ``cut off`` by ``generation.max_new_tokens``, or ``empty``: it ended at once),
-        ``mean_logprob`` (per generated token, end of text included), ``seconds`` (its share of the batch).
+        ``mean_logprob`` (per generated token, end of text included), ``seconds`` (its share of the batch),
+        ``shortened`` (whether the prompt was, to fit).
 
     Raises:
         DataError: a prompt's question leaves no room for ``generation.max_new_tokens`` in ``general.max_length``.
@@ -64,6 +66,10 @@ def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) 
             "ended": [answer.generated.ended for answer in answers],
             "mean_logprob": [answer.generated.mean_logprob for answer in answers],
             "seconds": [answer.seconds for answer in answers],
+            "shortened": [
+                len(answer.prompt_ids) < len(encode_prompt(language.tokenizer, text, 0, UNLIMITED))
+                for text, answer in zip(texts, answers, strict=True)
+            ],
         }
     )
 
@@ -136,7 +142,7 @@ def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequen
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Completion:
     """Token ids of an answer exactly as training sees it, end of text included."""
-    labels = encode(tokenizer, "", text, max_length=2**31).labels
+    labels = encode(tokenizer, "", text, UNLIMITED).labels
     return tuple(token for token in labels if token != IGNORED)
 
 

@@ -123,6 +123,7 @@ def _fixed(material: Material) -> tuple[dict[str, Any], list[str]]:
         "benchmark": overview.benchmark(material),
         "benchmark_name": overview.benchmark_name(material),
         "absent": material.absent,
+        "failures": material.failures,
         "evidence": material.evidence,
         "links": material.links,
         "without_script": WITHOUT_SCRIPT,

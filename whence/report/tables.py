@@ -82,6 +82,7 @@ def _joined(pieces: list[Piece] | None) -> str | None:
 def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
     """What was trained on what, the grade of the evidence and the headline numbers, in Markdown."""
     lines = [f"# {_plain(overview.title(material))}", ""]
+    lines += [f"**Not the whole run:** {_plain('; '.join(material.failures))}", ""] if material.failures else []
     lines += [f"- **{name}:** {_plain(text)}" for name, text in overview.facts(material)]
     lines += ["", "## Evidence", ""]
     if material.evidence is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from whence.config_file import get_dotted
 from whence.errors import DataError, message_of
 from whence.progress import EVENTS_VARIABLE
 from whence.running.declaration import TASK, Stage, Work
-from whence.running.lineage import config_of, hand_on, why_absent, write_absent
+from whence.running.lineage import Absence, absence_of, config_of, hand_on, write_absent
 from whence.running.workspace import Workspace, stage_key
 from whence.tracking import stage_run
 
@@ -105,6 +106,21 @@ def run_stage(
     return StageResult(metrics, work.returns, pipeline_url)
 
 
+def hand_on_failure(stage: Stage, error: Exception, carrier: Path, outputs: Mapping[str, Path]) -> None:
+    """Write outputs of a stage that has failed which say so, for a run that goes on without them."""
+    why = f"{stage.title} failed: {message_of(error)}"
+    for output in stage.outputs:
+        path = outputs[output.name]
+        if output.is_page:
+            from whence.report.pages import notice_page  # not in the images of all stages
+
+            path.write_text(notice_page(f"{stage.title} failed", why), encoding="utf-8")
+            continue
+        shutil.rmtree(path, ignore_errors=True)  # half of it may be there
+        write_absent(path, why, failed=True)
+        hand_on(config_of(carrier), carrier, path)
+
+
 def emit(stage: str, state: str, **details: Any) -> None:
     """Append an event to the file named by ``WHENCE_EVENTS``, when somebody watches the run."""
     path = os.environ.get(EVENTS_VARIABLE)
@@ -123,7 +139,7 @@ def _name(stage: Stage, arguments: Mapping[str, Any]) -> str:
 
 def _sort_inputs(
     stage: Stage, inputs: Mapping[str, Path | Sequence[Path] | None]
-) -> tuple[dict[str, Path], dict[str, list[Path]], dict[str, str]]:
+) -> tuple[dict[str, Path], dict[str, list[Path]], dict[str, Absence]]:
     """The inputs that are there, those that are lists, and why others are not.
 
     Raises:
@@ -131,7 +147,7 @@ def _sort_inputs(
     """
     present: dict[str, Path] = {}
     lists: dict[str, list[Path]] = {}
-    absent: dict[str, str] = {}
+    absent: dict[str, Absence] = {}
     for artifact in stage.inputs:
         value = inputs.get(artifact.name)
         paths = [] if value is None else [value] if isinstance(value, Path) else list(value)
@@ -143,12 +159,12 @@ def _sort_inputs(
                 )
         if artifact.many:
             lists[artifact.name] = paths
-        elif paths and (why := why_absent(paths[0])):
-            absent[artifact.name] = why
+        elif paths and (absence := absence_of(paths[0])):
+            absent[artifact.name] = absence
         elif paths:
             present[artifact.name] = paths[0]
         if not artifact.optional and artifact.name not in present:
-            why = absent.get(artifact.name, "nothing was passed for it")
+            why = absent[artifact.name].why if artifact.name in absent else "nothing was passed for it"
             raise DataError(f"{stage.name}: cannot do without its input {artifact.name}: {why}")
     return present, lists, absent
 

@@ -35,11 +35,15 @@ def compute(work: Work) -> dict[str, float]:
     import pandas as pd
 
     from whence.data.prompts import load_prompts
+    from whence.errors import DataError
     from whence.evaluation.comparison import compare_benchmark, compare_models
     from whence.evaluation.gate import decide
     from whence.files import write_atomically
     from whence.running.provenance import judged_by
 
+    missing, rules = work.absent.get("benchmark"), work.config.retraining
+    if missing is not None and missing.failed and "mmlu" in (rules.metric, *rules.max_loss):
+        raise DataError(f"nothing can be decided on mmlu, because {missing.why}; mend that and run again")
     generations, version = work.inputs["generations"], work.parameters["champion_version"]
     config = with_model_names(work.config, generations)
     answers, eval_answers = (

@@ -12,8 +12,6 @@ from whence.running.lineage import training_of
 from whence.running.roles import with_model_names
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from whence.report.material import Links, Material
 
 SUMMARY_FILE = "summary.md"
@@ -48,7 +46,7 @@ def _material(work: Work, links: Links) -> Material:
     from whence.influence.results import Scores
     from whence.report.material import Material, read_evidence, read_json
 
-    scores, comparison, spectra = Scores(work.inputs["scores"]), work.inputs["comparison"], work.inputs["spectra"]
+    scores, comparison, spectra = Scores(work.inputs["scores"]), work.inputs["comparison"], work.inputs.get("spectra")
     evidence, benchmark = work.inputs.get("evidence"), work.inputs.get("benchmark")
     return Material(
         config=with_model_names(work.config, comparison),
@@ -63,23 +61,30 @@ def _material(work: Work, links: Links) -> Material:
         tokens=scores.tokens,
         modules=scores.modules,
         self_influence=scores.self_influence,
-        spectra=_table(spectra / artifacts.SPECTRA_FILE),
-        pictures={file.stem: file.read_bytes() for file in sorted(spectra.glob("*.png"))},
+        spectra=None if spectra is None else pd.read_parquet(spectra / artifacts.SPECTRA_FILE),
+        pictures={file.stem: file.read_bytes() for file in sorted(spectra.glob("*.png"))} if spectra else {},
         evidence=None if evidence is None else read_evidence(evidence / artifacts.EVIDENCE_FILE, scores.origin),
         benchmark=None if benchmark is None else read_json(benchmark / artifacts.MMLU_FILE),
-        absent=work.absent,
+        absent={name: absence.why for name, absence in work.absent.items()},
+        failures=_failures(work),
         links=links,
     )
 
 
-def _table(path: Path) -> pd.DataFrame | None:
-    import pandas as pd
-
-    return pd.read_parquet(path) if path.exists() else None
+def _failures(work: Work) -> list[str]:
+    """What became of the stages that this run went on without."""
+    return [absence.why for absence in work.absent.values() if absence.failed]
 
 
 def record(work: Work) -> None:
+    """Log page and tables; where a stage has failed, the run fails now, with everything else in place.
+
+    Raises:
+        PipelineError: naming the stages, and why.
+    """
     import pandas as pd
+
+    from whence.errors import PipelineError
 
     tables = work.outputs["tables"]
     work.run.log_artifact(work.outputs["report"], name="report.html", parent=True)
@@ -88,6 +93,11 @@ def record(work: Work) -> None:
         if (tables / name).exists():
             work.run.log_table(pd.read_csv(tables / name), f"{Path(name).stem}.json", parent=True)
     work.run.describe(_description(work))
+    if _failures(work):
+        raise PipelineError(
+            f"{'; '.join(_failures(work))}. The report of everything else is with this run in MLflow; mend that and "
+            "run again for the whole: what is finished in general.work_dir is reused"
+        )
 
 
 def _description(work: Work) -> str:
@@ -122,9 +132,9 @@ STAGE = Stage(
     inputs=(
         artifacts.SCORES,
         artifacts.COMPARISON,
-        artifacts.SPECTRA,
+        artifacts.SPECTRA.without("Without it the page says why."),
         artifacts.EVIDENCE.without("Without it the page says that nobody has measured it."),
-        artifacts.BENCHMARK.without("Left out where it is switched off."),
+        artifacts.BENCHMARK.without("Without it the page says why."),
     ),
     outputs=(artifacts.REPORT, artifacts.TABLES),
     settings=("profile", "evaluation.confidence", "scores.top_k"),
