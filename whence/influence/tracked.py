@@ -36,12 +36,16 @@ def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterato
             yield network.to(device)
     finally:
         hook.remove()
-        for name, module in list(model.named_modules()):
-            if isinstance(module, TrackedModule):
-                model.set_submodule(name, module.original_module)
+        wrapped = {name: module for name, module in model.named_modules() if isinstance(module, FastLinear)}
+        for name, module in wrapped.items():
+            model.set_submodule(name, module.original_module)
+            module.collectors, module.source = (), None  # whoever still has the module has not all that was collected
+        wrapped.clear()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(gradients[name])
         model.train(training)
+        module = None
+        gc.collect()  # tracked modules hold gradients and one another; only what was made since is walked
         gc.unfreeze()
 
 
