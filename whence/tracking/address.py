@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-import requests  # type: ignore[import-untyped]
+import requests
 
 from whence.errors import TrackingError
 
