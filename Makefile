@@ -47,8 +47,8 @@ lint: setup ## Style, common mistakes, and the layers' imports
 types: setup ## Static types
 	$(BIN)/mypy
 
-unit: setup ## Fast tests of each module (a process per core, so one thread each)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n $(JOBS) -q
+unit: setup ## Fast tests of each module, and how much of the code they run (a process per core, so one thread each)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n $(JOBS) -q --cov --cov-report=
 
 integration: setup ## Tests against real servers, real data and a real small model
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration -n $(JOBS) --dist loadfile -q

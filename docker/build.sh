@@ -1,6 +1,6 @@
 #!/bin/sh
-# Build the images: all of them, or those named: stages, and mlflow, the tracking server (its tag is the version, as k8s/
-# has it). Arguments that begin with -- go to the builder.
+# Build the images: all of them, or those named: stages, serve, which answers questions, and mlflow, the tracking server
+# (the tag of these two is the version, as k8s/ has it). Arguments that begin with -- go to the builder.
 #   CONTAINER_ENGINE  docker or podman; by default docker where its daemon answers, otherwise podman
 #   REGISTRY          registry and folder of the images (whence)
 #   PUSH              1 pushes each image as soon as it is built
@@ -24,6 +24,7 @@ for file in sorted(pathlib.Path("whence/stages").glob("*.py")):
     for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Stage":
             print(file.stem, *(word.value.value for word in call.keywords if word.arg == "group"))
+print("serve serving")
 ')
 options= targets=
 for argument in "$@"; do
@@ -72,6 +73,10 @@ for target in $targets; do
     image=$REGISTRY/$name:$TAG
     from="--file docker/Dockerfile --target stage --build-arg STAGE=$target --build-arg GROUP=$group"
     from="$from --build-arg LAYER=$layer --build-arg TORCH=$torch"
+    if [ "$target" = serve ]; then
+      image=$REGISTRY/serve:$version
+      from="$from --build-arg MODULE=whence.serving.source"
+    fi
   fi
   title="org.opencontainers.image.title=whence $name"
   # shellcheck disable=SC2086  # lists of words

@@ -79,6 +79,29 @@ def make_config() -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture
+def asked_run(
+    tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    make_config: Callable[..., Config],
+    tmp_path: Path,
+) -> Path:
+    """The folder of a run that can be asked."""
+    from asking_helpers import make_run
+
+    return make_run(tmp_path / "run", tiny_model, tiny_tokenizer, make_config)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables with nothing in them, which it takes a second to make."""
+    from mlflow import MlflowClient
+
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{database}").search_experiments()
+    return database
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and models; tests that need it are skipped where it is absent."""

@@ -25,7 +25,18 @@ FULL_DISK = "No space left on device"
 
 
 class WhenceError(Exception):
-    """Base of every error a user can do something about; the CLI prints it without a stack trace."""
+    """Base of every error a user can do something about; the CLI prints it without a stack trace.
+
+    Attributes:
+        hint: the way out, which stands at the end of the message.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return "; ".join(filter(None, (super().__str__(), self.hint)))
 
 
 class ConfigError(WhenceError):

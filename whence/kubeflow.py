@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,10 @@ from whence.environment import strip_secrets
 from whence.errors import PipelineError, WhenceError, message_of, trace_of
 from whence.files import digest
 from whence.running.declaration import Artifact, Kind
-from whence.running.runner import StageResult, run_stage
+from whence.running.runner import StageResult, hand_on_failure, run_stage
 from whence.stages import stage as declaration_of
+
+logger = logging.getLogger(__name__)
 
 
 class KfpArtifact(Protocol):
@@ -52,14 +55,18 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> Any:
         the result that the component itself returns, where it does: the one without a path among the arguments.
     """
     stage = declaration_of(name)
-    result = run_stage(
-        stage,
-        inputs={artifact.name: _paths(arguments.get(artifact.name)) for artifact in stage.inputs},
-        outputs={artifact.name: Path(arguments[artifact.name].path) for artifact in stage.outputs},
-        parameters={
-            parameter.name: arguments[parameter.name] for parameter in stage.parameters if parameter.name in arguments
-        },
-    )
+    inputs = {artifact.name: _paths(arguments.get(artifact.name)) for artifact in stage.inputs}
+    outputs = {artifact.name: Path(arguments[artifact.name].path) for artifact in stage.outputs}
+    parameters = {one.name: arguments[one.name] for one in stage.parameters if one.name in arguments}
+    try:
+        result = run_stage(stage, inputs=inputs, outputs=outputs, parameters=parameters)
+    except Exception as error:
+        if not stage.side:
+            raise
+        # Kubeflow keeps nothing of a task that fails, nor runs what comes after it: this one succeeds, and says so.
+        logger.exception("%s failed; the run goes on without it, and fails once its report is stored", stage.title)
+        hand_on_failure(stage, error, Path(arguments[stage.inputs[0].name].path), outputs)
+        result = StageResult({})
     for artifact in stage.outputs:
         _describe(artifact, arguments[artifact.name], result)
     returned = None

@@ -59,8 +59,8 @@ def sorted_lambda(spectrum: Spectrum) -> Figure:
     figure, axes = _figure(f"Sorted lambda of {spectrum.module}")
     if not values[0] > 0:
         return _nothing(figure, axes, "every value of lambda is zero")
-    shown = np.unique(np.linspace(0, values.size - 1, min(values.size, MAX_POINTS)).astype(int))
-    axes.plot(shown + 1, values[shown], color=BLUE, linewidth=1.8)
+    places = np.unique(np.linspace(0, values.size - 1, min(values.size, MAX_POINTS)).astype(int))
+    axes.plot(places + 1, values[places], color=BLUE, linewidth=1.8)
     floor = max(float(values[values > 0][-1]), float(values[0]) * 10.0**-DECADES)
     axes.set_yscale("symlog", linthresh=floor)
     axes.set_ylim(0, float(values[0]) * 2)
@@ -80,8 +80,8 @@ def cumulative_share(spectrum: Spectrum) -> Figure:
     figure, axes = _figure(f"Cumulative share of lambda, {spectrum.module}")
     if not spectrum.sorted_values[0] > 0:
         return _nothing(figure, axes, "every value of lambda is zero")
-    shown = np.unique(np.geomspace(1, shares.size, min(shares.size, MAX_POINTS)).astype(int))
-    axes.plot(shown, shares[shown - 1], color=BLUE, linewidth=1.8)
+    places = np.unique(np.geomspace(1, shares.size, min(shares.size, MAX_POINTS)).astype(int))
+    axes.plot(places, shares[places - 1], color=BLUE, linewidth=1.8)
     for share in SHARES:
         count = int(np.searchsorted(shares, share)) + 1
         axes.plot(count, shares[count - 1], "o", color=VERMILION)
@@ -129,8 +129,8 @@ def all_layers(spectra: pd.DataFrame) -> Figure:
         layers = ["" if pd.isna(layer) else f"{layer}" for layer in rows["layer"]]
         colours = [_at_shares(row, np.sqrt(edges[1:] * edges[:-1]), floor) for _, row in rows.iterrows()]
         image = panel.pcolormesh(edges, np.arange(len(rows) + 1), np.array(colours), cmap="cividis", norm=scale)
-        shown = range(0, len(rows), -(-len(rows) // 12))
-        panel.set_yticks([row + 0.5 for row in shown], [layers[row] for row in shown], fontsize=8)
+        places = range(0, len(rows), -(-len(rows) // 12))
+        panel.set_yticks([row + 0.5 for row in places], [layers[row] for row in places], fontsize=8)
         panel.invert_yaxis()
         panel.set_title(kind, loc="left", fontsize=9)
         panel.set_ylabel("layer" if any(layers) else None)
@@ -149,7 +149,7 @@ def _percent(share: float, _: int) -> str:
 def _at_shares(row: pd.Series, shares: np.ndarray, floor: float) -> np.ndarray:
     """A module's sorted lambda at ``shares`` of its values, between those of its row by logarithm."""
     logs = np.log(np.maximum(row["values"], floor))
-    return np.exp(np.interp(np.log(shares), np.log(row["ranks"] / row["size"]), logs))
+    return np.asarray(np.exp(np.interp(np.log(shares), np.log(row["ranks"] / row["size"]), logs)))
 
 
 def _figure(title: str, size: tuple[float, float] = (7.6, 4.4)) -> tuple[Figure, Axes]:

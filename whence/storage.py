@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -14,13 +13,14 @@ from typing import Any
 from botocore.exceptions import ClientError, ConnectionError, HTTPClientError
 from rich.filesize import decimal
 from s3transfer.manager import TransferConfig, TransferManager
+from s3transfer.subscribers import BaseSubscriber
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
-from tqdm import tqdm
 
 from whence import s3
 from whence.config import S3_SCHEME, is_address
 from whence.errors import StorageError
 from whence.files import digest
+from whence.progress import progress
 
 MANIFEST = "manifest.json"
 CHECKSUM = "sha256"  # the metadata of an object by which a later upload knows its content
@@ -66,7 +66,10 @@ def upload_folder(folder: str | Path, address: str) -> Uploaded:
     began, folder = time.monotonic(), Path(folder)
     bucket, prefix = _split_folder(address)
     files = _files_of(folder)
-    with s3.explained(f"cannot upload {folder} to {address}", StorageError), _progress() as bar:
+    with (
+        s3.explained(f"cannot upload {folder} to {address}", StorageError),
+        progress(desc="upload", unit="B", unit_scale=True) as bar,
+    ):
         upload = _Upload(folder, files, s3.make_client(), bucket, prefix, bar)
         upload.stored_sizes()  # a wrong address fails here, before anything is repeated
         repeated = Retrying(
@@ -162,7 +165,7 @@ class _Upload:
         before, after = self.files[name], (self.folder / name).stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise StorageError(
-                f"{self.folder / name} changed while it was uploaded; upload the folder when nobody writes to it"
+                f"{self.folder / name} changed while it was uploaded", hint="upload the folder when nobody writes to it"
             )
 
     def _digest(self, name: str) -> str:
@@ -190,12 +193,7 @@ def _size_of(files: dict[str, os.stat_result]) -> int:
     return sum(state.st_size for state in files.values())
 
 
-def _progress() -> Any:
-    seconds = 0.1 if sys.stderr.isatty() else 15.0
-    return tqdm(desc="upload", unit="B", unit_scale=True, mininterval=seconds, maxinterval=2 * seconds)
-
-
-class _Subscriber:
+class _Subscriber(BaseSubscriber):
     """What the transfer manager tells of its progress, from several threads."""
 
     _lock = threading.Lock()
@@ -203,7 +201,7 @@ class _Subscriber:
     def __init__(self, bar: Any) -> None:
         self._bar = bar
 
-    def on_progress(self, *, bytes_transferred: int, **_: Any) -> None:
+    def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
         with self._lock:
             self._bar.update(bytes_transferred)  # negative when a request is repeated
 
@@ -212,7 +210,7 @@ def _split_folder(address: str) -> tuple[str, str]:
     """Bucket, and prefix with its slash (a whole bucket: none)."""
     bucket, key = s3.split(address)
     if not is_address(address) or not bucket:
-        raise StorageError(f"{address!r} is not the address of a folder; use s3://bucket/prefix")
+        raise StorageError(f"{address!r} is not the address of a folder", hint="use s3://bucket/prefix")
     prefix = key.rstrip("/")
     return bucket, f"{prefix}/" if prefix else ""
 
@@ -229,10 +227,12 @@ def _files_of(folder: Path) -> dict[str, os.stat_result]:
     for parent, _, names in os.walk(folder, onerror=refuse):
         for path in (Path(parent) / name for name in sorted(names)):
             if not path.is_file():
-                raise StorageError(f"cannot upload {path}: it is neither a file nor a link to one; remove it")
+                raise StorageError(f"cannot upload {path}: it is neither a file nor a link to one", hint="remove it")
             files[path.relative_to(folder).as_posix()] = path.stat()
     if MANIFEST in files:
-        raise StorageError(f"cannot upload {folder / MANIFEST}: storage keeps its own file of this name; rename it")
+        raise StorageError(
+            f"cannot upload {folder / MANIFEST}: storage keeps its own file of this name", hint="rename it"
+        )
     return dict(sorted(files.items()))
 
 

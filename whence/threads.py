@@ -9,9 +9,10 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 CGROUP = Path("/sys/fs/cgroup")
 QUOTA_FILES = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of cgroup v2 and v1
@@ -35,6 +36,8 @@ def use_threads(model: nn.Module) -> None:
     A step of a tiny model consists of hundreds of operations that take microseconds each. Threads wait for one another
     after every one of them, and beside another busy process they wait for the whole time slice of that process.
     """
+    import torch
+
     if "OMP_NUM_THREADS" not in os.environ:
         size = sum(parameter.numel() for parameter in model.parameters())
         torch.set_num_threads(max(1, min(available_cpus(), size // PARAMETERS_PER_THREAD)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +18,6 @@ import psutil
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -27,13 +28,15 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import is_wandb_available
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from whence.config import Config
 from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.errors import DataError, ModelError
-from whence.files import write_json
+from whence.files import require_disk, write_json
 from whence.models.language import LanguageModel
+from whence.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -76,15 +79,17 @@ def train(
 
     Raises:
         DataError: there are fewer examples than one batch.
+        ResourceError: too little disk for checkpoints and model.
         ModelError: the loss became NaN or infinite.
     """
     config, device = base.config, base.device
     size = config.training.per_device_train_batch_size
     if config.training.dataloader_drop_last and len(examples) < size:
         raise DataError(
-            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}; "
-            "lower it, or set training.dataloader_drop_last to false"
+            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}",
+            hint="lower it, or set training.dataloader_drop_last to false",
         )
+    _require_disk(base, len(examples), output, checkpoints)
     set_seed(config.general.seed)
     bf16 = _bf16(config, device)
     network: nn.Module = base.model
@@ -120,6 +125,17 @@ def train(
     record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
     write_json(output / TRAINING_JSON, record)
     return TrainingResult(metrics, history, resumed_from)
+
+
+def _require_disk(base: LanguageModel, examples: int, output: Path, checkpoints: Path) -> None:
+    """Room for the model in float32, and for its checkpoints: each as much three times, with what AdamW keeps."""
+    settings, size = base.config.training, 4 * sum(parameter.numel() for parameter in base.model.parameters())
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    saved = math.ceil(settings.num_train_epochs * examples / batch / settings.save_steps)
+    there = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())  # by a run that is to go on
+    needed = 3 * size * min(saved, settings.save_total_limit + 1) - there
+    require_disk(checkpoints, needed + size, "checkpoints and model", "lower training.save_total_limit")
+    require_disk(output, size, "the model", "write it elsewhere")
 
 
 def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bool) -> TrainingArguments:
@@ -194,10 +210,27 @@ class LengthGroupedSampler(Sampler[int]):
 
 class _Trainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, but 0 for a batch of absent examples alone, whose mean over no token is not a number."""
-        if model.training and not (inputs["labels"] != IGNORED).any():
+        """The Trainer's, from the logits of those tokens alone that the loss counts, where the model allows it.
+
+        Prompts are most of the tokens, and logits cost time and memory in proportion to the vocabulary. 0 for a batch
+        of absent examples alone, whose mean over no token is not a number.
+        """
+        targets = inputs["labels"][:, 1:]  # the token at t is predicted from those before it
+        counted = targets != IGNORED
+        if model.training and not counted.any():
             return next(model.parameters()).sum() * 0.0
+        if self._keeps_logits:
+            columns = counted.any(dim=0).nonzero().squeeze(1)
+            inputs = inputs | {"logits_to_keep": columns, "shift_labels": targets[:, columns]}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        """Whether the model has transformers' own loss, which takes labels that are shifted already."""
+        network: Any = self.model
+        return "logits_to_keep" in inspect.signature(network.forward).parameters and (
+            network.loss_function is ForCausalLMLoss
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedSampler:
         examples = cast(TokenizedExamples, train_dataset or self.train_dataset)
@@ -224,14 +257,14 @@ class _MarkComplete(TrainerCallback):
 
 def _last_complete(checkpoints: Path) -> Path | None:
     """The newest checkpoint with the mark of completeness; half-written ones (killed while saving) are removed."""
-    found = []
+    complete = []
     for folder in checkpoints.glob("checkpoint-*"):
         if (folder / COMPLETE).exists():
-            found.append(folder)
+            complete.append(folder)
         else:
             logger.warning("removing the checkpoint %s: it was not completely written", folder)
             shutil.rmtree(folder)
-    return max(found, key=_step_of, default=None)
+    return max(complete, key=_step_of, default=None)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -244,11 +277,11 @@ class _Report(TrainerCallback):
     def __init__(self, handler: OnLog) -> None:
         self.handler = handler
         self.since: tuple[float, ...] = (0.0, 0, 0)  # time, steps, tokens at the last entry
-        self.bar: tqdm[Any] | None = None
+        self.bar: Any = None  # of tqdm
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.since = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", mininterval=1)
+        self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:
@@ -267,9 +300,9 @@ class _Report(TrainerCallback):
         if "loss" in entry:
             if not math.isfinite(entry["loss"]):
                 raise ModelError(
-                    f"the training loss became {entry['loss']} by step {state.global_step}; lower "
-                    f"training.learning_rate ({args.learning_rate:g}), add training.warmup_steps, or set "
-                    "training.max_grad_norm to 1.0"
+                    f"the training loss became {entry['loss']} by step {state.global_step}",
+                    hint=f"lower training.learning_rate ({args.learning_rate:g}), add training.warmup_steps, or set "
+                    "training.max_grad_norm to 1.0",
                 )
             entry.update(self._throughput(args, state))
         metrics = {key: float(entry[key]) for key in LOGGED if key in entry}
@@ -295,8 +328,8 @@ def _memory() -> int:
 
 def _history(state: TrainerState) -> list[dict[str, float]]:
     """The log with what a reviewer reads; the Trainer's own summary is left out (it is wrong after a resume)."""
-    kept = [entry for entry in state.log_history if entry.keys() & {"loss", "eval_loss"}]
-    return [{key: entry[key] for key in ("step", *LOGGED) if key in entry} for entry in kept]
+    entries = [entry for entry in state.log_history if entry.keys() & {"loss", "eval_loss"}]
+    return [{key: entry[key] for key in ("step", *LOGGED) if key in entry} for entry in entries]
 
 
 def _last_value(history: list[dict[str, float]], key: str, default: float) -> float:

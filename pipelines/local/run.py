@@ -32,20 +32,12 @@ from whence.errors import PipelineError
 from whence.files import point
 from whence.pipelines.graphs.placement import RUN_ID_VARIABLE
 from whence.pipelines.local.board import Board, EventFile, show
+from whence.progress import EVENTS_VARIABLE
 
-EVENTS_VARIABLE = "WHENCE_EVENTS"
 POLL_SECONDS = 0.2
 LAST_LINES = 12
 STOP_SECONDS = 10.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class RunFailed(PipelineError):
-    """A stage failed; ``folder`` is what the run has left."""
-
-    def __init__(self, message: str, folder: Path) -> None:
-        super().__init__(message)
-        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -70,8 +62,21 @@ class LocalRun:
         return self.folder / "artifacts"
 
 
+class RunFailed(PipelineError):
+    """A stage failed; ``run`` has what it has left."""
+
+    def __init__(self, message: str, run: LocalRun) -> None:
+        super().__init__(message)
+        self.run = run
+
+
 def run_locally(
-    pipeline: GraphComponent, stages: Sequence[str], artifact_root: Path, console: Console, verbose: bool = False
+    pipeline: GraphComponent,
+    stages: Sequence[str],
+    artifact_root: Path,
+    console: Console,
+    verbose: bool = False,
+    settle: Callable[[str, str], None] = lambda run_id, status: None,
 ) -> LocalRun:
     """Run ``pipeline`` with the defaults of its form and show its progress on ``console``; from the main thread.
 
@@ -79,6 +84,7 @@ def run_locally(
         stages: names of the stages as their events have them, in the order they are shown.
         artifact_root: receives one folder per run, and the link ``latest`` to the last one.
         verbose: print what the stages print in place of the live table.
+        settle: is told the run's id and FAILED or KILLED when it ends so.
 
     Raises:
         RunFailed: a stage failed; the message is the stage's own and says where the log is.
@@ -95,8 +101,12 @@ def run_locally(
                 with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # images of ours have no "python" in their name
                     pipeline()
+        except KeyboardInterrupt:
+            settle(run.run_id, "KILLED")
+            raise
         except Exception as error:
-            raise RunFailed(_explain(run, log, error), run.folder) from error
+            settle(run.run_id, "FAILED")
+            raise RunFailed(_explain(run, log, error), run) from error
         finally:
             _name_artifacts(run, str(pipeline.name))
     return run

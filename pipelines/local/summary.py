@@ -49,6 +49,15 @@ def print_result(console: Console, result: LocalRun, config: Config) -> None:
         console.print()
         print_evidence(console, Evidence.read(evidence))
     _print_places(console, result, config)
+    for stage in result.board.stages.values():
+        for what in stage.not_recorded:
+            console.print(f"[bold red]Not in MLflow:[/] {escape(f'{stage.name}: {what}')}", soft_wrap=True)
+
+
+def report_of(result: LocalRun) -> str | None:
+    """Where the report of a run is as a page to open; None where there is none."""
+    output = PAGES["The report"]
+    return _short(_as_page(result, output)) if (result.artifacts / output).is_file() else None
 
 
 def print_evidence(console: Console, evidence: Evidence) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from whence.cli import main
 
 WHENCE = Path(sys.executable).with_name("whence")
 
@@ -29,6 +32,12 @@ class Folder:
         return subprocess.run(
             self.command(*arguments), cwd=self.path, env=self.environment, capture_output=True, text=True
         )
+
+    def whence_here(self, *arguments: object) -> int:
+        """The same in this process, which has imported everything; its exit code."""
+        with contextlib.chdir(self.path), pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return int(ended.value.code or 0)
 
     def kill_once(self, reached: Callable[[], object], *arguments: str) -> None:
         """Start the command, and kill it with all its processes as soon as ``reached`` is true."""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
 from conftest import Folder
 from mlflow import MlflowClient
 from safetensors.numpy import load_file
-
-from whence.cli import main
 
 SMALL = [
     "--set", "dataset.num_samples=80", "--set", "dataset.num_eval_samples=20", "--set", "training.num_train_epochs=2",
@@ -30,13 +27,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     return folder
 
 
-def stage(folder: Folder, *arguments: object) -> None:
-    """One stage alone, as its command does it, in this process."""
-    with contextlib.chdir(folder.path), pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    assert ended.value.code == 0
-
-
 def test_both_tasks_of_every_phase_work_and_all_stages_finish(shared: Folder) -> None:
     states = shared.states()
     assert set(states.values()) - {"skipped"} == {"finished"}
@@ -52,9 +42,9 @@ def test_both_tasks_of_every_phase_work_and_all_stages_finish(shared: Folder) ->
 def test_factors_and_scores_are_those_of_one_task(shared: Folder) -> None:
     factors, scores = shared.path / "alone", shared.path / "scores"
     inputs = ["--model", shared.artifact("train", "model"), "--train-data", shared.artifact("prepare", "train_data")]
-    stage(shared, "fit-factors", *inputs, "--factors", factors)
+    assert shared.whence_here("fit-factors", *inputs, "--factors", factors) == 0
     inputs += ["--generations", shared.artifact("generate", "generations"), "--factors", factors, "--scores", scores]
-    stage(shared, "score", *inputs)
+    assert shared.whence_here("score", *inputs) == 0
 
     merged = shared.artifact("fit-factors", "factors") / "factors_ekfac"
     for name in FACTORS:
@@ -71,12 +61,13 @@ def test_the_evidence_is_that_of_one_task(shared: Folder) -> None:
     assert [len(files) for files in shares] == [2, 2]
     names = {file.name for files in shares for file in files}
     evidence = shared.path / "evidence"
-    stage(
-        shared, "validate", "--model", shared.artifact("train", "model"),
+    code = shared.whence_here(
+        "validate", "--model", shared.artifact("train", "model"),
         "--train-data", shared.artifact("prepare", "train_data"),
         "--factors", shared.artifact("fit-factors", "factors"),
         "--scores", shared.artifact("score", "scores"), "--evidence", evidence,
     )  # fmt: skip
+    assert code == 0
     merged = shared.artifact("validate", "evidence")
     assert {file.name for file in (merged / "retrainings").iterdir()} == names
     ours, alone = (json.loads((folder / "evidence.json").read_text()) for folder in (merged, evidence))

@@ -37,9 +37,8 @@ WORDS = {
     "Engines": ["piston", "valve", "boiler", "crankshaft"],
 }
 RUN = ("run", "--config", "settings.yaml", "--pipeline", "retraining")
-CHAMPION = ("champion", "show", "--config", "settings.yaml")
 BEFORE_GATE = {"prepare", "find_champion", "train", "generate", "mmlu", "gate"}
-EXPLAINING = {"fit_factors", "inspect", "score", "validate", "compare", "report"}
+EXPLAINING = {"fit_factors", "inspect", "score", "index", "validate", "compare", "report"}
 
 
 class Story(Folder):
@@ -56,6 +55,15 @@ class Story(Folder):
                 text = f"A device number {choose.randrange(10_000)} with a {choose.choice(WORDS[label])}."
                 others = [other for other in WORDS if other != label]
                 writer.writerow([text, others[0] if wrong else label])
+
+    def what_is_next(self, folder: Path) -> str:
+        """What the stages before training say in ``folder``: the pipeline ends there where nothing is to be trained."""
+        names = ("base-model", "train-data", "eval-data")
+        data = [part for name in names for part in (f"--{name}", folder / name)]
+        assert self.whence_here("prepare", "--config", "settings.yaml", *data) == 0
+        outputs = ("--champion", folder / "champion", "--changes", folder / "changes")
+        assert self.whence_here("find-champion", *data, *outputs) == 0
+        return (folder / "changes").read_text(encoding="utf-8")
 
     @property
     def client(self) -> MlflowClient:
@@ -126,11 +134,9 @@ def test_poisoned_data_are_refused_and_the_champion_stays(story: Story) -> None:
     assert "gate.json" in {item.path for item in story.client.list_artifacts(table)}
 
 
-def test_what_was_refused_is_not_trained_again(story: Story) -> None:
-    printed = finished(story)
-    assert story.states() == {"prepare": "finished", "find_champion": "finished"}
-    assert "gave version 2 of story, which the gate refused against the champion, version 1" in printed
-    assert story.versions() == [1, 2]
+def test_what_was_refused_is_not_trained_again(story: Story, tmp_path: Path) -> None:
+    refused = "gave version 2 of `story`, which the gate refused against the champion, version 1"
+    assert refused in story.what_is_next(tmp_path)
 
 
 def test_better_data_promote_also_after_a_kill_between_registering_and_promoting(story: Story) -> None:
@@ -146,25 +152,32 @@ def test_better_data_promote_also_after_a_kill_between_registering_and_promoting
     assert "Passed" in story.verdict
 
 
-def test_a_second_run_does_not_promote_again(story: Story) -> None:
-    finished(story)
-    assert story.states() == {"prepare": "finished", "find_champion": "finished"}
+def test_a_second_run_does_not_promote_again(story: Story, tmp_path: Path) -> None:
+    assert "are those of the champion, version 3" in story.what_is_next(tmp_path)
     assert story.aliases() == {"champion": 3, "previous": 1}
 
 
-def test_rolling_back_is_one_command_and_no_schedule_undoes_it(story: Story) -> None:
-    rolled = story.whence("champion", "rollback", "--config", "settings.yaml")
-    assert rolled.stdout.strip() == "champion: version 1 of story, in place of version 3"
+def test_rolling_back_is_one_command_and_no_schedule_undoes_it(
+    story: Story, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rollback = ("champion", "rollback", "--config", "settings.yaml")
+    assert story.whence_here(*rollback) == 0
+    assert capsys.readouterr().out.strip() == "champion: version 1 of story, in place of version 3"
     assert story.aliases() == {"champion": 1}
-    again = story.whence("champion", "rollback", "--config", "settings.yaml")
-    assert again.returncode == 1
-    assert "nothing to roll back to" in again.stderr
+    assert story.whence_here(*rollback) == 1
+    assert "nothing to roll back to" in capsys.readouterr().err
 
-    printed = finished(story)
-    assert story.states() == {"prepare": "finished", "find_champion": "finished"}
-    assert "gave version 3 of story, which was rolled back" in printed
-    assert story.aliases() == {"champion": 1}
-    assert "champion: version 1 of story" in story.whence(*CHAMPION).stdout
+    assert "gave version 3 of `story`, which was rolled back" in story.what_is_next(tmp_path)
+    assert story.whence_here("champion", "show", "--config", "settings.yaml") == 0
+    assert "champion: version 1 of story" in capsys.readouterr().out
+
+
+def test_mlflow_says_how_each_run_ended(story: Story) -> None:
+    parents = [story.client.get_run(run_id) for run_id in runs_of(story, "pipeline")]
+    ends = {(run.data.tags.get("whence.champion"), run.info.status) for run in parents}
+    assert ends >= {("promoted", "FINISHED"), ("refused", "FINISHED"), (None, "FINISHED")}
+    [refused] = [run for run in parents if run.data.tags.get("whence.champion") == "refused"]
+    assert refused.data.tags["mlflow.note.content"].startswith("<!-- gate -->\n**Refused** against the champion")
 
 
 def runs_of(story: Story, stage: str) -> list[str]:

@@ -17,7 +17,6 @@ import boto3
 import mlflow_server
 import pytest
 from absent import absent
-from mlflow import MlflowClient
 from packages import PackagesUnavailable
 from swift import Swift, SwiftUnavailable, running
 
@@ -91,14 +90,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("KFP_RUN_ID", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
-
-
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables with nothing in them, which it takes a second to make."""
-    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    MlflowClient(f"sqlite:///{database}").search_experiments()
-    return database
 
 
 @pytest.fixture(params=["sqlite", "server"])

@@ -6,15 +6,13 @@ import json
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from influence_helpers import PAD
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.tokenization import IGNORED, Encoded, TokenizedExamples
-from whence.models.trained import TrainedModel
 
-PAD = 0
 SETTINGS = {
     "models": {"base": {"name": "builtin:tiny-llama"}},
     "dataset": {"name": "builtin:demo"},
@@ -58,14 +56,3 @@ def make_examples(
         ids = torch.randint(1, vocabulary, (length,), generator=generator).tolist()
         encoded.append(Encoded(ids, [IGNORED] * (length - counted) + ids[-counted:], 0))
     return TokenizedExamples(encoded, PAD)
-
-
-def blank_tokenizer(name: str = "</s>") -> PreTrainedTokenizerFast:
-    """A tokenizer for examples that are made of token ids: it pads with 0."""
-    words = Tokenizer(models.WordLevel({"<pad>": PAD, name: 1}))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token=name)
-
-
-def trained(model: PreTrainedModel, examples: TokenizedExamples, config: Config) -> TrainedModel:
-    """A model with examples that are made of token ids."""
-    return TrainedModel(model, blank_tokenizer(), config, examples)

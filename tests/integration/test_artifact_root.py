@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from whence.data.prompts import load_prompts
 from whence.errors import StorageError
 from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.local.artifact_root import ArtifactRoot
-from whence.pipelines.local.run import RunFailed
+from whence.pipelines.local.board import Board
+from whence.pipelines.local.run import LocalRun, RunFailed
 
 SETTINGS = {
     "models": {"base": {"name": "builtin:tiny-llama"}},
@@ -38,6 +40,8 @@ Whence = Callable[..., tuple[int, str, str]]
 def whence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Whence:
     """Run the command in an empty folder; its exit code and what it printed, the errors apart."""
     monkeypatch.chdir(tmp_path)
+    # The two tasks there are import next to nothing.
+    monkeypatch.setattr("whence.cli.pipelines.warm_processes", nullcontext)
 
     def call(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
@@ -86,7 +90,7 @@ def test_a_failed_run_is_in_the_bucket_with_its_log(
     bucket: Bucket, whence: Whence, left: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise RunFailed("train failed: no memory", left)
+        raise RunFailed("train failed: no memory", LocalRun("id", left, Board([])))
 
     monkeypatch.setattr("whence.pipelines.local.run.run_locally", fail)
     code, _, printed = whence("run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs")

@@ -51,7 +51,8 @@ def test_two_at_a_time_give_what_one_by_one_gives(retrainer, tmp_path):
 
 
 def test_what_fails_is_said_and_what_was_finished_is_kept(retrainer):
-    retrainer.outcomes([Change(0)])
+    retrainer.folder.mkdir()
+    retrainer._one(Change(0))
     settings = {"learning_rate": 1e30, "max_grad_norm": 0.0, "logging_steps": 1}
     wild = retrainer.config.training.model_copy(update=settings)
     broken = replace(retrainer, config=retrainer.config.model_copy(update={"training": wild}))

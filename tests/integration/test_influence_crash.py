@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from influence_jobs import make_examples, make_llama, settings, trained
+from influence_helpers import trained
+from influence_jobs import make_examples, make_llama, settings
 from jobs import Job
 from safetensors.torch import load_file, save_file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -167,12 +168,21 @@ def test_config_show_explains_the_keys(whence) -> None:
     assert "general.max_length" in whence("config", "show", "--explain").out
 
 
+def test_config_check_notes_settings_that_kubeflow_cannot_carry(whence, tmp_path: Path) -> None:
+    prompts = [{"prompt": f"{number * 7919**9 % 10**40:x}", "reference": "x"} for number in range(4000)]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    settings = ["--set", f"prompts.path={tmp_path}/prompts.json", "--set", f"tracking.uri=sqlite:///{tmp_path}/m.db"]
+    outcome = whence("config", "check", *settings)
+    assert outcome.code == 0, outcome.err
+    assert "note: good for this machine alone: prompts.path: 4000 prompts make the settings" in outcome.err
+
+
 def test_compile_writes_a_pipeline_and_warns_of_a_local_record(whence, tmp_path: Path) -> None:
     outcome = whence("compile", "--profile", "demo", "-o", tmp_path / "p.yaml", "--set", "dataset.num_samples=5")
     assert outcome.code == 0
     assert "sqlite:///mlflow.db would be a file inside each pod" in outcome.err
     pipeline = next(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader))
-    assert pipeline["root"]["inputDefinitions"]["parameters"]["num_samples"]["defaultValue"] == 5
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["data_train_rows_0_for_all"]["defaultValue"] == 5
 
 
 def test_evaluate_asks_for_the_fine_tuned_model(whence, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from whence.components.docs import readme_of, with_table
 from whence.components.images import image
 from whence.config import Config
 from whence.config_file import get_dotted, parse_config
-from whence.errors import ConfigError, PipelineError
+from whence.errors import ConfigError, DataError, PipelineError
 from whence.running.declaration import Artifact, Kind, Parameter, Stage
 from whence.running.form import FORM, form_default, form_help, merge_form
+from whence.running.lineage import absence_of, config_of, hand_on
 from whence.running.runner import StageResult
 from whence.stages import stage, stages
 
@@ -175,7 +176,7 @@ def test_the_form_s_defaults_give_back_the_profile(config: Config) -> None:
 
 
 def test_zero_and_empty_fields_stand_for_null(config: Config) -> None:
-    changed = form_of(config, num_samples=0, base_model_revision="")
+    changed = form_of(config, data_train_rows_0_for_all=0, base_model_revision="")
     settings = merge_form(changed, {})
     assert settings["dataset.num_samples"] is None
     assert settings["models.base.revision"] is None
@@ -184,7 +185,7 @@ def test_zero_and_empty_fields_stand_for_null(config: Config) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("both", "both")])
 def test_the_three_way_choice_of_queries_survives_the_form(config: Config, text: str, value: object) -> None:
-    resolved = parse_config(MINIMAL, merge_form(form_of(config, use_generated=text), {}))
+    resolved = parse_config(MINIMAL, merge_form(form_of(config, influence_own_answers=text), {}))
     assert resolved.scores.use_generated == value
 
 
@@ -194,11 +195,18 @@ def test_an_override_that_hides_a_parameter_of_the_form_is_refused(config: Confi
         merge_form(form_of(config), {key: {}})
 
 
+def test_the_form_is_in_the_order_in_which_kubeflow_shows_it_and_says_what_0_means() -> None:
+    assert list(FORM) == sorted(FORM)
+    assert {name for name in FORM if "_0_for_" in name} == {
+        name for name, field in FORM.items() if field.nullable and field.type is int
+    }
+
+
 def test_help_of_a_parameter_names_its_setting_and_its_null() -> None:
-    assert form_help(FORM["num_samples"]) == (
+    assert form_help(FORM["data_train_rows_0_for_all"]) == (
         "Training examples to keep (seeded choice); 0 keeps all [dataset.num_samples]."
     )
-    assert "empty for none" in form_help(FORM["dataset_revision"])
+    assert "empty for none" in form_help(FORM["data_revision"])
 
 
 def test_datasets_and_models_carry_what_identifies_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +225,31 @@ def test_datasets_and_models_carry_what_identifies_them(tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "tasks").read_text()) == [0]
     assert shown["train_data"].metadata == {"split": "train", "source": "demo", "rows": 3, "fingerprint": "ab"}
     assert list(shown["base_model"].metadata["sha256"]) == ["model.safetensors"]
+
+
+def test_a_side_stage_that_fails_hands_on_why_and_its_task_succeeds(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubeflow keeps nothing of a task that fails, and runs nothing after it."""
+    monkeypatch.chdir(tmp_path)
+    hand_on(config, None, tmp_path / "factors")
+    (tmp_path / "spectra").mkdir()
+    (tmp_path / "spectra" / "half.parquet").write_text("")
+    arguments = {name: SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("factors", "spectra")}
+    page = arguments["spectra_page"] = SimpleNamespace(path=str(tmp_path / "spectra_page"), metadata={})
+    kubeflow.run_component("inspect", arguments)
+    absence = absence_of(tmp_path / "spectra")
+    assert absence is not None
+    assert absence.failed
+    assert absence.why.startswith(f"inspect failed: cannot read {tmp_path}/factors/factors.json: No such file")
+    assert config_of(tmp_path / "spectra") == config, "whoever takes it finds the settings there"
+    assert not (tmp_path / "spectra" / "half.parquet").exists()
+    assert "inspect failed: cannot read" in Path(page.path).read_text(encoding="utf-8")
+    with pytest.raises(DataError, match="its input model is not there"):
+        kubeflow.run_component(
+            "fit_factors",
+            {name: SimpleNamespace(path=str(tmp_path / name)) for name in ("model", "train_data", "factors")},
+        )
 
 
 def test_every_stage_and_value_is_described() -> None:

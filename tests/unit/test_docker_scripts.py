@@ -34,11 +34,12 @@ def test_without_an_engine_the_container_tests_say_so_and_do_not_pass(bare: dict
     assert "container tests cannot run: podman, runc and debootstrap are not installed" in ended.stderr
 
 
-@pytest.mark.parametrize(("ending", "status"), [(0, 0), (1, 1), (77, 77)])
+@pytest.mark.parametrize(("others", "ending", "status"), [(0, 0, 0), (0, 1, 1), (0, 77, 77), (2, 0, 2), (2, 1, 2)])
 def test_ci_ends_as_the_container_tests_do_and_says_when_they_did_not_run(
-    tmp_path: Path, ending: int, status: int
+    tmp_path: Path, others: int, ending: int, status: int
 ) -> None:
-    for name, body in (("tests/containers/run.sh", f"exit {ending}"), ("bin/make", ""), ("bin/apt-get", "")):
+    containers, make = f"echo one error >&2; exit {ending}", f'[ "$1" != test ] || exit {others}'
+    for name, body in (("tests/containers/run.sh", containers), ("bin/make", make), ("bin/apt-get", "")):
         script = tmp_path / name
         script.parent.mkdir(parents=True, exist_ok=True)
         script.write_text(f"#!/bin/sh\n{body}\n")
@@ -48,7 +49,8 @@ def test_ci_ends_as_the_container_tests_do_and_says_when_they_did_not_run(
     environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     ended = subprocess.run([tmp_path / ".ci/run"], env=environment, capture_output=True, text=True)
     assert ended.returncode == status
-    assert ("the container tests could not run" in ended.stderr) == (ending == 77)
+    assert ("the container tests could not run" in ended.stderr) == (status == 77)
+    assert ("one error" in ended.stdout) == (others == 0)
 
 
 def test_images_are_not_built_without_an_engine(bare: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from whence import cli, kubeflow
 from whence.environment import authorities, settings_of_the_network, strip_secrets
-from whence.errors import ConfigError, DataError, message_of, scrub
+from whence.errors import ConfigError, DataError, WhenceError, message_of, scrub
 
 SECRETS = {
     "https://ann:pa55word@store:9000/x": "pa55word",
@@ -148,3 +149,10 @@ def test_it_is_said_which_variable_wins(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("HF_ENDPOINT", "hub.example")
     with pytest.raises(ConfigError, match=r"HF_ENDPOINT: hub.example is no address; write it with http"):
         settings_of_the_network()
+
+
+def test_the_hint_ends_the_message_and_travels_with_the_error() -> None:
+    error: WhenceError = pickle.loads(pickle.dumps(DataError("train.csv has no rows", hint="give another file")))
+    assert str(error) == "train.csv has no rows; give another file"
+    assert error.hint == "give another file"
+    assert str(DataError("train.csv has no rows")) == "train.csv has no rows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from whence.config import Config
 from whence.errors import ConfigError, DataError
 from whence.running.declaration import TASK, Artifact, Kind, Parameter, Stage, Work
-from whence.running.lineage import config_of, hand_on, training_of, why_absent, write_absent
+from whence.running.lineage import Absence, absence_of, config_of, hand_on, training_of, write_absent
 from whence.running.runner import run_stage
 
 MakeConfig = Callable[..., Config]
@@ -29,7 +30,7 @@ def compute(work: Work) -> dict[str, float]:
     seen = {
         "inputs": sorted(work.inputs),
         "parts": len(work.lists["parts"]),
-        "absent": dict(work.absent),
+        "absent": {name: absence.why for name, absence in work.absent.items()},
         "top_k": work.config.scores.top_k,
         "task": work.parameters["task"],
     }
@@ -53,8 +54,9 @@ STAGE = Stage(
 
 
 @pytest.fixture
-def source(tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Path:
+def source(tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> Path:
     monkeypatch.chdir(tmp_path)
+    shutil.copyfile(empty_database, "mlflow.db")
     hand_on(make_config({"general.work_dir": str(tmp_path / "work")}), None, tmp_path / "source")
     (tmp_path / "source" / "lineage" / "training.json").write_text('{"metrics": {"train_loss": 1.0}}')
     return tmp_path / "source"
@@ -98,6 +100,19 @@ def test_finished_work_is_reused_also_after_a_setting_changed_that_the_stage_doe
     assert config_of(tmp_path / "a" / "result").evaluation.confidence != 0.5
 
 
+def test_inputs_are_read_for_a_key_only_where_work_is_kept(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("whence.running.workspace.content_digests", lambda path: read.append(path) or {})
+    overrides = {"general.work_dir": None}
+    run_stage(STAGE, inputs={"source": source}, outputs=outputs(tmp_path / "a"), overrides=overrides)
+    assert seen(tmp_path / "a")["inputs"] == ["source"]
+    assert read == []
+    run_stage(STAGE, inputs={"source": source}, outputs=outputs(tmp_path / "b"))
+    assert read == [source]
+
+
 def test_an_input_that_its_stage_did_not_make_is_absent_with_the_reason(source: Path, tmp_path: Path) -> None:
     write_absent(tmp_path / "extra", "switched off: evaluation.mmlu.enabled is false")
     inputs = {"source": source, "extra": tmp_path / "extra", "parts": [source, source]}
@@ -123,12 +138,13 @@ def test_a_stage_that_is_switched_off_ends_at_once_and_says_so(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WHENCE_EVENTS", str(tmp_path / "events"))
+    (tmp_path / "mlflow.db").unlink()
     stage = replace(STAGE, switch="evaluation.mmlu.enabled", outputs=(RESULT,))
     overrides = {"evaluation.mmlu.enabled": False}
     inputs = {"source": source}
     result = run_stage(stage, inputs=inputs, outputs={"result": tmp_path / "result"}, overrides=overrides)
     assert result.metrics == {}
-    assert why_absent(tmp_path / "result") == "switched off: evaluation.mmlu.enabled is false"
+    assert absence_of(tmp_path / "result") == Absence("switched off: evaluation.mmlu.enabled is false")
     states = [json.loads(line)["state"] for line in (tmp_path / "events").read_text().splitlines()]
     assert states == ["started", "skipped"]
     assert not (tmp_path / "mlflow.db").exists()

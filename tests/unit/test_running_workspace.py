@@ -55,7 +55,7 @@ def test_scratch_survives_a_crash_and_goes_when_the_work_is_finished(tmp_path: P
 
 
 def test_without_a_work_folder_outputs_are_written_in_place(tmp_path: Path) -> None:
-    workspace = Workspace.open(None, "train", "k", {"model": tmp_path / "out" / "model"})
+    workspace = Workspace.in_place("train", {"model": tmp_path / "out" / "model"})
     assert workspace.outputs["model"] == tmp_path / "out" / "model"
     assert workspace.outputs["model"].parent.is_dir()
 

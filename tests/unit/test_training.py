@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -15,11 +16,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.tokenization import TokenizedExamples
-from whence.errors import DataError, ModelError
+from whence.errors import DataError, ModelError, ResourceError
 from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.language import LanguageModel
 from whence.models.loading import load_model
@@ -41,6 +43,7 @@ training:
   logging_steps: 2
   dataloader_num_workers: 0
 """
+KILLS = (9, 19)  # steps
 COLOURS = {"sky": "blue", "grass": "green", "snow": "white", "coal": "black"}
 
 
@@ -106,19 +109,26 @@ def test_everything_a_reviewer_reads_is_logged_and_kept(whole: tuple[Path, Train
     assert record["bf16"] is False
 
 
-@pytest.mark.parametrize("kill_at", [9, 19])
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of runs that were killed, by the step; one process imports what they need, and each is a fork of it."""
+    folder = tmp_path_factory.mktemp("killed")
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    subprocess.run([sys.executable, __file__, folder, *map(str, KILLS)], env=environment, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("kill_at", KILLS)
 def test_a_killed_run_goes_on_from_its_last_complete_checkpoint_and_ends_with_the_same_weights(
-    whole: tuple[Path, TrainingResult, Any], tmp_path: Path, kill_at: int
+    whole: tuple[Path, TrainingResult, Any], killed: Path, kill_at: int
 ) -> None:
-    killed = subprocess.run([sys.executable, __file__, str(tmp_path), str(kill_at)], env=_environment(), check=False)
-    assert killed.returncode == -signal.SIGKILL
-    complete = kill_at // 4 * 4
-    torn = tmp_path / "checkpoints" / f"checkpoint-{complete + 4}"
+    folder, complete = killed / str(kill_at), kill_at // 4 * 4
+    torn = folder / "checkpoints" / f"checkpoint-{complete + 4}"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"\0" * 10)
-    result = run(tmp_path)
+    result = run(folder)
     assert result.resumed_from == complete
-    assert_same_weights(tmp_path / "model", whole[0] / "model")
+    assert_same_weights(folder / "model", whole[0] / "model")
     assert [entry["step"] for entry in result.history] == [entry["step"] for entry in whole[1].history]
     assert result.metrics["train_loss"] == whole[1].metrics["train_loss"]
 
@@ -160,6 +170,32 @@ def test_batches_hold_like_lengths_and_their_order_hangs_on_seed_and_epoch() -> 
     assert longest != sorted(longest, reverse=True)
 
 
+def test_logits_of_the_counted_tokens_alone_train_the_weights_of_the_stock_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(num_train_epochs=1, gradient_accumulation_steps=2)
+    computed = []
+    forward = LlamaForCausalLM.forward
+
+    @functools.wraps(forward)
+    def watched(self: LlamaForCausalLM, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        computed.append(output.logits.numel())
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    ours = run(tmp_path / "ours", config)
+    some = sum(computed)
+    computed.clear()
+    monkeypatch.setattr("whence.training._Trainer._keeps_logits", False)
+    stock = run(tmp_path / "stock", config)
+    assert some < sum(computed) / 2
+    assert ours.metrics["final_eval_loss"] == pytest.approx(stock.metrics["final_eval_loss"], rel=1e-5)
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("ours", "stock"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-5)
+
+
 def test_fewer_examples_than_a_batch_are_refused_with_the_setting(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"3 training examples.*per_device_train_batch_size is 4"):
         run(tmp_path, rows=3)
@@ -185,10 +221,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-
-
 class _KillAt(list):  # type: ignore[type-arg]
     """Takes log entries and ends the process, as the kernel does when memory runs out, at a step."""
 
@@ -202,5 +234,18 @@ class _KillAt(list):  # type: ignore[type-arg]
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_too_little_disk_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    logged: list[Any] = []
+    with pytest.raises(ResourceError, match=r"not enough disk for checkpoints and model: .*training\.save_total_limit"):
+        run(tmp_path, logged=logged)
+    assert logged == []
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), logged=_KillAt(int(sys.argv[2])))
+    for step in sys.argv[2:]:
+        child = os.fork()
+        if child == 0:
+            run(Path(sys.argv[1], step), logged=_KillAt(int(step)))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL

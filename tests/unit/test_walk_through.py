@@ -20,10 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "adding-a-stage.md").read_text(encoding="utf-8")
 SOURCES = ("whence", "pipelines", "components", "configs", "pyproject.toml")
 CACHES = shutil.ignore_patterns("__pycache__", "compiled")
-COMPILE = """
+# In one process, for what takes the time is the imports.
+COMPILE_DOCUMENT_AND_TEST = """
+import sys
 from pathlib import Path
+import pytest
+from whence.components import docs
 from whence.pipelines.graphs.compile import compile_pipeline
 compile_pipeline("configs/demo.yaml", Path("demo.yaml"))
+docs.main()
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-c", "pyproject.toml", sys.argv[1], "-k", "count"]))
 """
 Block = tuple[str, str, str]  # path, language, text
 
@@ -99,9 +105,15 @@ def test_an_input_takes_three_files_and_a_stage_five() -> None:
     assert report == {"whence/stages/report.py", "components/report/component.py", "pipelines/graphs/explanation.py"}
 
 
-def test_the_pipeline_has_the_task_and_the_report_its_input(changed: Path, python: Python) -> None:
-    python("-c", COMPILE)
-    [pipeline, _] = yaml.load_all((changed / "demo.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
+@pytest.fixture(scope="module")
+def made(changed: Path, python: Python) -> Path:
+    """The same when the pipeline is compiled, the tables are written and the components' own tests have passed."""
+    python("-c", COMPILE_DOCUMENT_AND_TEST, ROOT / "tests" / "unit" / "test_components_interface.py")
+    return changed
+
+
+def test_the_pipeline_has_the_task_and_the_report_its_input(made: Path) -> None:
+    [pipeline, _] = yaml.load_all((made / "demo.yaml").read_text(encoding="utf-8"), yaml.CSafeLoader)
     tasks = pipeline["root"]["dag"]["tasks"]
     assert tasks["count"]["dependentTasks"] == ["generate"]
     words = {"outputArtifactKey": "words", "producerTask": "count"}
@@ -109,21 +121,18 @@ def test_the_pipeline_has_the_task_and_the_report_its_input(changed: Path, pytho
     assert pipeline["components"]["comp-report"]["inputDefinitions"]["artifacts"]["words"]["isOptional"]
 
 
-def test_the_components_are_as_declared_and_their_readmes_follow(changed: Path, python: Python) -> None:
-    python("-m", "whence.components.docs")
-    assert "| `words` | Metrics | How many words every answer has. |" in (
-        changed / "components" / "count" / "README.md"
-    ).read_text(encoding="utf-8")
-    assert "| `words` | Metrics, optional |" in (changed / "components" / "report" / "README.md").read_text("utf-8")
-    own_tests = ROOT / "tests" / "unit" / "test_components_interface.py"
-    python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", changed / "pyproject.toml", own_tests, "-k", "count")
+def test_the_components_are_as_declared_and_their_readmes_follow(made: Path) -> None:
+    counted, report = ((made / "components" / name / "README.md").read_text("utf-8") for name in ("count", "report"))
+    assert "| `words` | Metrics | How many words every answer has. |" in counted
+    assert "| `words` | Metrics, optional |" in report
 
 
-def test_the_command_has_its_options_and_does_the_work(changed: Path, python: Python, tmp_path: Path) -> None:
+def test_the_command_has_its_options_and_does_the_work(python: Python, empty_database: Path, tmp_path: Path) -> None:
     options = re.findall(r"(--[\w-]+)", python("-m", "whence.cli", "count", "--help"))
     assert set(options) == {"--generations", "--words", "--set", "--help"}
     generations, words = tmp_path / "generations", tmp_path / "words"
     (generations / "lineage").mkdir(parents=True)
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     config = load_config(ROOT / "configs" / "demo.yaml", {"tracking.uri": f"sqlite:///{tmp_path}/mlflow.db"})
     (generations / "lineage" / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     answers = pd.DataFrame({"prompt_id": ["a", "b"], "model_id": "base", "answer": ["one", "two  more words"]})

@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 
 import whence
+from whence.cli.ask import ask
 from whence.cli.champion import champion_app
 from whence.cli.evaluate import evaluate
+from whence.cli.serve import serve
 from whence.cli.settings import config_app
 from whence.cli.stages import add_commands
 from whence.environment import strip_secrets
@@ -59,6 +61,8 @@ def build_app() -> typer.Typer:
         from whence.cli.pipelines import register
 
         register(app)
+    app.command()(ask)
+    app.command()(serve)
     app.command()(evaluate)
     app.add_typer(config_app, name="config")
     app.add_typer(champion_app, name="champion")

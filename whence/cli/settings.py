@@ -13,7 +13,7 @@ from rich.table import Table
 
 import whence
 from whence.config import Config
-from whence.config_file import dotted_keys, get_dotted, load_config, parse_override
+from whence.config_file import dotted_keys, get_dotted, inline_prompts, load_config, parse_override
 from whence.environment import settings_of_the_network
 from whence.errors import ClusterError, ConfigError
 
@@ -65,7 +65,7 @@ def read_overrides(values: Sequence[str] | None) -> dict[str, Any]:
     for text in values or ():
         key, value = parse_override(text)
         if key in overrides:
-            raise ConfigError(f"--set {key}: is given twice; keep one of them")
+            raise ConfigError(f"--set {key}: is given twice", hint="keep one of them")
         overrides[key] = value
     return overrides
 
@@ -79,8 +79,9 @@ def find_profile(name: str) -> Path:
             return folder / f"{name}.yaml"
     known = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
     raise ConfigError(
-        f"--profile {name}: there is no {name}.yaml in {' or '.join(str(folder) for folder in folders)}; "
-        f"profiles here: {', '.join(known) or 'none'}; give a file of your own with --config"
+        f"--profile {name}: there is no {name}.yaml in {' or '.join(str(folder) for folder in folders)}; profiles "
+        f"here: {', '.join(known) or 'none'}",
+        hint="give a file of your own with --config",
     )
 
 
@@ -123,9 +124,14 @@ def config_check(
         from whence.running.cluster_checks import Place, look
 
         print_outcomes({outcome: ["here"] for outcome in look(Place(config))})
+    from whence.running.checks import check_portable
     from whence.stages.prepare import check
 
     check(config, lambda subject: typer.echo(f"checking {subject}", err=True))
+    try:
+        check_portable(inline_prompts(config))
+    except ConfigError as error:
+        typer.echo(f"note: good for this machine alone: {error}", err=True)
     typer.echo(f"{settings.file}: nothing wrong found")
 
 

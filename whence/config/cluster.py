@@ -47,7 +47,7 @@ def amount(quantity: str) -> float:
     number, unit = re.fullmatch(r"([0-9.]+)(m|[KMGTPE]i?)?", quantity).groups(default="")  # type: ignore[union-attr]
     if unit == "m":
         return float(number) / 1000
-    return float(number) * (1024 if unit.endswith("i") else 1000) ** " KMGTPE".index(unit[:1] or " ")
+    return float(number) * (1024.0 if unit.endswith("i") else 1000.0) ** " KMGTPE".index(unit[:1] or " ")
 
 
 GPU_STAGE = StageResources(cpu="8", memory="96Gi", shm="16Gi", timeout_hours=24)

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from whence.config import is_address
 from whence.errors import DataError
+from whence.files import unique_keys
+from whence.progress import progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -138,7 +139,7 @@ def _json_lines(stream: IO[str], origin: str, selection: Sequence[str]) -> Table
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_float=str)
+            row = json.loads(line, parse_float=str, object_pairs_hook=unique_keys)
         except ValueError as error:
             raise DataError(f"{origin}, line {number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
@@ -155,7 +156,7 @@ def _table(rows: list[list[Any]], names: Sequence[str], columns: list[str], line
 
 
 def _progress(rows: Any, origin: str) -> Any:
-    return tqdm(rows, desc=f"read {Path(origin).name}", unit="row", mininterval=1)
+    return progress(rows, desc=f"read {Path(origin).name}", unit="row")
 
 
 @contextmanager

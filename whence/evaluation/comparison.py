@@ -55,8 +55,8 @@ def compare_models(
     """
     models = _models_present(eval_answers, generations, config)
     rows = _per_model(eval_answers, models, "example_id", "eval_answers.parquet")
-    asked = _per_model(generations, models, "prompt_id", "generations.parquet")
-    referenced = [prompt_id for prompt_id in next(iter(asked.values())).index if references.get(prompt_id)]
+    by_role = _per_model(generations, models, "prompt_id", "generations.parquet")
+    referenced = [prompt_id for prompt_id in next(iter(by_role.values())).index if references.get(prompt_id)]
     notes = []
     metrics: dict[str, Any] = {}
 
@@ -72,18 +72,18 @@ def compare_models(
         notes.append(NOT_RANKED)
     measure("exact_match", ROWS, count, [mean_statistic(table["exact_match"]) for table in rows.values()])
     if referenced:
-        wanted = [str(references[prompt_id]) for prompt_id in referenced]
-        answers = [table.loc[referenced, "answer"].tolist() for table in asked.values()]
-        exact = [[same_text(*pair) for pair in zip(given, wanted, strict=True)] for given in answers]
-        measure("prompt_exact_match", PROMPTS, len(wanted), [mean_statistic(values) for values in exact])
+        expected = [str(references[prompt_id]) for prompt_id in referenced]
+        answers = [table.loc[referenced, "answer"].tolist() for table in by_role.values()]
+        exact = [[same_text(*pair) for pair in zip(texts, expected, strict=True)] for texts in answers]
+        measure("prompt_exact_match", PROMPTS, len(expected), [mean_statistic(values) for values in exact])
         for name, score in (("rouge_l", rouge_l), ("chrf", chrf)):
-            measure(name, PROMPTS, len(wanted), [mean_statistic(score(given, wanted)) for given in answers])
+            measure(name, PROMPTS, len(expected), [mean_statistic(score(texts, expected)) for texts in answers])
     else:
         notes.append("no prompt has a reference answer: ROUGE-L and chrF are left out")
     return {
         "models": models,
         "eval_rows": count,
-        "prompts": len(next(iter(asked.values()))),
+        "prompts": len(next(iter(by_role.values()))),
         "prompts_with_reference": len(referenced),
         "confidence": config.evaluation.confidence,
         "bootstrap_samples": config.evaluation.bootstrap_samples,
@@ -103,8 +103,8 @@ def compare_benchmark(predictions: pd.DataFrame, config: Config) -> dict[str, An
         DataError: a model is missing, or the models did not answer the same questions.
     """
     models = _models_present(predictions, predictions, config)
-    asked = predictions.assign(question_id=predictions["task"] + "/" + predictions["number"].astype(str))
-    answers = _per_model(asked, models, "question_id", "predictions.parquet")
+    questions = predictions.assign(question_id=predictions["task"] + "/" + predictions["number"].astype(str))
+    answers = _per_model(questions, models, "question_id", "predictions.parquet")
     statistics = {role: mean_statistic(table["correct"]) for role, table in answers.items()}
     return _measured(QUESTIONS, len(next(iter(answers.values()))), statistics, config)
 
@@ -126,8 +126,9 @@ def join_influences(
 
     Returns:
         One row per query and listed example, prompts in the order asked, helpful before harmful, strongest first:
-        ``prompt_id, query_id, scored_answer`` (``reference`` or ``generated``), ``prompt, reference, base_answer,
-        base_mean_logprob, finetuned_answer, finetuned_mean_logprob, direction, rank, example_id, score, z_score,
+        ``prompt_id, query_id, scored_answer`` (``reference`` or ``generated``), ``prompt, shortened, reference``, of
+        each role as in ``base_answer`` the ``answer``, its ``mean_logprob`` and how it ``ended``, ``direction, rank,
+        example_id, score, z_score,
         sign_in_words, example_prompt, example_completion, example_label``. A prompt without listed examples keeps one
         row, its example columns empty.
 
@@ -135,24 +136,26 @@ def join_influences(
         DataError: an influence belongs to a query that is none of the prompts.
     """
     models = _models_present(generations, generations, config)
-    asked = _per_model(generations, models, "prompt_id", "generations.parquet")
-    first = next(iter(asked.values()))
-    answers = pd.DataFrame({"prompt_id": first.index, "prompt": first["prompt"].to_numpy()})
+    by_role = _per_model(generations, models, "prompt_id", "generations.parquet")
+    first = next(iter(by_role.values()))
+    answers = pd.DataFrame(
+        {"prompt_id": first.index} | {name: first[name].to_numpy() for name in ("prompt", "shortened")}
+    )
     answers["reference"] = [references.get(prompt_id) for prompt_id in answers["prompt_id"]]
     for role in ("base", "finetuned"):
-        for column in ("answer", "mean_logprob"):
-            answers[f"{role}_{column}"] = asked[role][column].to_numpy() if role in asked else None
+        for column in ("answer", "mean_logprob", "ended"):
+            answers[f"{role}_{column}"] = by_role[role][column].to_numpy() if role in by_role else None
     examples = influences.rename(columns=_INFLUENCE_COLUMNS)[["query_id", *_INFLUENCE_COLUMNS.values()]].copy()
     known = set(answers["prompt_id"])
     own = [query_id not in known for query_id in examples["query_id"]]
     asked_for = examples["query_id"].str.removesuffix(GENERATED_SUFFIX)
     examples["prompt_id"] = asked_for.where(own, examples["query_id"])
     examples["scored_answer"] = ["generated" if is_own else "reference" for is_own in own]
-    strange = examples.loc[~examples["prompt_id"].isin(known), "query_id"]
-    if len(strange):
+    unknown = examples.loc[~examples["prompt_id"].isin(known), "query_id"]
+    if len(unknown):
         raise DataError(
-            f"influences.parquet scores the query {strange.iloc[0]!r}, which is none of the {len(known)} prompts; "
-            "score and compare with the same generations"
+            f"influences.parquet scores the query {unknown.iloc[0]!r}, which is none of the {len(known)} prompts",
+            hint="score and compare with the same generations",
         )
     examples["direction"] = pd.Categorical(examples["direction"], ["helpful", "harmful"], ordered=True)
     joined = answers.reset_index(names="order").merge(examples, on="prompt_id", how="left")
@@ -176,8 +179,9 @@ def _models_present(eval_answers: pd.DataFrame, generations: pd.DataFrame, confi
     present = {role: model_id for role, model_id in ids.items() if model_id in answered}
     if not present:
         raise DataError(
-            f"the answers are of {sorted(answered) or 'no model'}, the settings name "
-            f"{ids['base']!r} and {ids['finetuned']!r}; run generate again with these settings"
+            f"the answers are of {sorted(answered) or 'no model'}, the settings name {ids['base']!r} and "
+            f"{ids['finetuned']!r}",
+            hint="run generate again with these settings",
         )
     return present
 
@@ -189,6 +193,7 @@ def _per_model(table: pd.DataFrame, models: Mapping[str, str], key: str, origin:
     for role, other in tables.items():
         if other.index.has_duplicates or set(other.index) != set(first.index):
             raise DataError(
-                f"{origin}: {models[role]!r} did not answer the same {key}s as the other model; run generate again"
+                f"{origin}: {models[role]!r} did not answer the same {key}s as the other model",
+                hint="run generate again",
             )
     return {role: other.loc[first.index] for role, other in tables.items()}

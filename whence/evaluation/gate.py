@@ -81,15 +81,17 @@ def decide(metrics: Mapping[str, Mapping[str, Any]], rules: Retraining) -> Decis
         DataError: a measure of the rules was not taken. MMLU is the exception: it is switched off by its own setting,
             and a guard on it is then noted as not applied.
     """
-    asked = [(rules.metric, "gain", rules.min_gain), *((name, "loss", -most) for name, most in rules.max_loss.items())]
+    limits = [(rules.metric, "gain", rules.min_gain), *((name, "loss", -most) for name, most in rules.max_loss.items())]
     checks, notes = [], []
-    for name, rule, bound in asked:
+    for name, rule, bound in limits:
         if name in metrics:
             checks.append(_check(name, rule, bound, metrics[name]))
         elif name == "mmlu" and rule == "loss":
             notes.append("mmlu is guarded but was not measured: evaluation.mmlu.enabled is false")
         else:
-            raise DataError(f"retraining: {name} was not measured, so nothing can be decided on it; {_way_out(name)}")
+            raise DataError(
+                f"retraining: {name} was not measured, so nothing can be decided on it", hint=_way_out(name)
+            )
     return Decision(tuple(checks), tuple(notes))
 
 
@@ -112,12 +114,12 @@ def check_rules(config: Config, labels: Sequence[str], references: int) -> None:
                 why = "no prompt has a reference answer"
             else:
                 continue
-            raise ConfigError(f"retraining.{key}: {name} cannot be measured, because {why}; {_way_out(name)}")
+            raise ConfigError(f"retraining.{key}: {name} cannot be measured, because {why}", hint=_way_out(name))
 
 
 def _check(name: str, rule: str, bound: float, measured: Mapping[str, Any]) -> Check:
     if "difference" not in measured:
-        raise DataError(f"retraining: {name} was measured of one model only; both must answer")
+        raise DataError(f"retraining: {name} was measured of one model only", hint="both must answer")
     difference = measured["difference"]
     return Check(
         measure=name,

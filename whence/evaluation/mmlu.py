@@ -226,8 +226,9 @@ class SubjectBenchmark(MMLU):
             goldens: list[Golden] = super().load_benchmark_dataset(task)
         except Exception as error:  # the hub client raises whatever its transport does
             raise DataError(
-                f"cannot load the questions of {task.value} (cais/mmlu) from the Hugging Face hub: {error}; set "
-                "evaluation.mmlu.source to a folder with the CSV files of MMLU, or evaluation.mmlu.enabled to false"
+                f"cannot load the questions of {task.value} (cais/mmlu) from the Hugging Face hub: {error}",
+                hint="set evaluation.mmlu.source to a folder with the CSV files of MMLU, or evaluation.mmlu.enabled "
+                "to false",
             ) from error
         self.shots_dataset = self.shots_dataset[: self.n_shots]
         return goldens
@@ -235,8 +236,8 @@ class SubjectBenchmark(MMLU):
 
 def first_letter(answer: str) -> str:
     """The letter an answer begins with (``B``, ``(B)``, ``B. because``), or nothing."""
-    found = _FIRST_LETTER.match(answer)
-    return found[1] if found else ""
+    letter = _FIRST_LETTER.match(answer)
+    return letter[1] if letter else ""
 
 
 def _result(predictions: pd.DataFrame, config: Config, model_id: str) -> MmluResult:

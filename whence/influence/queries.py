@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,27 +15,6 @@ Pairs = Sequence[tuple[int, int]]  # places of a query among those held, and of 
 
 PLAIN = Basis(None, None)
 PIECE_BYTES = 1 << 28  # of intermediate results held at once
-
-
-@dataclass
-class BatchDetail:
-    """Scores of some pairs in a batch, divided among tokens and modules; filled as the backward pass goes.
-
-    Attributes:
-        pairs: which.
-        tokens: ``[pairs, tokens]`` fp32, summed over the modules so far.
-        modules: ``[pairs]`` by module, summed over tokens.
-    """
-
-    pairs: Pairs
-    tokens: torch.Tensor
-    modules: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def add(self, module: str, queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Take in what one module contributes; arguments are those of :func:`query_scores`."""
-        scores = token_scores(queries, activations, gradients, self.pairs)
-        self.modules[module] = scores.sum(dim=1)
-        self.tokens += scores
 
 
 def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
@@ -72,13 +50,13 @@ def token_scores(
     scores = gradients.new_empty(len(pairs), gradients.shape[1])
     work = torch.empty_like(activations[0])  # taken once: blocks that come and go by the thousand leave holes
     for share, (query, example) in zip(scores, pairs, strict=True):
-        seen, moved = activations[example], gradients[example]
+        activation, gradient = activations[example], gradients[example]
         if isinstance(queries, list):
             left, right = queries
-            torch.linalg.vecdot(moved @ left[query], seen @ right[query].T, out=share)
+            torch.linalg.vecdot(gradient @ left[query], activation @ right[query].T, out=share)
         else:
-            torch.mm(moved, queries[query], out=work)
-            torch.sum(work.mul_(seen), dim=1, out=share)
+            torch.mm(gradient, queries[query], out=work)
+            torch.sum(work.mul_(activation), dim=1, out=share)
     return scores
 
 

@@ -79,7 +79,9 @@ class TrainedModel(LanguageModel):
             DataError: there is none.
         """
         if self.data is None:
-            raise DataError("the text of these training examples is not known; make the model with TrainedModel.of")
+            raise DataError(
+                "the text of these training examples is not known", hint="make the model with TrainedModel.of"
+            )
         return self.data
 
     def with_config(self, config: Config) -> TrainedModel:

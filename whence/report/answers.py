@@ -60,6 +60,9 @@ class Entry:
     finetuned: list[Piece] | None
     base_confidence: float | None
     finetuned_confidence: float | None
+    base_ended: str | None
+    finetuned_ended: str | None
+    shortened: bool
     matches: bool | None
     scored: str | None
     helpful: list[Card]
@@ -93,9 +96,9 @@ def entries(material: Material, details: Details) -> list[Entry]:
     """The queries in the order their prompts were asked, those of one prompt side by side."""
     rows = _rows_by_prompt(material.queries)
     listed = dict(list(material.influences.groupby(["query_id", "direction"], sort=False)))
-    taken: set[str] = set()
+    slugs: set[str] = set()
     return [
-        _entry(material, details, answer, row, listed, taken)
+        _entry(material, details, answer, row, listed, slugs)
         for answer in material.answers.itertuples()
         for row in rows.get(answer.prompt_id, [None])
     ]
@@ -170,7 +173,7 @@ def _entry(
     answer: Any,
     row: int | None,
     listed: dict[tuple[str, str], pd.DataFrame],
-    taken: set[str],
+    slugs: set[str],
 ) -> Entry:
     base, own, reference = map(_text, (answer.base_answer, answer.finetuned_answer, answer.reference))
     pieces = differences(base or "", own or "")
@@ -182,7 +185,7 @@ def _entry(
     layers, kinds = details.split([(query_id, material.examples[card.place].example_id) for card in ends["helpful"]])
     neighbours, shared = _neighbours(material, row, ends["helpful"])
     return Entry(
-        slug=_slug(query_id or answer.prompt_id, taken),
+        slug=_slug(query_id or answer.prompt_id, slugs),
         name=query_id or answer.prompt_id,
         prompt=shortened(str(answer.prompt), LONGEST_ANSWER),
         reference=reference,
@@ -190,6 +193,9 @@ def _entry(
         finetuned=pieces[1] if own is not None else None,
         base_confidence=_confidence(answer.base_mean_logprob),
         finetuned_confidence=_confidence(answer.finetuned_mean_logprob),
+        base_ended=answer.base_ended,
+        finetuned_ended=answer.finetuned_ended,
+        shortened=bool(answer.shortened),
         matches=same_text(own, reference) if own is not None and reference else None,
         scored=None if row is None else str(material.queries["source"].iloc[row]),
         **ends,
@@ -259,12 +265,12 @@ def _text(value: Any) -> str | None:
     return shortened(str(value), LONGEST_ANSWER)
 
 
-def _slug(name: str, taken: set[str]) -> str:
+def _slug(name: str, slugs: set[str]) -> str:
     """A name that can stand in an address and in an ``id``, and that no other entry has."""
     plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "prompt"
     slug, number = plain, 1
-    while slug in taken:
+    while slug in slugs:
         number += 1
         slug = f"{plain}-{number}"
-    taken.add(slug)
+    slugs.add(slug)
     return slug

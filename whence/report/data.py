@@ -69,8 +69,8 @@ def suspects(material: Material, count: int = SUSPECTS_IN_FILE) -> pd.DataFrame:
 
 def for_spreadsheets(table: pd.DataFrame) -> str:
     """The table as CSV, with no text that a spreadsheet would compute."""
-    shown = table.map(lambda value: no_formula(visible(value)) if isinstance(value, str) else value)
-    return str(shown.to_csv(index=False, lineterminator="\n"))
+    escaped = table.map(lambda value: no_formula(visible(value)) if isinstance(value, str) else value)
+    return str(escaped.to_csv(index=False, lineterminator="\n"))
 
 
 def class_flow(material: Material) -> Flow | None:
@@ -83,8 +83,8 @@ def class_flow(material: Material) -> Flow | None:
     answers = [str(answer) for answer in material.queries["completion"]]
     if not answers or not any(labels):
         return None
-    asked, taught = Counter(answers), Counter(labels)
-    order = sorted(asked | taught, key=lambda name: (-asked[name], -taught[name], name))
+    answer_counts, label_counts = Counter(answers), Counter(labels)
+    order = sorted(answer_counts | label_counts, key=lambda name: (-answer_counts[name], -label_counts[name], name))
     rows, row_codes, row_note = _classes(labels, order, "classes of examples")
     columns, column_codes, column_note = _classes(answers, order, "answers")
     deviation = material.scores.std(axis=1, keepdims=True)

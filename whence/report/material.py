@@ -27,6 +27,7 @@ class Links:
     kubeflow: str | None = None
     tracking: str = ""  # the tracking address, for people who open MLflow on a file
     run_id: str | None = None
+    not_recorded: tuple[str, ...] = ()  # what MLflow has refused
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Material:
     Attributes:
         history: what training logged: ``step`` and any of ``loss``, ``eval_loss``.
         measured: ``comparison.json``.
-        answers: a row per prompt, in the order asked: ``prompt_id, prompt, reference, base_answer, finetuned_answer``,
-            ``base_mean_logprob, finetuned_mean_logprob``, the mean log-probability of an answer's tokens.
+        answers: a row per prompt, in the order asked: ``prompt_id, prompt, shortened, reference``, and by role as in
+            ``base_answer``: the ``answer``, the ``mean_logprob`` of its tokens, and how it ``ended``.
         queries: a row per row of ``scores``: ``query_id, prompt, completion, source``.
         scores: ``[queries, examples]``, positive where the example helped.
         influences: the examples listed per query and direction, as ``influences.parquet``.
@@ -48,7 +49,8 @@ class Material:
         spectra: a row per module: ``module, layer, kind, size, ranks, values, effective_rank, ...``.
         pictures: PNG files of the spectra by name.
         benchmark: ``mmlu.json``: by model id.
-        absent: why ``evidence`` or ``benchmark`` was not made, where that is known.
+        absent: why ``spectra``, ``evidence`` or ``benchmark`` was not made, where that is known.
+        failures: what became of the stages that failed.
     """
 
     config: Config
@@ -68,17 +70,21 @@ class Material:
     evidence: Evidence | None = None
     benchmark: Mapping[str, Any] | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
+    failures: Sequence[str] = ()
     links: Links = Links()
 
     def __post_init__(self) -> None:
         if self.scores.shape != (len(self.queries), len(self.train.frame)):
             raise DataError(
                 f"scores are {self.scores.shape}, but there are {len(self.queries)} queries and "
-                f"{len(self.train.frame)} training examples; score these examples again"
+                f"{len(self.train.frame)} training examples",
+                hint="score these examples again",
             )
         unknown = set(self.influences["example_id"]) - self.places.keys()
         if unknown:
-            raise DataError(f"influences.parquet lists {min(unknown)!r}, which is no training example; score again")
+            raise DataError(
+                f"influences.parquet lists {min(unknown)!r}, which is no training example", hint="score again"
+            )
 
     @cached_property
     def examples(self) -> list[Any]:
@@ -111,7 +117,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; run the stage that makes it again") from error
+        raise DataError(f"cannot read {path}: {error}", hint="run the stage that makes it again") from error
 
 
 def read_evidence(path: Path, origin: Mapping[str, Any]) -> Evidence:
@@ -125,6 +131,7 @@ def read_evidence(path: Path, origin: Mapping[str, Any]) -> Evidence:
         if origin.get(name) not in (None, value):
             raise DataError(
                 f"the evidence in {path} is of another {name} ({value[:12]}...) than the scores "
-                f"({origin[name][:12]}...); run `whence validate` on these scores"
+                f"({origin[name][:12]}...)",
+                hint="run `whence validate` on these scores",
             )
     return evidence

@@ -23,13 +23,13 @@ def training_figures(history: Sequence[Mapping[str, float]]) -> list[Figure]:
     """Loss and learning rate over the steps, as far as they were logged."""
     losses = [_logged(history, "loss", "training"), _logged(history, "eval_loss", "evaluation", marked=True)]
     rates = [_logged(history, "learning_rate", "learning rate")]
-    found = [
+    figures = [
         Figure(line_chart("Loss while fine-tuning, over the optimizer's steps", "optimizer step",
                           "loss, nats per token", losses), "Loss while fine-tuning."),
         Figure(line_chart("Learning rate over the optimizer's steps", "optimizer step", "learning rate", rates),
                "Learning rate."),
     ]  # fmt: skip
-    return [figure for figure in found if figure.content]
+    return [figure for figure in figures if figure.content]
 
 
 def spectra_figures(spectra: pd.DataFrame, pictures: Mapping[str, bytes]) -> tuple[list[Figure], list[str]]:
@@ -37,12 +37,12 @@ def spectra_figures(spectra: pd.DataFrame, pictures: Mapping[str, bytes]) -> tup
 
     There is a line per module, or the middle one of each kind where there are many.
     """
-    shown = spectra
-    if len(shown) > MOST_LINES:
-        shown = pd.concat([rows.iloc[[len(rows) // 2]] for _, rows in shown.groupby("kind", sort=False)])
+    table = spectra
+    if len(table) > MOST_LINES:
+        table = pd.concat([rows.iloc[[len(rows) // 2]] for _, rows in table.groupby("kind", sort=False)])
     lines = [
         Line(str(row.module), (100 * np.asarray(row.ranks) / row.size).tolist(), _above_noise(np.asarray(row.values)))
-        for row in shown.itertuples()
+        for row in table.itertuples()
     ]
     chart = line_chart("Lambda from largest to smallest", "percent of the module's values", LAMBDA, lines, log_y=True)
     caption = (
@@ -67,7 +67,7 @@ def module_figures(spectrum: Spectrum, heat_map: bytes) -> list[Figure]:
         for count in [int(np.searchsorted(shares, share)) + 1]
     ]  # fmt: skip
     name = spectrum.module
-    found = [
+    figures = [
         picture(heat_map, f"Lambda of {name}: how strongly the loss curves along each pair of eigenvectors."),
         Figure(
             line_chart(f"Sorted lambda of {name}", f"rank, 1 to {values.size:,}", LAMBDA, [fall], log_y=True),
@@ -79,7 +79,7 @@ def module_figures(spectrum: Spectrum, heat_map: bytes) -> list[Figure]:
             "Share of all curvature that the largest values hold together.",
         ),
     ]  # fmt: skip
-    return [figure for figure in found if figure.content]
+    return [figure for figure in figures if figure.content]
 
 
 def spectra_numbers(spectra: pd.DataFrame) -> dict[str, dict[str, str]]:
@@ -107,13 +107,13 @@ def _logged(history: Sequence[Mapping[str, float]], key: str, name: str, marked:
 def _above_noise(values: np.ndarray) -> list[float]:
     """Values a logarithmic scale is to show; others are no number."""
     floor = float(values.max(initial=0.0)) * 10.0**-DECADES
-    shown: list[float] = np.where(values >= floor, values.astype(np.float64), np.nan).tolist()
-    return shown
+    numbers: list[float] = np.where(values >= floor, values.astype(np.float64), np.nan).tolist()
+    return numbers
 
 
 def _heat_maps(pictures: Mapping[str, bytes]) -> tuple[list[Figure], list[str]]:
     single = [name for name in sorted(pictures) if name.endswith(".lambda")]
-    shown, left_out, room = [], [], MOST_BYTES
+    maps, left_out, room = [], [], MOST_BYTES
     for name in [ALL_LAYERS] if ALL_LAYERS in pictures else single:
         content = pictures[name]
         if len(content) > room:
@@ -121,5 +121,5 @@ def _heat_maps(pictures: Mapping[str, bytes]) -> tuple[list[Figure], list[str]]:
             continue
         room -= len(content)
         caption = "all tracked modules" if name == ALL_LAYERS else name.removesuffix(".lambda")
-        shown.append(picture(content, f"Lambda of {caption}: how strongly the loss curves, the largest values first."))
-    return shown, left_out
+        maps.append(picture(content, f"Lambda of {caption}: how strongly the loss curves, the largest values first."))
+    return maps, left_out

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from whence.data.dataset import DatasetInfo
+from whence.data.prompts import prompt_changes
 from whence.estimates import Estimate
 from whence.evaluation.comparison import PROMPTS
 from whence.report.material import Material
+from whence.report.words import covered
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -47,10 +49,10 @@ def measures(material: Material) -> list[Row]:
     rows = []
     for name, measured in material.measured["metrics"].items():
         count = counts.get(measured["over"], material.measured["eval_rows"])
-        found = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
+        results = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
         over = f"{count:,} {measured['over']}"
         named = NAMES.get(name, name.replace("_", " "))
-        rows.append(Row(named, over, found.get("base"), found.get("finetuned"), found.get("difference")))
+        rows.append(Row(named, over, results.get("base"), results.get("finetuned"), results.get("difference")))
     return rows
 
 
@@ -65,17 +67,17 @@ def notes(material: Material) -> list[str]:
 def benchmark(material: Material) -> list[Row]:
     """Accuracy per subject of the question set, and over all, with Wilson's 95 % intervals (Wilson, 1927)."""
     models = material.config.models
-    found = {
+    results = {
         role: material.benchmark[model_id]
         for role, model_id in (("base", models.base.id), ("finetuned", models.finetuned.id))
         if material.benchmark and model_id in material.benchmark
     }
-    if not found:
+    if not results:
         return []
-    some: Mapping[str, Any] = next(iter(found.values()))
+    some: Mapping[str, Any] = next(iter(results.values()))
     rows = []
     for task in (None, *some["tasks"]):
-        scored = {role: result if task is None else result["tasks"][task] for role, result in found.items()}
+        scored = {role: result if task is None else result["tasks"][task] for role, result in results.items()}
         questions = next(iter(scored.values()))["questions"]
         estimates = {role: _wilson(result["accuracy"], questions) for role, result in scored.items()}
         name = "All subjects" if task is None else task.replace("_", " ").capitalize()
@@ -101,6 +103,8 @@ def facts(material: Material) -> list[tuple[str, str]]:
         training += f", {int(last['step']):,} steps"
     if "eval_loss" in last:
         training += f", evaluation loss {last['eval_loss']:.3g}"
+    coverage = material.origin["coverage"]
+    kinds = ", ".join(coverage["kinds"])
     layers = "all layers" if config.factors.layers == "all" else f"{len(config.factors.layers)} layers"
     return [
         (
@@ -109,18 +113,31 @@ def facts(material: Material) -> list[tuple[str, str]]:
         ),
         ("Fine-tuned on", _data(info)),
         ("Training", training),
-        ("Influence", f"{config.factors.strategy.upper()} over {', '.join(config.factors.modules)} of {layers}"),
-        ("Asked", f"{len(material.answers):,} prompts, {len(material.queries):,} answers scored"),
+        ("Influence", f"{config.factors.strategy.upper()} over {kinds} of {layers}: {covered(coverage)}"),
+        ("Asked", _asked(material)),
     ]
+
+
+def _asked(material: Material) -> str:
+    """How many prompts, and which were changed, shortened or answered in part: nothing of that in silence either."""
+    answers = material.answers
+    counted = prompt_changes(material.config) | {
+        "shortened": int(answers["shortened"].sum()),
+        "answers cut off": int((answers["finetuned_ended"] == "cut off").sum()),
+        "answers empty": int((answers["finetuned_ended"] == "empty").sum()),
+    }
+    return f"{len(answers):,} prompts{_noted(counted)}, {len(material.queries):,} answers scored"
 
 
 def _data(info: DatasetInfo) -> str:
     """How many examples of what, and which rows were left out or changed: nothing of that in silence."""
-    counted = {**info.dropped, **info.changed}
+    counted = {**info.dropped, **info.changed, f"shortened to {info.max_length:,} tokens": info.truncated}
+    return f"{info.rows:,} examples of {info.source}{_noted(counted)}"
+
+
+def _noted(counted: Mapping[str, int]) -> str:
     others = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in counted.items() if count]
-    shortened = [f"{info.truncated:,} shortened to {info.max_length:,} tokens"] if info.truncated else []
-    counts = [*others, *shortened]
-    return f"{info.rows:,} examples of {info.source}" + (f" ({', '.join(counts)})" if counts else "")
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _last_part(name: str) -> str:

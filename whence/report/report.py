@@ -46,29 +46,31 @@ class Report:
 def report(material: Material, largest: int = LARGEST) -> Report:
     """The report of a run, smaller than ``largest`` bytes where that can be had by showing less."""
     details = Details(material)
-    found = entries(material, details)
+    answers = entries(material, details)
     fixed, pictures_left_out = _fixed(material)
 
     @cache
     def made(limits: Limits) -> Report:
-        shown = [entry.first(limits.examples) for entry in found[: limits.queries]]
-        left_out = _left_out(material, found, shown, limits, pictures_left_out)
-        content = packed(script_data(material, details, shown, limits.characters))
-        html = render("report.html", "report.js", **fixed, entries=shown, left_out=left_out, data=content)
+        selection = [entry.first(limits.examples) for entry in answers[: limits.queries]]
+        left_out = _left_out(material, answers, selection, limits, pictures_left_out)
+        content = packed(script_data(material, details, selection, limits.characters))
+        html = render(
+            "report.html", ["cards.js", "report.js"], **fixed, entries=selection, left_out=left_out, data=content
+        )
         return Report(html, left_out)
 
     def fits(limits: Limits) -> bool:
         return len(made(limits).html.encode("utf-8")) < largest
 
-    ladder = list(_ladder(found))
+    ladder = list(_ladder(answers))
     step = 0 if fits(ladder[0]) else bisect_left(ladder, True, lo=1, hi=len(ladder) - 1, key=fits)
     return made(ladder[step])
 
 
-def _ladder(found: Sequence[Entry]) -> Iterator[Limits]:
+def _ladder(answers: Sequence[Entry]) -> Iterator[Limits]:
     """From everything to next to nothing, each step smaller than the one before."""
-    queries = len(found)
-    listed = _most_listed(found)
+    queries = len(answers)
+    listed = _most_listed(answers)
     for characters in CHARACTERS:
         yield Limits(queries, listed, characters)
     for examples in EXAMPLES:
@@ -80,17 +82,17 @@ def _ladder(found: Sequence[Entry]) -> Iterator[Limits]:
 
 
 def _left_out(
-    material: Material, found: Sequence[Entry], shown: Sequence[Entry], limits: Limits, pictures: Sequence[str]
+    material: Material, answers: Sequence[Entry], selection: Sequence[Entry], limits: Limits, pictures: Sequence[str]
 ) -> list[str]:
     sentences = []
-    if len(shown) < len(found):
-        sentences.append(f"Of {len(found):,} answers the first {len(shown):,} are here.")
-    longest = _most_listed(found)
+    if len(selection) < len(answers):
+        sentences.append(f"Of {len(answers):,} answers the first {len(selection):,} are here.")
+    longest = _most_listed(answers)
     if limits.examples < longest:
         sentences.append(
             f"Of up to {longest} examples listed at each end of a ranking the first {limits.examples} are here."
         )
-    places = {card.place for entry in shown for card in entry.cards}
+    places = {card.place for entry in selection for card in entry.cards}
     cut = sum(len(material.texts[place]) > limits.characters for place in places)
     if cut:
         sentences.append(
@@ -102,8 +104,8 @@ def _left_out(
     return sentences
 
 
-def _most_listed(found: Sequence[Entry]) -> int:
-    return max((len(cards) for entry in found for cards in (entry.helpful, entry.harmful)), default=0)
+def _most_listed(answers: Sequence[Entry]) -> int:
+    return max((len(cards) for entry in answers for cards in (entry.helpful, entry.harmful)), default=0)
 
 
 def _fixed(material: Material) -> tuple[dict[str, Any], list[str]]:
@@ -121,6 +123,7 @@ def _fixed(material: Material) -> tuple[dict[str, Any], list[str]]:
         "benchmark": overview.benchmark(material),
         "benchmark_name": overview.benchmark_name(material),
         "absent": material.absent,
+        "failures": material.failures,
         "evidence": material.evidence,
         "links": material.links,
         "without_script": WITHOUT_SCRIPT,

@@ -40,20 +40,22 @@ class Workspace:
     outputs: dict[str, Path]
     scratch: Path
     destinations: dict[str, Path] = field(repr=False)
-    key: str = ""
-    kept: bool = False
+    key: str | None = None  # None where nothing is kept
 
     @classmethod
-    def open(cls, work_dir: str | None, stage: str, key: str, destinations: Mapping[str, Path]) -> Workspace:
-        if work_dir is None:
-            for path in destinations.values():
-                path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f"whence-{stage}-"))
-            return cls(dict(destinations), scratch, dict(destinations), key)
+    def open(cls, work_dir: str, stage: str, key: str, destinations: Mapping[str, Path]) -> Workspace:
+        """Where work of this key is kept."""
         folder = Path(work_dir) / f"{stage}-{key[:16]}"
         (folder / "outputs").mkdir(parents=True, exist_ok=True)
         outputs = {name: folder / "outputs" / name for name in destinations}
-        return cls(outputs, folder / "scratch", dict(destinations), key, kept=True)
+        return cls(outputs, folder / "scratch", dict(destinations), key)
+
+    @classmethod
+    def in_place(cls, stage: str, destinations: Mapping[str, Path]) -> Workspace:
+        """One that keeps nothing, and so takes no key: reading all inputs for it may take minutes."""
+        for path in destinations.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return cls(dict(destinations), Path(tempfile.mkdtemp(prefix=f"whence-{stage}-")), dict(destinations))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -61,7 +63,7 @@ class Workspace:
 
         The operating system releases the lock when the process ends, however it ends.
         """
-        if not self.kept:
+        if self.key is None:
             yield
             return
         with open(self.scratch.parent / LOCK, "w", encoding="utf-8") as lock:
@@ -74,7 +76,7 @@ class Workspace:
 
     def finished(self) -> tuple[dict[str, float], dict[str, Any]] | None:
         """Metrics and plain results of finished, undamaged work; None when it has to be done (again)."""
-        if not self.kept:
+        if self.key is None:
             return None
         try:
             record = json.loads(self._done_file.read_text(encoding="utf-8"))
@@ -87,7 +89,7 @@ class Workspace:
 
     def finish(self, metrics: Mapping[str, float], returns: Mapping[str, Any]) -> None:
         """Record the outputs as complete (atomically, last) and drop the scratch files."""
-        if self.kept:
+        if self.key is not None:
             files = self._checksums()
             write_json(
                 self._done_file,
@@ -97,7 +99,7 @@ class Workspace:
 
     def publish(self) -> None:
         """Put the outputs where the pipeline wants them: hard links on one filesystem, copies across two."""
-        if not self.kept:
+        if self.key is None:
             return
         for name, source in self.outputs.items():
             link_tree(source, self.destinations[name])

@@ -42,4 +42,4 @@ def check_stage_names(config: Config) -> None:
     """
     for name in config.cluster.stages:
         if name not in stages():
-            raise ConfigError(f"cluster.stages: there is no stage {name!r}; stages are {', '.join(stages())}")
+            raise ConfigError(f"cluster.stages: there is no stage {name!r}", hint=f"stages are {', '.join(stages())}")

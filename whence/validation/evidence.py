@@ -93,4 +93,6 @@ class Evidence(_Frozen):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValidationError) as error:
-            raise DataError(f"{path} is not the evidence of a run ({error}); run `whence validate` again") from error
+            raise DataError(
+                f"{path} is not the evidence of a run ({error})", hint="run `whence validate` again"
+            ) from error

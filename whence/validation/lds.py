@@ -45,8 +45,9 @@ def linear_datamodeling_scores(scores: np.ndarray, subsets: list[tuple[int, ...]
     """
     if len(subsets) < 3 or outcomes.shape != (len(subsets), len(scores)):
         raise DataError(
-            f"the linear datamodeling score takes three subsets or more and an outcome of each: there are "
-            f"{len(subsets)} subsets and outcomes {outcomes.shape}; raise validation.lds_subsets"
+            "the linear datamodeling score takes three subsets or more and an outcome of each: there are "
+            f"{len(subsets)} subsets and outcomes {outcomes.shape}",
+            hint="raise validation.lds_subsets",
         )
     predicted = np.stack([scores[:, list(subset)].sum(axis=1) for subset in subsets])
     return rank_correlation(predicted.T, outcomes.T)

@@ -61,13 +61,13 @@ class Measures:
         Raises:
             FactorError: the scores are not of this model, these factors and these examples.
         """
-        found = {
+        fingerprints = {
             "model": self.trained.model_fingerprint,
             "factors": load_factors_info(factors).fingerprint,
             "train_data": self.trained.text.info.fingerprint,
         }
-        expected = {name: self.scores.origin[name] for name in found}
-        require_same(found, expected, f"the scores in {self.scores.folder}", "Score this run's again.")
+        expected = {name: self.scores.origin[name] for name in fingerprints}
+        require_same(fingerprints, expected, f"the scores in {self.scores.folder}", "Score this run's again.")
 
     def evidence(self) -> Evidence:
         """Take every measure that is asked for, say why the others were not taken, and grade it all."""

@@ -50,40 +50,32 @@ def planted_measures(
     if truth is None:
         return NotMeasured(name=PLANTED, why="nobody knows which training examples are behind the answers of this data")
     facts = _rows_of(truth, example_ids)["planted"].fillna("").to_numpy()
-    asked = [(row, facts == fact) for row, fact in enumerate(planted) if fact and (facts == fact).any()]
-    if not asked:
+    rows_and_facts = [(row, facts == fact) for row, fact in enumerate(planted) if fact and (facts == fact).any()]
+    if not rows_and_facts:
         return NotMeasured(name=PLANTED, why="no query asks for a planted fact that stands in a training example")
-    rows = [row for row, _ in asked]
-    wanted = np.array([of_fact for _, of_fact in asked])
+    rows = [row for row, _ in rows_and_facts]
+    planted_rows = np.array([of_fact for _, of_fact in rows_and_facts])
     recall, reciprocal, first = {}, {}, {}
     for method, matrix in scores.items():
         order = best_first(matrix[rows], matrix.shape[1])
-        found = np.take_along_axis(wanted, order, axis=1)
-        recall[method] = found[:, :k].sum(axis=1) / np.minimum(wanted.sum(axis=1), k)
-        reciprocal[method] = 1 / (found.argmax(axis=1) + 1)
-        first[method] = found[:, 0].astype(float)
+        hits = np.take_along_axis(planted_rows, order, axis=1)
+        recall[method] = hits[:, :k].sum(axis=1) / np.minimum(planted_rows.sum(axis=1), k)
+        reciprocal[method] = 1 / (hits.argmax(axis=1) + 1)
+        first[method] = hits[:, 0].astype(float)
+    measures = {
+        "planted_recall": (
+            recall, f"Planted examples found (recall at {k})",
+            f"Share of the examples known to hold a fact among the first {k} for the question about it."),
+        "planted_mrr": (
+            reciprocal, "Mean reciprocal rank of the first planted example",
+            "1 where the first example is a planted one, 1/2 where the second is, and so on."),
+        "planted_top1": (
+            first, "Planted example ranked first",
+            "Share of the questions whose first example is one that holds the fact."),
+    }  # fmt: skip
     return [
-        Measure(
-            name="planted_recall",
-            title=f"Planted examples found (recall at {k})",
-            explanation=f"Share of the examples known to hold a fact among the first {k} for the question about it.",
-            higher_is_better=True,
-            methods=bootstrap.means(recall),
-        ),
-        Measure(
-            name="planted_mrr",
-            title="Mean reciprocal rank of the first planted example",
-            explanation="1 where the first example is a planted one, 1/2 where the second is, and so on.",
-            higher_is_better=True,
-            methods=bootstrap.means(reciprocal),
-        ),
-        Measure(
-            name="planted_top1",
-            title="Planted example ranked first",
-            explanation="Share of the questions whose first example is one that holds the fact.",
-            higher_is_better=True,
-            methods=bootstrap.means(first),
-        ),
+        Measure(name=name, title=title, explanation=text, higher_is_better=True, methods=bootstrap.means(values))
+        for name, (values, title, text) in measures.items()
     ]
 
 
@@ -119,7 +111,7 @@ def mislabeled_measures(
         return NotMeasured(name=MISLABELED, why="scores.self_influence is off, so self-influence was not computed")
     auroc = {m: bootstrap.statistic(auroc_statistic(wrong, values), len(wrong)) for m, values in suspicion.items()}
     k = int(wrong.sum())
-    found = {method: wrong[np.argsort(-values, kind="stable")[:k]] for method, values in suspicion.items()}
+    suspects = {method: wrong[np.argsort(-values, kind="stable")[:k]] for method, values in suspicion.items()}
     return [
         Measure(
             name="mislabeled_auroc",
@@ -135,7 +127,7 @@ def mislabeled_measures(
             explanation=f"Share of wrong labels among the {k} most suspicious examples; there are {k} wrong ones in "
             f"{len(wrong)}. {_BASELINE}",
             higher_is_better=True,
-            methods={method: bootstrap.mean(hits.astype(float)) for method, hits in found.items()},
+            methods={method: bootstrap.mean(hits.astype(float)) for method, hits in suspects.items()},
         ),
     ]
 
@@ -175,6 +167,8 @@ def _require_scores(scores: np.ndarray, shape: tuple[int, ...], what: str) -> No
         DataError: another shape than expected, or a value that is no finite number.
     """
     if scores.shape != shape:
-        raise DataError(f"{what}: scores are {scores.shape}, expected {shape}; score these examples and queries again")
+        raise DataError(
+            f"{what}: scores are {scores.shape}, expected {shape}", hint="score these examples and queries again"
+        )
     if not np.isfinite(scores).all():
-        raise DataError(f"{what}: a score is not finite; fit the factors again and look for NaN")
+        raise DataError(f"{what}: a score is not finite", hint="fit the factors again and look for NaN")

@@ -63,7 +63,7 @@ def check_questions(settings: Mmlu) -> None:
         if task not in known:
             near = difflib.get_close_matches(task, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
-            raise ConfigError(f"evaluation.mmlu.tasks: {settings.source} has no subject {task!r}; {hint}")
+            raise ConfigError(f"evaluation.mmlu.tasks: {settings.source} has no subject {task!r}", hint=hint)
         if settings.source != HUB:
             read_questions(settings.source, task, "test")
             if settings.n_shots:
@@ -97,9 +97,11 @@ def read_questions(source: str, task: str, split: Literal["dev", "test"]) -> lis
             rows = enumerate(csv.reader(stream), start=1)
             questions = [_parse(row, f"{path}, row {number}") for number, row in rows if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the questions {path}: {error}; see evaluation.mmlu.source and .tasks") from error
+        raise DataError(
+            f"cannot read the questions {path}: {error}", hint="see evaluation.mmlu.source and .tasks"
+        ) from error
     if not questions:
-        raise DataError(f"{path} is empty; a subject needs at least one question")
+        raise DataError(f"{path} is empty", hint="a subject needs at least one question")
     return questions
 
 
@@ -119,7 +121,7 @@ def _folder(source: str) -> Path:
 def _subjects(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ConfigError(
-            f"evaluation.mmlu.source: {folder} is no folder; give {HUB}, {BUILTIN_DEMO}, or a folder with "
-            "<subject>_dev.csv and <subject>_test.csv"
+            f"evaluation.mmlu.source: {folder} is no folder",
+            hint=f"give {HUB}, {BUILTIN_DEMO}, or a folder with <subject>_dev.csv and <subject>_test.csv",
         )
     return sorted(path.name.removesuffix("_test.csv") for path in folder.glob("*_test.csv"))
