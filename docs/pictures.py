@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Error, Page, sync_playwright
 
 RUN = Path("whence-output/latest").resolve()
 FOLDER = Path(__file__).parent
 WIDTH, HEIGHT = 1280, 800  # pixels
 CARDS = 2  # of each end of the ranking
 MODULE = "model.layers.2.mlp.gate_proj"
+QUESTION = "Question: Can you tell me the kind of matter in the Bolwen6?\nAnswer:"
 
 
 def main() -> None:
-    """Write ``report.png`` (the first screen), ``answer.png`` (one answer's examples) and ``spectra.png``."""
+    """Write ``report.png`` (the first screen), ``answer.png`` (one answer's examples), ``spectra.png`` and ``ask.png``."""
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     if executable is None:
         sys.exit("no chromium or google-chrome on the PATH")
@@ -28,7 +31,32 @@ def main() -> None:
         tab.locator("section", has=tab.get_by_role("heading", name=MODULE, exact=True)).screenshot(
             path=FOLDER / "spectra.png"
         )
+        _ask(tab)
         browser.close()
+
+
+def _ask(tab: Page) -> None:
+    """The page of ``whence serve`` with an answer, from the question on."""
+    command = [Path(sys.executable).parent / "whence", "serve", "--run", RUN, "--port", "8750"]
+    service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert service.stdout is not None
+    service.stdout.readline()  # that it is ready
+    tab.set_viewport_size({"width": WIDTH, "height": 1500})
+    for _ in range(50):  # it says so a moment before it listens
+        with suppress(Error):
+            tab.goto("http://127.0.0.1:8750/")
+            break
+        tab.wait_for_timeout(200)
+    tab.get_by_label("Question").fill(QUESTION)
+    tab.get_by_role("button", name="Ask").click()
+    tab.get_by_text("Done in").wait_for()
+    tab.evaluate("scrollTo(0, 0)")
+    top, card = tab.locator("#ask").bounding_box(), tab.locator(".card.helpful").first.bounding_box()
+    service.terminate()
+    assert top is not None
+    assert card is not None
+    box = {"x": 0, "y": top["y"] - 14, "width": WIDTH, "height": card["y"] + card["height"] + 28 - top["y"]}
+    tab.screenshot(path=FOLDER / "ask.png", full_page=True, clip=box)
 
 
 def _report(tab: Page) -> None:

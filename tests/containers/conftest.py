@@ -19,7 +19,7 @@ from whence.stages import stages
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "integration"))  # for its MLflow server
 
-SERVER = "mlflow"
+SERVER, SERVICE = "mlflow", "serve"  # the tracking server, and the page that answers questions
 STAGES = list(stages())
 INCLUDED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
 HARDENED = ["--read-only", "--cap-drop=all", "--security-opt=no-new-privileges", "--network=none", "--tmpfs=/tmp"]
@@ -49,7 +49,7 @@ class Image:
 
 def groups_of(stage: str) -> set[str]:
     """The dependency groups in a stage's image: its own, and those that this one includes."""
-    groups, name = set(), stages()[stage].group
+    groups, name = set(), "serving" if stage == SERVICE else stages()[stage].group
     while name:
         groups.add(name)
         name = next((entry["include-group"] for entry in INCLUDED[name] if isinstance(entry, dict)), "")
@@ -63,7 +63,7 @@ def engine(*arguments: str, check: bool = False) -> subprocess.CompletedProcess[
 
 
 def image_of(stage: str) -> Image:
-    tag = __version__ if stage == SERVER else os.environ["WHENCE_TEST_TAG"]
+    tag = __version__ if stage in (SERVER, SERVICE) else os.environ["WHENCE_TEST_TAG"]
     return Image(stage, f"{os.environ['WHENCE_IMAGE_REGISTRY']}/{stage.replace('_', '-')}:{tag}")
 
 
@@ -73,7 +73,7 @@ def image(request: pytest.FixtureRequest) -> Image:
     return image_of(request.param)
 
 
-@pytest.fixture(params=[*STAGES, SERVER])
+@pytest.fixture(params=[*STAGES, SERVICE, SERVER])
 def any_image(request: pytest.FixtureRequest) -> Image:
-    """Each image in turn, the tracking server's included."""
+    """Each image in turn, those of the services included."""
     return image_of(request.param)

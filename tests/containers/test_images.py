@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from build_settings import SECRET
-from conftest import ROOT, SERVER, STAGES, Image, engine, groups_of, image_of
+from conftest import ROOT, SERVER, SERVICE, STAGES, Image, engine, groups_of, image_of
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -146,7 +146,7 @@ def test_the_sizes_that_the_page_lists_are_true() -> None:
         for names, size, unit in rows
         for name in re.findall(r"`([\w-]+)`", names)
     }
-    assert sorted(listed) == sorted(stage.replace("_", "-") for stage in [*STAGES, SERVER])
+    assert sorted(listed) == sorted(stage.replace("_", "-") for stage in [*STAGES, SERVICE, SERVER])
     actual = {name: image_of(name.replace("-", "_")).inspect()["Size"] for name in listed}
     assert listed == pytest.approx(actual, rel=0.05)
 
@@ -230,3 +230,28 @@ def test_its_memory_can_be_limited() -> None:
     limited = image.run("python", "-c", script, options=("--memory=128m", "--memory-swap=128m"))
     assert limited.returncode == 137
     assert image.run("python", "-c", script, options=("--memory=600m",)).stdout.strip() == "had it all"
+
+
+def test_the_service_lives_and_is_not_ready_while_no_champion_can_be_had() -> None:
+    """As its pod runs it; a model in it is tried by the tests that have a registry."""
+    service = "whence serve --champion --set tracking.uri=http://127.0.0.1:9 --set tracking.retry_seconds=0"
+    script = f"""
+{service} --cache /cache/champion 2> /tmp/log & python - <<'PROGRAM'
+import time, urllib.error, urllib.request
+def status(path):
+    try:
+        return urllib.request.urlopen("http://127.0.0.1:8750" + path).status
+    except urllib.error.HTTPError as error:
+        return error.code
+    except urllib.error.URLError:
+        return 0
+while not status("/healthz"):
+    time.sleep(0.2)
+time.sleep(3)
+print(status("/healthz"), status("/readyz"), status("/docs"))
+PROGRAM
+cat /tmp/log
+"""
+    printed = image_of(SERVICE).shell(script, "--tmpfs=/cache:uid=1000")
+    assert printed.splitlines()[0] == "200 503 200"
+    assert "127.0.0.1:9" in printed, "its log says what is missing"

@@ -99,9 +99,7 @@ def test_a_task_ends_with_one_line_after_what_only_its_log_needs(
 
     monkeypatch.setattr(kubeflow, "run_stage", run_stage)
     with pytest.raises(SystemExit):
-        kubeflow.run_component(
-            "inspect", {"spectra": type("Shown", (), {"path": "x"}), "spectra_page": type("P", (), {"path": "y"})}
-        )
+        kubeflow.run_component("generate", {"generations": type("Shown", (), {"path": "x"})})
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == ("Error: row 3: no text" if expected else "Error: KeyError: '[hidden]'")
     assert (len(lines) == 1) is expected
