@@ -23,7 +23,6 @@ def check_pipeline(config: Config, stages: Sequence[str], placement: Placement =
     """
     small = config.model_copy(update={"prompts": Prompts(items=["Not asked."])})
 
-    @dsl.pipeline(name="whence-check", display_name=f"Whence check: {config.profile}")
     def pipeline() -> None:
         first = titled(in_image(write_settings, FIRST), "settings")(settings=small.to_yaml())
         tasks = {name: titled(in_image(check, name), name.replace("_", "-")) for name in stages}
@@ -32,4 +31,4 @@ def check_pipeline(config: Config, stages: Sequence[str], placement: Placement =
             task.set_caching_options(False)
             placement.place(name, task, placement.form())
 
-    return pipeline
+    return dsl.pipeline(name="whence-check", display_name=f"Whence check: {config.profile}")(pipeline)

@@ -158,7 +158,7 @@ def test_a_failed_stage_ends_the_parent_with_its_name_and_message_until_it_is_tr
 
     def fail(run: StageRun) -> None:
         run.log_params({"seed": 1})
-        raise ValueError("boom `at` <b>column</b>\n7")
+        raise ValueError("boom `at` <b>column</b>\n7 of https://ann:pa55word@store")
 
     with stage_run(config, "prepare") as run:
         run.set_parent_tags({ENDS_WITH_TAG: "report"})
@@ -169,10 +169,13 @@ def test_a_failed_stage_ends_the_parent_with_its_name_and_message_until_it_is_tr
         assert parent().info.status == "RUNNING", "another task goes on"
     assert parent().info.status == "FAILED"
     assert parent().data.tags["whence.failed_stage"] == "score"
-    assert parent().data.tags["whence.error"] == "score failed: ValueError: boom `at` <b>column</b>\n7"
+    assert (
+        parent().data.tags["whence.error"]
+        == "score failed: ValueError: boom `at` <b>column</b>\n7 of https://[hidden]@store"
+    )
     note = parent().data.tags["mlflow.note.content"]
     assert note == (
-        "<!-- failure -->\n**Score failed**: `ValueError: boom 'at' <b>column</b> 7`\n\n"
+        "<!-- failure -->\n**Score failed**: `ValueError: boom 'at' <b>column</b> 7 of https://[hidden]@store`\n\n"
         "<!-- prepare -->\nFacts of the `demo`."
     )
 

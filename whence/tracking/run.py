@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from whence.config import Config
-from whence.errors import TrackingError
+from whence.errors import TrackingError, scrub
 from whence.files import link_or_copy
 from whence.tracking.address import Address
 from whence.tracking.faults import (
@@ -327,7 +327,7 @@ class StageRun:
         self._system.stop()
         try:
             if error is not None:
-                self.set_tags({"whence.error": f"{type(error).__name__}: {error}"})
+                self.set_tags({"whence.error": scrub(f"{type(error).__name__}: {error}")})
             self._next_try = 0.0
             outcome = {"stage": self._about.stage, "status": status, "time": _now(), "refused": self.refused}
             self._record("finish", outcome)
