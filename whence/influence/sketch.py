@@ -63,8 +63,9 @@ class Sketch:
 
         A bit of each says most then. Their products stay as they are; that of a sketch with itself, too.
         """
-        waves = torch.fft.fft(sketches, norm="ortho")
-        return waves.real - waves.imag
+        waves: torch.Tensor = torch.fft.fft(sketches, norm="ortho")
+        turned: torch.Tensor = waves.real - waves.imag
+        return turned
 
     def encode(self, sketches: torch.Tensor) -> torch.Tensor:
         """The codes of ``sketches`` ``[examples, k]``, ``[examples, bytes]`` uint8."""
