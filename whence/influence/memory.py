@@ -230,11 +230,11 @@ def require_memory(phases: Sequence[Phase], room: int, hint: str) -> None:
         raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there; {hint}")
 
 
-def require_disk(folder: Path, needed: int, what: str) -> None:
+def require_disk(folder: Path, needed: int, what: str, hint: str) -> None:
     """Refuse when ``needed`` bytes do not fit on the disk of ``folder`` (which need not exist yet).
 
     Raises:
-        ResourceError: naming the folder, what is needed and what there is.
+        ResourceError: naming the folder, what is needed, what there is, and ``hint``.
     """
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
@@ -242,7 +242,7 @@ def require_disk(folder: Path, needed: int, what: str) -> None:
     if needed > free:
         raise ResourceError(
             f"not enough disk for {what}: {readable(needed)} are needed, {readable(free)} are free at {place}; "
-            "free some space, or track fewer modules (factors.modules, factors.layers)"
+            f"free some space, or {hint}"
         )
 
 

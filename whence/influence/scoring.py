@@ -166,6 +166,9 @@ class Scoring:
             steps = next((number for number in range(len(counts), 1, -1) if phase(number).total <= room), 1)
         steps = min(steps, len(counts))
         memory.require_memory([phase(steps)], room, HINT)
+        if self.sketch is not None:  # in parts, and joined
+            codes = 2 * len(self.examples) * self.sketch.code_bytes
+            memory.require_disk(self.parts.folder, codes, "the codes of the index", "lower index.dimensions")
         return steps
 
     def groups(self, at_once: int) -> list[range]:
