@@ -73,8 +73,7 @@ def test_the_device_benchmark_measures_every_phase() -> None:
         "eigendecomposition",
         "lambda",
         "query gradients",
-        "pairwise scores",
-        "self-influence",
+        "scores and self-influence",
     ]
     for row in rows:
         assert_measured(row, "seconds", "rate", "peak memory")

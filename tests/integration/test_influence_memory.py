@@ -21,6 +21,7 @@ from whence.influence.factors import fit_factors
 from whence.influence.modules import select_modules
 from whence.influence.scores import pairwise_scores, self_influence
 from whence.influence.scoring import Scoring
+from whence.influence.sketch import Sketch
 from whence.influence.tracked import module_shapes
 
 TOLERANCE = 0.25
@@ -45,11 +46,12 @@ WIDE = Work(1000, 512, 1024, 8, 64, 4, 8)  # mostly weights and factors
 LOGITS = Work(16000, 128, 256, 2, 128, 16, 127)  # mostly logits, as where the loss counts everywhere
 
 FIT, FULL_RANK, LOW_RANK, DETAIL, SELF = "fit", "pairwise", "pairwise, low rank", "detail", "self-influence"
+EVERYTHING = "scores, self-influence and codes"
 
 
 CASES = [
     (FIT, LONG), (FIT, WIDE), (FIT, LOGITS), (FULL_RANK, LONG), (LOW_RANK, LONG), (LOW_RANK, WIDE), (DETAIL, LONG),
-    (SELF, LONG),
+    (SELF, LONG), (EVERYTHING, LONG),
 ]  # fmt: skip
 
 
@@ -87,6 +89,9 @@ def run(what: str, work: Work, factors: Path, scratch: Path) -> int:
         fit_factors(trained(model, train, config), factors)
     elif what == SELF:
         self_influence(trained(model, train, config), factors, scratch)
+    elif what == EVERYTHING:
+        model_and_rows, sketch = trained(model, train, config), Sketch.of(config)
+        Scoring(model_and_rows, factors, scratch, queries=queries, own=True, sketch=sketch).compute()
     elif what == DETAIL:
         scoring = Scoring(trained(model, train, config), factors, scratch, queries=queries)
         divide_scores(scoring, [(query, example) for query in range(len(queries)) for example in range(len(train))])
@@ -104,8 +109,10 @@ def plan(what: str, work: Work, model: LlamaForCausalLM, config: Config) -> int:
         return max(phase.total for phase in found if phase is not None)
     if what == SELF:
         return memory.score_phase(model, shapes, tokens, 0, None, 0, logit_tokens, strategy="ekfac").total
-    rank = config.scores.query_gradient_low_rank
-    return memory.score_phase(model, shapes, tokens, QUERIES, rank, work.batch, logit_tokens).total
+    rank, more = config.scores.query_gradient_low_rank, {}
+    if what == EVERYTHING:
+        more = {"strategy": "ekfac", "sketches": work.batch * config.index.dimensions}
+    return memory.score_phase(model, shapes, tokens, QUERIES, rank, work.batch, logit_tokens, **more).total
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ from influence_helpers import settings, tiny_examples, tiny_llama, trained
 
 from whence.config import Config
 from whence.errors import FactorError
-from whence.influence.collectors import OWN
+from whence.influence.collectors import CODES, OWN
 from whence.influence.factors import fit_factors, load_factors, load_factors_info, open_fit, write_factors
 from whence.influence.plan import count_parts, share
 from whence.influence.scores import pairwise_scores, self_influence
 from whence.influence.scoring import Scoring
+from whence.influence.sketch import Sketch
 
 TRAIN, QUERIES = tiny_examples(23, seed=1), tiny_examples(5, seed=2)
 
@@ -70,13 +71,19 @@ def test_shared_scores_are_those_of_one_task_to_the_last_bit(tmp_path: Path) -> 
     config = shared(3, scores__query_gradient_low_rank=4)
     model, factors = trained(tiny_llama(), TRAIN, config), tmp_path / "factors"
     fit_factors(model, factors)
+    wanted = {"queries": QUERIES, "own": True, "sketch": Sketch(256, 1, seed=0)}
     for task in range(3):
-        work = Scoring(model, factors, tmp_path / f"{task}", queries=QUERIES, own=True)
+        work = Scoring(model, factors, tmp_path / f"{task}", **wanted)
         work.compute(share(work.data_partitions, task, 3))
     others = [tmp_path / f"{task}" for task in range(3)]
-    merged = Scoring(model, factors, tmp_path / "merging", others, queries=QUERIES, own=True)
+    merged, alone = (Scoring(model, factors, tmp_path / name, of, **wanted) for name, of in (("m", others), ("a", [])))
+    alone.compute()
     assert torch.equal(merged.joined(), pairwise_scores(model, factors, QUERIES, tmp_path / "alone"))
-    assert torch.equal(merged.joined(OWN), self_influence(model, factors, tmp_path / "alone"))
+    assert torch.equal(merged.joined(OWN), alone.joined(OWN))
+    close = {"rtol": 1e-6, "atol": 0.0}  # signs come in before squares
+    torch.testing.assert_close(merged.joined(OWN), self_influence(model, factors, tmp_path / "alone"), **close)
+    assert torch.equal(merged.joined(CODES), alone.joined(CODES))
+    assert torch.equal(merged.query_sketches(), alone.query_sketches())
 
 
 def test_how_many_queries_are_held_at_once_changes_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from whence.data.batching import plan_batches, restore_order
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
-from whence.files import digest_of
+from whence.files import digest_of, require_disk
 from whence.influence import layout, memory
 from whence.influence.collectors import SCORES, SKETCHES, Collector, ScoreCollector, WhitenedCollector, collect
 from whence.influence.factors import require_matching_model
@@ -166,6 +166,9 @@ class Scoring:
             steps = next((number for number in range(len(counts), 1, -1) if phase(number).total <= room), 1)
         steps = min(steps, len(counts))
         memory.require_memory([phase(steps)], room, HINT)
+        if self.sketch is not None:  # in parts, and joined
+            codes = 2 * len(self.examples) * self.sketch.code_bytes
+            require_disk(self.parts.folder, codes, "the codes of the index", "lower index.dimensions")
         return steps
 
     def groups(self, at_once: int) -> list[range]:

@@ -38,6 +38,11 @@ class Sketch:
         """By the settings ``index`` and the seed."""
         return cls(config.index.dimensions, config.index.bits, config.general.seed)
 
+    @property
+    def code_bytes(self) -> int:
+        """Of an example's code."""
+        return int(searchable(self.dimensions, self.bits).code_size)
+
     def signs(self, module: str, shape: tuple[int, int]) -> torch.Tensor:
         """The random signs of a module's coordinates, of the ``shape`` of its gradients, fp32."""
         bits = self._random(module, 0).integers(0, 2, shape, dtype=np.int8)
@@ -63,8 +68,9 @@ class Sketch:
 
         A bit of each says most then. Their products stay as they are; that of a sketch with itself, too.
         """
-        waves = torch.fft.fft(sketches, norm="ortho")
-        return waves.real - waves.imag
+        waves: torch.Tensor = torch.fft.fft(sketches, norm="ortho")
+        turned: torch.Tensor = waves.real - waves.imag
+        return turned
 
     def encode(self, sketches: torch.Tensor) -> torch.Tensor:
         """The codes of ``sketches`` ``[examples, k]``, ``[examples, bytes]`` uint8."""
