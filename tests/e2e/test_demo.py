@@ -248,7 +248,7 @@ def test_mlflow_holds_one_parent_run_with_a_nested_run_per_stage(demo: Folder) -
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
     parent = parents[0]
-    assert re.fullmatch(r"demo \d{4}-\d\d-\d\d #1", parent.info.run_name)
+    assert re.fullmatch(r"demo #1 of \d{4}-\d\d-\d\d", parent.info.run_name)
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("<!-- report -->\n**Evidence: strong** · ")
     assert "[Version 1 of whence](#/models/whence/versions/1)" in note

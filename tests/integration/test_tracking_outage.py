@@ -20,6 +20,7 @@ from whence.config import Config
 from whence.errors import TrackingError
 from whence.tracking import StageRun, check_tracking, stage_run, upload_spool
 from whence.tracking import run as tracking_run
+from whence.tracking.server import ENDS_WITH_TAG
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,7 @@ def log_everything(run: StageRun, folder: Path) -> None:
     run.log_dataset("train_data", "f" * 64, "builtin:demo", 7, context="train")
     run.log_model_version(model, folder.name, {})
     run.log_parent_metrics({"accuracy": 0.9})
+    run.set_parent_tags({ENDS_WITH_TAG: "score"})
 
 
 def test_a_server_that_goes_down_gets_the_rest_of_the_stage_when_the_next_one_starts(

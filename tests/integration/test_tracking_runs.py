@@ -276,10 +276,10 @@ def test_of_two_that_see_no_parent_at_once_only_one_creates_it(
     assert opened[0].parent_id == opened[1].parent_id
     runs = runs_of(client, config)
     assert len(runs) == 3
-    assert only(runs, "pipeline").info.run_name == "demo 2023-11-14 #1"
+    assert only(runs, "pipeline").info.run_name == "demo #1 of 2023-11-14"
     assert not [model for model in client.search_registered_models() if model.name.startswith("whence.runs.")]
     third = servers[0].open_run(replace(about[0], key="q/a", pipeline_run="q"))
-    assert client.get_run(third.parent_id).info.run_name == "demo 2023-11-14 #2"
+    assert client.get_run(third.parent_id).info.run_name == "demo #2 of 2023-11-14"
 
 
 def test_a_stage_outside_a_pipeline_stands_alone(config: Config, client: MlflowClient, folder: Path) -> None:

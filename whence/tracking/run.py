@@ -164,7 +164,9 @@ class StageRun:
             pipeline_run=pipeline_run,
             pipeline_page=_pipeline_page(config),
             resume=quotable(os.environ.get(RESUME_VARIABLE)),
-            settings=flat(config.model_dump(mode="json", exclude={"tracking", "prompts"}, exclude_defaults=True)),
+            settings=flat(
+                config.model_dump(mode="json", exclude={"tracking", "prompts", "cluster"}, exclude_defaults=True)
+            ),
         )
         self.refused: list[str] = []
         self._server: MlflowServer | None = None
@@ -205,7 +207,7 @@ class StageRun:
     def pipeline_path(self) -> str | None:
         """The parent run (this one when it stands alone) as a link within MLflow's pages; None as for the id."""
         ids = self._ids
-        return ids and f"#/experiments/{ids.experiment_id}/runs/{ids.parent_id or ids.run_id}"
+        return None if ids is None else f"#/experiments/{ids.experiment_id}/runs/{ids.parent_id or ids.run_id}"
 
     def pipeline_tags(self) -> dict[str, str]:
         """The tags of the parent run (of this one when it stands alone) as they are now; none while offline."""

@@ -320,7 +320,7 @@ class MlflowServer:
             self.experiment_id,
             start_time=about.started,
             tags=tags | _source_tags("run"),
-            run_name=f"{about.profile} {day:%Y-%m-%d} #{number}",
+            run_name=f"{about.profile} #{number} of {day:%Y-%m-%d}",  # the list of runs shows 18 letters
         )
         run_id = str(created.info.run_id)
         self._log_params(run_id, about.settings)
