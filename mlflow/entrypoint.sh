@@ -84,6 +84,14 @@ cli(["gc", "--backend-store-uri", os.environ["MLFLOW_BACKEND_STORE_URI"], *sys.a
     --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION"
 }
 
+# Ends the runs of pipelines that have ended in Kubeflow.
+settle() {
+  [ -n "${MLFLOW_TRACKING_URI:-}" ] || fail "MLFLOW_TRACKING_URI is empty: name the server whose runs are meant"
+  [ -n "${KF_PIPELINES_ENDPOINT:-}" ] || fail "KF_PIPELINES_ENDPOINT is empty: name the API of Kubeflow Pipelines"
+  from_file MLFLOW_TRACKING_PASSWORD
+  exec python /opt/mlflow/settle.py
+}
+
 # After a new version of MLflow, with the server stopped and a backup made.
 upgrade() {
   database
@@ -96,6 +104,6 @@ export MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION="${MLFLOW_SERVER_ENABLE_JOB_EXECUTION:-false}"
 export MLFLOW_ENABLE_AI_GATEWAY="${MLFLOW_ENABLE_AI_GATEWAY:-false}"
 case "${1:-server}" in
-  server | gc | upgrade) "${1:-server}" ;;
+  server | gc | settle | upgrade) "${1:-server}" ;;
   *) exec "$@" ;;
 esac

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import bz2
 import difflib
 import json
 import posixpath
@@ -14,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from whence.config import S3_SCHEME, Config, is_address
 from whence.errors import ConfigError
-from whence.yaml_text import read_yaml
+from whence.yaml_text import read_yaml, write_yaml
 
 
 def load_config(config_file: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -91,6 +93,28 @@ def parse_override(text: str) -> tuple[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"override {key.strip()}: {value!r} is not a YAML value: {error}") from error
     return key.strip(), parsed
+
+
+def pack(config: Config) -> str:
+    """The settings that differ from their defaults, compressed to one word: the argument of a pipeline's first task.
+
+    Kubeflow keeps it a dozen times per run. Letters and digits come through Argo as they are, where ``{{inputs...}}``
+    in a prompt would be replaced; and bzip2 gives the same on every machine, where zlib does not.
+    """
+    text = write_yaml(config.model_dump(mode="json", exclude_defaults=True))
+    return base64.b64encode(bz2.compress(text.encode())).decode()
+
+
+def unpack(settings: str) -> str:
+    """What :func:`pack` has packed, as YAML text.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        return bz2.decompress(base64.b64decode(settings, validate=True)).decode()
+    except (ValueError, OSError) as error:
+        raise ConfigError("settings: are not as this version compiles them; compile the pipeline again") from error
 
 
 def inline_prompts(config: Config, *, from_storage: bool = False) -> Config:

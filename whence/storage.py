@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ from rich.filesize import decimal
 from s3transfer.manager import TransferConfig, TransferManager
 from s3transfer.subscribers import BaseSubscriber
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
-from tqdm import tqdm
 
 from whence import s3
 from whence.config import S3_SCHEME, is_address
 from whence.errors import StorageError
 from whence.files import digest
+from whence.progress import progress
 
 MANIFEST = "manifest.json"
 CHECKSUM = "sha256"  # the metadata of an object by which a later upload knows its content
@@ -67,7 +66,10 @@ def upload_folder(folder: str | Path, address: str) -> Uploaded:
     began, folder = time.monotonic(), Path(folder)
     bucket, prefix = _split_folder(address)
     files = _files_of(folder)
-    with s3.explained(f"cannot upload {folder} to {address}", StorageError), _progress() as bar:
+    with (
+        s3.explained(f"cannot upload {folder} to {address}", StorageError),
+        progress(desc="upload", unit="B", unit_scale=True) as bar,
+    ):
         upload = _Upload(folder, files, s3.make_client(), bucket, prefix, bar)
         upload.stored_sizes()  # a wrong address fails here, before anything is repeated
         repeated = Retrying(
@@ -189,11 +191,6 @@ def _is_transient(error: BaseException) -> bool:
 
 def _size_of(files: dict[str, os.stat_result]) -> int:
     return sum(state.st_size for state in files.values())
-
-
-def _progress() -> Any:
-    seconds = 0.1 if sys.stderr.isatty() else 15.0
-    return tqdm(desc="upload", unit="B", unit_scale=True, mininterval=seconds, maxinterval=2 * seconds)
 
 
 class _Subscriber(BaseSubscriber):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +18,6 @@ import psutil
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -27,6 +28,7 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations import is_wandb_available
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from whence.config import Config
@@ -34,6 +36,7 @@ from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.errors import DataError, ModelError
 from whence.files import write_json
 from whence.models.language import LanguageModel
+from whence.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -194,10 +197,27 @@ class LengthGroupedSampler(Sampler[int]):
 
 class _Trainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's, but 0 for a batch of absent examples alone, whose mean over no token is not a number."""
-        if model.training and not (inputs["labels"] != IGNORED).any():
+        """The Trainer's, from the logits of those tokens alone that the loss counts, where the model allows it.
+
+        Prompts are most of the tokens, and logits cost time and memory in proportion to the vocabulary. 0 for a batch
+        of absent examples alone, whose mean over no token is not a number.
+        """
+        targets = inputs["labels"][:, 1:]  # the token at t is predicted from those before it
+        counted = targets != IGNORED
+        if model.training and not counted.any():
             return next(model.parameters()).sum() * 0.0
+        if self._keeps_logits:
+            columns = counted.any(dim=0).nonzero().squeeze(1)
+            inputs = inputs | {"logits_to_keep": columns, "shift_labels": targets[:, columns]}
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    @cached_property
+    def _keeps_logits(self) -> bool:
+        """Whether the model has transformers' own loss, which takes labels that are shifted already."""
+        network: Any = self.model
+        return "logits_to_keep" in inspect.signature(network.forward).parameters and (
+            network.loss_function is ForCausalLMLoss
+        )
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedSampler:
         examples = cast(TokenizedExamples, train_dataset or self.train_dataset)
@@ -244,11 +264,11 @@ class _Report(TrainerCallback):
     def __init__(self, handler: OnLog) -> None:
         self.handler = handler
         self.since: tuple[float, ...] = (0.0, 0, 0)  # time, steps, tokens at the last entry
-        self.bar: tqdm[Any] | None = None
+        self.bar: Any = None  # of tqdm
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.since = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", mininterval=1)
+        self.bar = progress(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:

@@ -13,8 +13,10 @@ from typing import Any
 
 import yaml
 
-from whence.config_file import parse_config
+from whence.config_file import parse_config, unpack
 from whence.errors import PipelineError
+from whence.pipelines.graphs.size import check_size
+from whence.running.checks import check_portable
 from whence.running.form import merge_form
 from whence.yaml_text import read_yaml
 
@@ -40,7 +42,8 @@ class Package:
         version: ``name`` with a hash of the content, the same for the same content however it is written.
         description: what the pipeline is for.
         parameters: the fields of the form by name, as the compiled pipeline defines them.
-        settings: the settings it was compiled with, as YAML text; None for a pipeline that is not one of Whence.
+        settings: the settings it was compiled with, packed; None for a pipeline that is not one of Whence.
+        documents: all of it, parsed.
     """
 
     file: Path
@@ -49,6 +52,7 @@ class Package:
     description: str
     parameters: Mapping[str, Mapping[str, Any]]
     settings: str | None
+    documents: Sequence[Mapping[str, Any]]
 
     @classmethod
     def read(cls, file: Path, name: str | None = None) -> Package:
@@ -75,6 +79,7 @@ class Package:
             description=str(info.get("description", "")),
             parameters=root.get("inputDefinitions", {}).get("parameters", {}),
             settings=_constant(root, "dag", "tasks", "prepare", "inputs", "parameters", "settings"),
+            documents=documents,
         )
 
     def arguments(self, values: Sequence[str]) -> dict[str, Any]:
@@ -83,7 +88,7 @@ class Package:
         Raises:
             PipelineError: a field is unknown or given twice, a value is not of its type, or a field without a default
                 is left out.
-            ConfigError: the settings of the pipeline cannot be used with these values.
+            ConfigError: the settings of the pipeline cannot be used with these values, or cannot travel.
         """
         arguments: dict[str, Any] = {}
         for text in values:
@@ -106,7 +111,10 @@ class Package:
             form = {name: field["defaultValue"] for name, field in self.parameters.items() if "defaultValue" in field}
             filled = form | arguments
             overrides = merge_form(filled, filled.get("overrides") or {})
-            parse_config(self.settings, overrides, origin=f"pipeline {self.name} with these values of its form")
+            origin = f"pipeline {self.name} with these values of its form"
+            config = parse_config(unpack(self.settings), overrides, origin=origin)
+            check_portable(config)
+            check_size(self.documents, config.general.parallel_tasks or 1)
         return arguments
 
     def _argument(self, name: str, text: str) -> Any:
@@ -115,6 +123,8 @@ class Package:
             near = difflib.get_close_matches(name, self.parameters, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(self.parameters)) or 'none'}"
             raise PipelineError(f"--param {name}: pipeline {self.name} has no such parameter; {hint}")
+        if "{{" in text:
+            raise PipelineError(f"--param {name}: Kubeflow would replace what stands in {{{{ }}}}; give it with --set")
         kind = str(field["parameterType"])
         if kind == "STRING":
             return text

@@ -7,6 +7,7 @@ from typing import Any
 from kfp.dsl.graph_component import GraphComponent
 
 from whence.config import Config
+from whence.config_file import pack
 from whence.pipelines.graphs.explanation import Explanation
 from whence.pipelines.graphs.form import with_form
 from whence.pipelines.graphs.placement import HERE, Placement
@@ -26,7 +27,7 @@ def attribution_pipeline(config: Config, placement: Placement = HERE) -> GraphCo
     explanation = Explanation.build(config, placement)
 
     def graph(parameters: dict[str, Any], tasks: Tasks) -> None:
-        prepare = tasks.make("prepare", settings=config.to_yaml(), **{PARALLEL_TASKS: 0, **parameters})
+        prepare = tasks.make("prepare", settings=pack(config), **{PARALLEL_TASKS: 0, **parameters})
         base_model, train_data, eval_data = (
             prepare.outputs[name] for name in ("base_model", "train_data", "eval_data")
         )

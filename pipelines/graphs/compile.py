@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from kfp.compiler import Compiler
 
 from whence.config import Config, is_address
 from whence.config_file import inline_prompts, load_config, parse_config, read_settings
 from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.graphs.placement import Placement
+from whence.pipelines.graphs.size import check_size
+from whence.running.checks import check_portable
 from whence.stages import check_stage_names
 
 
@@ -25,6 +28,7 @@ def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = N
         ConfigError: the profile or its prompts file cannot be used.
     """
     config = inline_prompts(load_config(profile, overrides))
+    check_portable(config)
     portable: dict[str, Any] = {"prompts": config.prompts.model_dump(mode="json")}
     if is_address(profile):  # what lies beside it is at an address, too
         portable |= {f"dataset.{name}": getattr(config.dataset, name) for name in ("train_files", "eval_files")}
@@ -41,11 +45,19 @@ def compile_pipeline(
     overrides: Mapping[str, Any] | None = None,
     kind: PipelineKind = PipelineKind.ATTRIBUTION,
 ) -> Config:
-    """Write the compiled pipeline of ``profile`` to ``output`` and return the configuration baked into it."""
+    """Write the compiled pipeline of ``profile`` to ``output`` and return the configuration baked into it.
+
+    Raises:
+        ConfigError: the settings cannot be used, or cannot travel.
+        PipelineError: a run would be too large for Argo.
+    """
     config = portable_config(profile, overrides)
     check_stage_names(config)
+    pipeline = kind.build(config, Placement.of(config))
+    documents = [MessageToDict(spec) for spec in (pipeline.pipeline_spec, pipeline.platform_spec)]
+    check_size(documents, config.general.parallel_tasks or 1)
     output.parent.mkdir(parents=True, exist_ok=True)
-    Compiler().compile(kind.build(config, Placement.of(config)), str(output))
+    Compiler().compile(pipeline, str(output))
     return config
 
 

@@ -12,7 +12,7 @@ from kfp.dsl.graph_component import GraphComponent
 from whence.config import Config
 from whence.pipelines.graphs.placement import FORM_HELP, Placement
 from whence.pipelines.graphs.tasks import Tasks
-from whence.running.form import form_default, form_help, form_of
+from whence.running.form import GUIDE, form_default, form_help, form_of
 
 OVERRIDES_HELP = "Any other settings by dotted key, e.g. training.warmup_steps; `prepare` refuses wrong ones."
 
@@ -52,7 +52,7 @@ def with_form(
     )
     helps = [f"    {field}: {form_help(parameter)}" for field, parameter in form.items()]
     helps += [f"    {field}: {FORM_HELP[field]}" for field in placement_form]
-    pipeline.__doc__ = "\n".join([summary, "", "Args:", *helps, f"    overrides: {OVERRIDES_HELP}"])
+    pipeline.__doc__ = "\n".join([f"{summary} {GUIDE}", "", "Args:", *helps, f"    overrides: {OVERRIDES_HELP}"])
     return dsl.pipeline(name=name, display_name=display_name)(pipeline)
 
 

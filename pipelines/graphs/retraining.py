@@ -12,28 +12,27 @@ from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
 from whence.config import Config
+from whence.config_file import pack
 from whence.pipelines.graphs.explanation import Explanation
 from whence.pipelines.graphs.form import with_form
 from whence.pipelines.graphs.placement import HERE, Placement
 from whence.pipelines.graphs.tasks import Tasks, named
-from whence.running.form import PARALLEL_TASKS
+from whence.running.form import MMLU_ENABLED, PARALLEL_TASKS
 
 SUMMARY = (
     "Retrain where data or configuration have changed since the champion, compare the candidate with the champion, and "
     "promote it where it passes the gate, with the training examples behind its answers."
 )
-RUN_MMLU = "run_mmlu"  # settled when the pipeline is compiled: a guard is nothing to switch off in a form
 
 
 def retraining_pipeline(config: Config, placement: Placement = HERE) -> GraphComponent:
     """The pipeline with the values of ``config`` as the defaults of its form; arguments as for attribution."""
     explanation = Explanation.build(config, placement)
-    run_mmlu = config.evaluation.mmlu.enabled
+    # settled when the pipeline is compiled: a guard is nothing to switch off in a form
+    settled = {MMLU_ENABLED: config.evaluation.mmlu.enabled}
 
     def graph(parameters: dict[str, Any], tasks: Tasks) -> None:
-        prepare = tasks.make(
-            "prepare", settings=config.to_yaml(), **{PARALLEL_TASKS: 0, RUN_MMLU: run_mmlu, **parameters}
-        )
+        prepare = tasks.make("prepare", settings=pack(config), **{PARALLEL_TASKS: 0, **settled, **parameters})
         inputs = {name: prepare.outputs[name] for name in ("base_model", "train_data", "eval_data")}
         find_champion = tasks.make("find_champion", **inputs)
         with named(dsl.If(find_champion.outputs["Output"] == True), "changed"):  # noqa: E712  (a pipeline channel, not a bool)
@@ -67,5 +66,5 @@ def retraining_pipeline(config: Config, placement: Placement = HERE) -> GraphCom
         summary=SUMMARY,
         config=config,
         placement=placement,
-        left_out={RUN_MMLU},
+        left_out=settled,
     )

@@ -43,6 +43,7 @@ class StageState:
     seconds: float | None = None
     message: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    not_recorded: list[str] = field(default_factory=list)
     progress: str = ""
 
     def elapsed(self) -> float | None:
@@ -88,6 +89,7 @@ class Board:
         stage.seconds = event.get("seconds")
         stage.message = event.get("message") or ""
         stage.metrics = event.get("metrics") or {}
+        stage.not_recorded = event.get("not_recorded") or []
         return stage
 
     def show_line(self, line: str) -> None:

@@ -32,8 +32,8 @@ from whence.errors import PipelineError
 from whence.files import point
 from whence.pipelines.graphs.placement import RUN_ID_VARIABLE
 from whence.pipelines.local.board import Board, EventFile, show
+from whence.progress import EVENTS_VARIABLE
 
-EVENTS_VARIABLE = "WHENCE_EVENTS"
 POLL_SECONDS = 0.2
 LAST_LINES = 12
 STOP_SECONDS = 10.0
@@ -71,7 +71,12 @@ class LocalRun:
 
 
 def run_locally(
-    pipeline: GraphComponent, stages: Sequence[str], artifact_root: Path, console: Console, verbose: bool = False
+    pipeline: GraphComponent,
+    stages: Sequence[str],
+    artifact_root: Path,
+    console: Console,
+    verbose: bool = False,
+    settle: Callable[[str, str], None] = lambda run_id, status: None,
 ) -> LocalRun:
     """Run ``pipeline`` with the defaults of its form and show its progress on ``console``; from the main thread.
 
@@ -79,6 +84,7 @@ def run_locally(
         stages: names of the stages as their events have them, in the order they are shown.
         artifact_root: receives one folder per run, and the link ``latest`` to the last one.
         verbose: print what the stages print in place of the live table.
+        settle: is told the run's id and FAILED or KILLED when it ends so.
 
     Raises:
         RunFailed: a stage failed; the message is the stage's own and says where the log is.
@@ -95,7 +101,11 @@ def run_locally(
                 with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log), warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # images of ours have no "python" in their name
                     pipeline()
+        except KeyboardInterrupt:
+            settle(run.run_id, "KILLED")
+            raise
         except Exception as error:
+            settle(run.run_id, "FAILED")
             raise RunFailed(_explain(run, log, error), run.folder) from error
         finally:
             _name_artifacts(run, str(pipeline.name))

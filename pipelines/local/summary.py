@@ -49,6 +49,9 @@ def print_result(console: Console, result: LocalRun, config: Config) -> None:
         console.print()
         print_evidence(console, Evidence.read(evidence))
     _print_places(console, result, config)
+    for stage in result.board.stages.values():
+        for what in stage.not_recorded:
+            console.print(f"[bold red]Not in MLflow:[/] {escape(f'{stage.name}: {what}')}", soft_wrap=True)
 
 
 def print_evidence(console: Console, evidence: Evidence) -> None:

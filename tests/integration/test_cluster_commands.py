@@ -186,9 +186,9 @@ def test_a_profile_is_compiled_and_its_settings_make_another_version(whence, hos
     assert "sqlite:///mlflow.db would be a file inside each pod" in outcome.err
     assert only(state.pipelines)["display_name"] == "whence-demo"
     defaults = [
-        version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"]["num_samples"][
-            "defaultValue"
-        ]
+        version["pipeline_spec"]["pipeline_spec"]["root"]["inputDefinitions"]["parameters"][
+            "data_train_rows_0_for_all"
+        ]["defaultValue"]
         for version in state.versions.values()
     ]
     assert defaults == [0, 5]
@@ -247,15 +247,17 @@ def test_a_wrong_parameter_is_refused_before_any_request(whence, host, state, co
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("learning_rate=-1", "training.learning_rate: Input should be greater than 0, got -1"),
-        ("factors_strategy=ekfak", "factors.strategy: Input should be 'ekfac'"),
+        ("finetune_learning_rate=-1", "training.learning_rate: Input should be greater than 0, got -1"),
+        ("influence_factors_strategy=ekfak", "factors.strategy: Input should be 'ekfac'"),
         (
             "overrides={training.warmup_step: 1}",
             "training.warmup_step: unknown key; did you mean training.warmup_steps?",
         ),
         ("overrides={a: 1, a: 2}", "the key 'a' is given twice"),
-        ("max_length=010", "'010' is not of its type, number integer"),
-        ("run_mmlu=yes", "'yes' is not of its type, boolean; write true or false"),
+        ("data_max_tokens=010", "'010' is not of its type, number integer"),
+        ("mmlu_enabled=yes", "'yes' is not of its type, boolean; write true or false"),
+        ("overrides={dataset.template: 'see {{workflow.name}}: {input}'}", "would replace what stands in {{ }}"),
+        ("tracking_uri=http://ann:secret@mlflow", "tracking.uri: holds a password"),
     ],
 )
 def test_parameters_pass_the_checks_of_settings_before_any_request(whence, host, state, given: str, said: str) -> None:

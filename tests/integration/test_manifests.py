@@ -148,7 +148,8 @@ def test_basic_auth_asks_everybody_and_only_there() -> None:
         return {entry["name"] for each in pod_of(built(overlay), name).containers for entry in each.get("env", [])}
 
     assert "MLFLOW_BASIC_AUTH" in variables("basic-auth", "mlflow")
-    assert variables("basic-auth", "mlflow-gc") >= {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+    for job in ("mlflow-gc", "mlflow-settle"):
+        assert variables("basic-auth", job) >= {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
     assert "MLFLOW_BASIC_AUTH" not in variables("seaweedfs", "mlflow")
 
 

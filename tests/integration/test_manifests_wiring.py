@@ -43,6 +43,11 @@ def test_who_may_call_whom(overlay: str) -> None:
     beside, outside = Pod("beside", "whence", {}, {}), Pod("outside", "internet", {}, {})
     store = next((name for name in ("seaweedfs", "minio") if name in every), None)
     wanted = {("mlflow", "postgres", 5432), ("mlflow-gc", "postgres", 5432), ("mlflow-gc", "mlflow", 5000)}
+    if overlay != "mlflow":  # which has no Kubeflow beside it
+        wanted |= {("mlflow-settle", "mlflow", 5000)}
+        kubeflow = Pod("api", "kubeflow", {"app": "ml-pipeline"}, {})
+        assert network.allows(every["mlflow-settle"], kubeflow, 8888)
+        assert not network.allows(every["mlflow-gc"], kubeflow, 8888)
     if store:
         [port] = every[store].listens_on().values()
         wanted |= {("mlflow", store, port)}

@@ -17,12 +17,13 @@ from jobs import Job
 from mlflow import MlflowClient
 
 from whence.config import Config
+from whence.config_file import pack
 from whence.errors import PromotionError, TrackingError
 from whence.running.lineage import TRAINING, hand_on
 from whence.running.provenance import judged_by, model_digest
 from whence.running.runner import run_stage
 from whence.stages import gate, prepare, train
-from whence.tracking import registry as registry_module
+from whence.tracking import lock as lock_module
 from whence.tracking import stage_run
 from whence.tracking.registry import CONTENT_TAG, REFUSED_TAG, Aliases, Registry, Version
 
@@ -85,9 +86,7 @@ def test_a_model_trained_again_bit_for_bit_is_the_same_version(config: Config, t
         "scores.use_generated": True,
     }
     prepared = {name: tmp_path / name for name in ("base_model", "train_data", "eval_data")}
-    run_stage(
-        prepare.STAGE, inputs={}, outputs=prepared, parameters={"settings": config.to_yaml(), "overrides": settings}
-    )
+    run_stage(prepare.STAGE, inputs={}, outputs=prepared, parameters={"settings": pack(config), "overrides": settings})
     for attempt in ("first", "second"):
         outputs = {output.name: tmp_path / attempt / output.name for output in train.STAGE.outputs}
         run_stage(train.STAGE, inputs=prepared, outputs=outputs)
@@ -262,7 +261,7 @@ def test_the_lock_of_a_killed_promotion_is_taken_over(
     holder = Job(hold, config)
     assert holder.receive() == "held"
     assert holder.kill()
-    monkeypatch.setattr(registry_module, "ABANDONED_SECONDS", 1.0)
+    monkeypatch.setattr(lock_module, "ABANDONED_SECONDS", 1.0)
     assert Registry(config).promote(versions[0], over=None)
     assert Registry(config).aliases() == Aliases("1", None)
 
@@ -273,7 +272,7 @@ def test_one_that_lost_the_lock_meanwhile_moves_nothing(
     registry = Registry(config)
     with registry._locked() as still_held:
         client.delete_registered_model(f"{registry.name}.promotion")
-        client.create_registered_model(f"{registry.name}.promotion", tags={"whence.promotion": "somebody else"})
+        client.create_registered_model(f"{registry.name}.promotion", tags={"whence.holder": "somebody else"})
         with pytest.raises(PromotionError, match="another promotion took over"):
             registry._move("1", None, still_held)
     assert registry.aliases() == Aliases(None, None)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from mlflow_server import MlflowProcess
 
 from whence.config import Config
 from whence.errors import TrackingError
-from whence.tracking import check_tracking, stage_run
+from whence.tracking import StageRun, check_tracking, settle_run, stage_run
 from whence.tracking.address import Address
-from whence.tracking.server import AGE_TAG, MlflowServer, RunDescription
+from whence.tracking.server import ENDS_WITH_TAG, MlflowServer, RunDescription
 from whence.tracking.spool import Call
 
 MakeConfig = Callable[..., Config]
@@ -75,7 +76,8 @@ def test_a_stage_is_nested_under_its_pipeline_run_with_everything_it_logged(
         run.log_artifact(folder / "page", "plots", name="page.html")
         run.log_table(pd.DataFrame({"prompt": ["ä"], "score": [1.5]}), "tables/answers.json")
         run.log_dataset("train_data", "f" * 64, "builtin:demo", 7, context="train")
-        version = run.log_model_version(model_folder(folder), registered, {"whence.data_fingerprint": "f" * 64})
+        tags = {"whence.data_fingerprint": "f" * 64}
+        version = run.log_model_version(model_folder(folder), registered, tags, about="Trained on facts.")
         run.log_parent_metrics({"accuracy": 0.9})
         run.set_tags({"note": "hello"})
         run.set_parent_tags({"whence.evidence": "strong"})
@@ -88,7 +90,7 @@ def test_a_stage_is_nested_under_its_pipeline_run_with_everything_it_logged(
     assert parent.data.tags["whence.evidence"] == "strong"
     assert "whence.evidence" not in nested.data.tags
     assert parent.data.params["generation.max_new_tokens"] == "8"
-    assert (parent.info.status, nested.info.status) == ("FINISHED", "FINISHED")
+    assert (parent.info.status, nested.info.status) == ("RUNNING", "FINISHED"), "the pipeline goes on after training"
     assert nested.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert nested.info.run_name == "train"
     assert nested.data.tags["note"] == "hello"
@@ -108,9 +110,11 @@ def test_a_stage_is_nested_under_its_pipeline_run_with_everything_it_logged(
     assert {"path": "tables/answers.json", "type": "table"} in json.loads(nested.data.tags["mlflow.loggedArtifacts"])
 
     found = client.get_model_version(registered, version)
-    assert found.run_id == nested.info.run_id
+    assert found.run_id == parent.info.run_id, "where the report is"
+    assert found.description == "Trained on facts."
     assert found.tags["whence.data_fingerprint"] == "f" * 64
     [output] = nested.outputs.model_outputs
+    assert [each.model_id for each in parent.outputs.model_outputs] == [output.model_id]
     logged = client.get_logged_model(output.model_id)
     assert (str(logged.status), logged.source_run_id) == ("READY", nested.info.run_id)
     assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": registered, "version": version}]
@@ -119,7 +123,7 @@ def test_a_stage_is_nested_under_its_pipeline_run_with_everything_it_logged(
     assert (Path(weights) / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_the_stages_of_a_pipeline_share_one_parent_and_its_state_follows_theirs(
+def test_the_stages_of_a_pipeline_share_one_parent_that_ends_with_the_last_of_them(
     config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KFP_RUN_ID", "pipeline-1")
@@ -127,35 +131,111 @@ def test_the_stages_of_a_pipeline_share_one_parent_and_its_state_follows_theirs(
     def parent() -> Run:
         return only(runs_of(client, config), "pipeline")
 
-    with stage_run(config, "prepare"), stage_run(config, "train"):
+    with stage_run(config, "prepare") as run:
         assert parent().info.status == "RUNNING"
-    assert parent().info.status == "FINISHED"
-    with pytest.raises(ValueError, match="boom"), stage_run(config, "score"):
-        raise ValueError(f"boom while the parent is {parent().info.status}")
-    failed = only(runs_of(client, config), "score")
-    assert failed.info.status == "FAILED"
-    assert failed.data.tags["whence.error"] == "ValueError: boom while the parent is RUNNING"
-    assert parent().info.status == "FAILED"
-    with stage_run(config, "score"):
+        run.set_parent_tags({ENDS_WITH_TAG: "report"})
+    assert parent().info.status == "RUNNING", "between two tasks the run goes on"
+    with stage_run(config, "train"), stage_run(config, "report"):
         pass
-    assert parent().info.status == "FINISHED", "the retry is what counts"
-    with pytest.raises(KeyboardInterrupt), stage_run(config, "compare"):
-        raise KeyboardInterrupt
-    assert only(runs_of(client, config), "compare").info.status == "KILLED"
+    assert parent().info.status == "FINISHED"
 
+    with stage_run(config, "report"):
+        assert parent().info.status == "RUNNING", "a task that is tried again"
+    assert parent().info.status == "FINISHED"
     monkeypatch.setenv("KFP_RUN_ID", "pipeline-2")
     with stage_run(config, "prepare"):
         pass
     assert len([run for run in runs_of(client, config) if run.data.tags["whence.stage"] == "pipeline"]) == 2
 
 
-def log_steps(connection: Connection, config: Config, stage: str, folder: Path) -> None:
+def test_a_failed_stage_ends_the_parent_with_its_name_and_message_until_it_is_tried_again(
+    config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KFP_RUN_ID", "pipeline-1")
+
+    def parent() -> Run:
+        return only(runs_of(client, config), "pipeline")
+
+    def fail(run: StageRun) -> None:
+        run.log_params({"seed": 1})
+        raise ValueError("boom `at` <b>column</b>\n7")
+
+    with stage_run(config, "prepare") as run:
+        run.set_parent_tags({ENDS_WITH_TAG: "report"})
+        run.describe("Facts of the `demo`.")
+    with stage_run(config, "mmlu"):
+        with pytest.raises(ValueError, match="boom"), stage_run(config, "score") as first:
+            fail(first)
+        assert parent().info.status == "RUNNING", "another task goes on"
+    assert parent().info.status == "FAILED"
+    assert parent().data.tags["whence.failed_stage"] == "score"
+    assert parent().data.tags["whence.error"] == "score failed: ValueError: boom `at` <b>column</b>\n7"
+    note = parent().data.tags["mlflow.note.content"]
+    assert note == (
+        "<!-- failure -->\n**Score failed**: `ValueError: boom 'at' <b>column</b> 7`\n\n"
+        "<!-- prepare -->\nFacts of the `demo`."
+    )
+
+    with stage_run(config, "score") as run:
+        assert run.run_id == first.run_id, "a task that is tried again takes over the run of its first attempt"
+        run.log_params({"seed": 1})
+        assert parent().info.status == "RUNNING"
+        assert only(runs_of(client, config), "score").info.status == "RUNNING"
+    again, after = only(runs_of(client, config), "score"), parent()
+    assert (again.info.status, after.info.status) == ("FINISHED", "RUNNING")
+    assert (
+        again.data.tags["whence.error"],
+        after.data.tags["whence.error"],
+        after.data.tags["whence.failed_stage"],
+    ) == ("",) * 3
+    assert after.data.tags["mlflow.note.content"] == "<!-- prepare -->\nFacts of the `demo`."
+
+    with pytest.raises(KeyboardInterrupt), stage_run(config, "compare"):
+        raise KeyboardInterrupt
+    assert only(runs_of(client, config), "compare").info.status == "KILLED"
+    assert (parent().info.status, parent().data.tags["whence.error"]) == ("KILLED", "compare was stopped")
+
+
+def test_a_process_that_is_killed_gives_its_run_to_the_next_attempt(
+    config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(log_steps, config, "fit_factors-covariance-2", folder, True)
+    assert job.receive() == "logged"
+    assert job.kill()
+    killed = only(runs_of(client, config), "fit_factors-covariance-2")
+    assert killed.info.status == "RUNNING"
+    monkeypatch.setenv("KFP_RUN_ID", "pipeline-1")
+    for part in ("fit_factors-covariance-2", "fit_factors-covariance-1"):
+        with stage_run(config, part) as run:
+            assert (run.run_id == killed.info.run_id) == (part == "fit_factors-covariance-2")
+    assert client.get_run(killed.info.run_id).info.status == "FINISHED"
+    assert len(runs_of(client, config)) == 3
+
+
+def test_a_run_whose_stage_was_killed_is_ended_by_who_started_it(
+    config: Config, client: MlflowClient, folder: Path
+) -> None:
+    job = Job(log_steps, config, "train", folder, True)
+    assert job.receive() == "logged"
+    assert job.kill()
+    settle_run(config, "pipeline-1", "FAILED")
+    parent, train = only(runs_of(client, config), "pipeline"), only(runs_of(client, config), "train")
+    assert (parent.info.status, train.info.status) == ("FAILED", "FAILED")
+    assert parent.data.tags["whence.error"] == "train failed: it left no word, as one that is killed for its memory"
+    settle_run(config, "a run without a record", "FAILED")
+    assert len(runs_of(client, config)) == 2
+
+
+def log_steps(connection: Connection, config: Config, stage: str, folder: Path, hang: bool = False) -> None:
     """A stage of a pipeline; sends what it printed to the error stream."""
     os.chdir(folder)
     os.environ["KFP_RUN_ID"] = "pipeline-1"
     with contextlib.redirect_stderr(io.StringIO()) as errors, stage_run(config, stage) as run:
         for step in range(20):
             run.log_metrics({"loss": step}, step=step)
+        if hang:
+            connection.send("logged")
+            time.sleep(600)
     connection.send(errors.getvalue())
 
 
@@ -168,48 +248,35 @@ def test_stages_that_start_at_once_end_up_under_one_parent(config: Config, clien
     runs = runs_of(client, config)
     parent = only(runs, "pipeline")
     assert {only(runs, stage).data.tags["mlflow.parentRunId"] for stage in stages} == {parent.info.run_id}
-    assert parent.info.status == "FINISHED"
+    assert parent.info.status == "RUNNING", "none of these is the last"
     assert {len(client.get_metric_history(only(runs, stage).info.run_id, "loss")) for stage in stages} == {20}
 
 
-def test_of_two_parents_created_at_once_the_oldest_is_kept(
+def test_of_two_that_see_no_parent_at_once_only_one_creates_it(
     config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both_saw_none, create = threading.Barrier(2), MlflowServer._create_parent
+    both_saw_none, look = threading.Barrier(2), MlflowServer._parent
+    first_looks = iter([True, True])
 
-    def create_together(server: MlflowServer, about: RunDescription, pipeline_run: str) -> str:
-        both_saw_none.wait(timeout=30)
-        return create(server, about, pipeline_run)
+    def look_together(server: MlflowServer, pipeline_run: str) -> Run | None:
+        found = look(server, pipeline_run)
+        if next(first_looks, False):
+            both_saw_none.wait(timeout=30)
+        return found
 
-    monkeypatch.setattr(MlflowServer, "_create_parent", create_together)
+    monkeypatch.setattr(MlflowServer, "_parent", look_together)
     address = Address.parse(config.tracking.uri)
     servers = [MlflowServer(address, config.tracking.experiment) for _ in range(2)]
-    # What started last is not what is created last.
-    about = [RunDescription(stage, stage, "", "", "demo", started, "p") for stage, started in (("a", 9), ("b", 1))]
+    about = [RunDescription(f"p/{stage}", stage, "", "", "demo", 1_700_000_000_000, "p") for stage in ("a", "b")]
     with ThreadPoolExecutor() as threads:
         opened = list(threads.map(MlflowServer.open_run, servers, about))
     assert opened[0].parent_id == opened[1].parent_id
-    assert len(runs_of(client, config)) == 3
-
-
-def test_a_parent_that_a_slow_server_shows_late_takes_over_the_stages(
-    config: Config, client: MlflowClient, folder: Path
-) -> None:
-    server = MlflowServer(Address.parse(config.tracking.uri), config.tracking.experiment)
-    about = [RunDescription(stage, stage, "", "", "demo", 1, "p") for stage in ("a", "b", "c")]
-    first, second = server.open_run(about[0]), server.open_run(about[1])
-    server.send(first, Call("metrics", {"values": {"accuracy": 0.5}, "step": 0, "time": 1, "parent": True}))
-    late = server._create_parent(about[2], "p")
-    client.set_tag(late, AGE_TAG, "1")  # created before the other, and seen after it
-    third = server.open_run(about[2])
-    assert third.parent_id == late != first.parent_id == second.parent_id
-    for run in (first, third, second):
-        server.send(run, Call("finish", {"status": "FINISHED", "time": 2}))
-    parent = only(runs_of(client, config), "pipeline")
-    assert parent.info.run_id == late
-    assert parent.info.status == "FINISHED"
-    assert parent.data.metrics == {"accuracy": 0.5}
-    assert {only(runs_of(client, config), stage).data.tags["mlflow.parentRunId"] for stage in "abc"} == {late}
+    runs = runs_of(client, config)
+    assert len(runs) == 3
+    assert only(runs, "pipeline").info.run_name == "demo 2023-11-14 #1"
+    assert not [model for model in client.search_registered_models() if model.name.startswith("whence.runs.")]
+    third = servers[0].open_run(replace(about[0], key="q/a", pipeline_run="q"))
+    assert client.get_run(third.parent_id).info.run_name == "demo 2023-11-14 #2"
 
 
 def test_a_stage_outside_a_pipeline_stands_alone(config: Config, client: MlflowClient, folder: Path) -> None:
@@ -254,12 +321,16 @@ def test_a_parent_named_by_mlflow_run_id_gets_the_stages_nested(
     assert {run.info.run_name for run in nested} == {"prepare", "train"}
 
 
-def test_an_unknown_mlflow_run_id_is_an_error_before_any_work(
-    config: Config, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_or_deleted_mlflow_run_id_is_an_error_before_any_work(
+    config: Config, client: MlflowClient, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    with pytest.raises(TrackingError, match=r"0000.*not found"), stage_run(config, "train"):
-        pytest.fail("the body must not run")
+    deleted = client.create_run(client.create_experiment(config.tracking.experiment)).info.run_id
+    client.delete_run(deleted)
+    for run_id, state in (("0" * 32, "is not known"), (deleted, "has been deleted")):
+        monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+        expected = f"MLFLOW_RUN_ID: the run {run_id} {state} at "
+        with pytest.raises(TrackingError, match=expected), stage_run(config, "train"):
+            pytest.fail("the body must not run")
 
 
 def test_a_deleted_experiment_is_an_error_with_the_way_out(config: Config, client: MlflowClient, folder: Path) -> None:
@@ -305,7 +376,7 @@ def every_kind_of_call(folder: Path) -> list[Call]:
         Call("table", {"folder": None}, table),
         Call("dataset", dataset),
         Call("model", {"name": f"once-{folder.name}", "tags": {"a": "b"}}, model_folder(folder)),
-        Call("finish", {"status": "FINISHED", "time": 1_700_000_100_000}),
+        Call("finish", {"stage": "train", "status": "FINISHED", "time": 1_700_000_100_000, "refused": []}),
     ]
 
 

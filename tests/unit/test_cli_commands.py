@@ -169,7 +169,7 @@ def test_compile_writes_a_pipeline_and_warns_of_a_local_record(whence, tmp_path:
     assert outcome.code == 0
     assert "sqlite:///mlflow.db would be a file inside each pod" in outcome.err
     pipeline = next(yaml.load_all((tmp_path / "p.yaml").read_text(), yaml.CSafeLoader))
-    assert pipeline["root"]["inputDefinitions"]["parameters"]["num_samples"]["defaultValue"] == 5
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["data_train_rows_0_for_all"]["defaultValue"] == 5
 
 
 def test_evaluate_asks_for_the_fine_tuned_model(whence, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_the_form_s_defaults_give_back_the_profile(config: Config) -> None:
 
 
 def test_zero_and_empty_fields_stand_for_null(config: Config) -> None:
-    changed = form_of(config, num_samples=0, base_model_revision="")
+    changed = form_of(config, data_train_rows_0_for_all=0, base_model_revision="")
     settings = merge_form(changed, {})
     assert settings["dataset.num_samples"] is None
     assert settings["models.base.revision"] is None
@@ -184,7 +184,7 @@ def test_zero_and_empty_fields_stand_for_null(config: Config) -> None:
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("both", "both")])
 def test_the_three_way_choice_of_queries_survives_the_form(config: Config, text: str, value: object) -> None:
-    resolved = parse_config(MINIMAL, merge_form(form_of(config, use_generated=text), {}))
+    resolved = parse_config(MINIMAL, merge_form(form_of(config, influence_own_answers=text), {}))
     assert resolved.scores.use_generated == value
 
 
@@ -194,11 +194,18 @@ def test_an_override_that_hides_a_parameter_of_the_form_is_refused(config: Confi
         merge_form(form_of(config), {key: {}})
 
 
+def test_the_form_is_in_the_order_in_which_kubeflow_shows_it_and_says_what_0_means() -> None:
+    assert list(FORM) == sorted(FORM)
+    assert {name for name in FORM if "_0_for_" in name} == {
+        name for name, field in FORM.items() if field.nullable and field.type is int
+    }
+
+
 def test_help_of_a_parameter_names_its_setting_and_its_null() -> None:
-    assert form_help(FORM["num_samples"]) == (
+    assert form_help(FORM["data_train_rows_0_for_all"]) == (
         "Training examples to keep (seeded choice); 0 keeps all [dataset.num_samples]."
     )
-    assert "empty for none" in form_help(FORM["dataset_revision"])
+    assert "empty for none" in form_help(FORM["data_revision"])
 
 
 def test_datasets_and_models_carry_what_identifies_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

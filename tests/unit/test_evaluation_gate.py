@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from whence.config import Config, Retraining
 from whence.errors import ConfigError, DataError
 from whence.evaluation.comparison import compare_benchmark
 from whence.evaluation.gate import check_rules, decide
+from whence.stages import gate
 
 RULES = Retraining(metric="accuracy", min_gain=0.01, max_loss={"macro_f1": 0.02, "mmlu": 0.05})
 
@@ -165,3 +167,15 @@ def test_models_that_answered_other_questions_are_not_compared(make_config: Call
     table = predictions(config, [True] * 30, [True] * 30)
     with pytest.raises(DataError, match=r"predictions\.parquet: .* did not answer the same question_ids"):
         compare_benchmark(table.iloc[:-1], config)
+
+
+def test_the_verdict_reads_well_where_markdown_has_no_room_between_columns_and_no_bullets(
+    make_config: Callable[..., Config],
+) -> None:
+    decision = decide({name: values for name, values in GOOD.items() if name != "mmlu"}, RULES)
+    text = gate._summary(decision, "3", make_config())
+    assert not re.search(r"^\s*(\||-|\*\s|\d+\.)", text, re.MULTILINE), "a table or a list"
+    paragraphs = text.split("\n\n")
+    assert paragraphs[0].startswith("**Passed** against the champion, version 3: ")
+    assert [line[:10] for line in paragraphs[1:3]] == ["✓ gain of ", "✓ loss of "]
+    assert "mmlu is guarded but was not measured" in paragraphs[-1]

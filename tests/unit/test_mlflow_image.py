@@ -36,6 +36,8 @@ def test_the_image_runs_without_root_from_a_pinned_base_and_watches_its_health()
         ("server", DATABASE | BUCKET, "MLFLOW_SERVER_ALLOWED_HOSTS is empty"),
         ("server", DATABASE | BUCKET | HOSTS | {"MLFLOW_BASIC_AUTH": "true"}, "MLFLOW_AUTH_ADMIN_USERNAME is empty"),
         ("gc", DATABASE | BUCKET, "MLFLOW_TRACKING_URI is empty"),
+        ("settle", {}, "MLFLOW_TRACKING_URI is empty"),
+        ("settle", {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}, "KF_PIPELINES_ENDPOINT is empty"),
         ("upgrade", {}, "PGHOST"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from kfp.dsl import pipeline_task
 
-from whence.config_file import load_config
+from whence.config_file import load_config, parse_config, unpack
 from whence.errors import ConfigError
 from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.graphs.compile import compile_pipeline, portable_config
@@ -61,7 +61,7 @@ def test_the_checked_in_pipeline_equals_a_fresh_compile(profile: str, tmp_path: 
 def test_the_form_shows_the_profile_s_values_each_with_a_description(profile: str) -> None:
     config = load_config(profile_file(profile))
     form = checked_in(profile)[0]["root"]["inputDefinitions"]["parameters"]
-    left_out = {"run_mmlu"} if profile == RETRAINING else set()  # a guard is nothing to switch off in a form
+    left_out = {"mmlu_enabled"} if profile == RETRAINING else set()  # a guard is nothing to switch off in a form
     fields = {name: field for name, field in form_of(config).items() if name not in left_out}
     places = set() if profile == "demo" else set(FORM_HELP)
     assert set(form) == {*fields, *places, "overrides"}
@@ -98,11 +98,13 @@ def test_registry_and_tag_given_at_compile_time_reach_every_task(tmp_path: Path)
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_baked_settings_need_no_file_and_name_no_folder_of_this_machine(profile: str) -> None:
     tasks = checked_in(profile)[0]["root"]["dag"]["tasks"]
-    settings = yaml.safe_load(tasks["prepare"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"])
-    assert settings["prompts"]["path"] is None
-    assert settings["prompts"]["items"]
-    assert settings["general"]["work_dir"] is None
-    assert str(ROOT) not in str(settings)
+    settings = unpack(tasks["prepare"]["inputs"]["parameters"]["settings"]["runtimeValue"]["constant"])
+    config = parse_config(settings)
+    assert config == portable_config(profile_file(profile))
+    assert config.prompts.path is None
+    assert config.prompts.items
+    assert config.general.work_dir is None
+    assert str(ROOT) not in settings
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -329,7 +331,7 @@ def test_resources_of_a_stage_that_does_not_exist_are_refused(tmp_path: Path) ->
 
 def test_the_number_of_parallel_tasks_is_a_parameter_that_reaches_the_loops() -> None:
     pipeline, _ = checked_in("patents-tinyllama")
-    assert pipeline["root"]["inputDefinitions"]["parameters"]["parallel_tasks"]["defaultValue"] == 2
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["parallel_tasks_0_for_none"]["defaultValue"] == 2
     for name in ("fit-factors-in-parallel", "score-in-parallel"):
         given = pipeline["root"]["dag"]["tasks"][name]["inputs"]["parameters"]["tasks"]["taskOutputParameter"]
         assert given == {"producerTask": "prepare", "outputParameterKey": "tasks"}
@@ -464,7 +466,7 @@ def test_switching_the_benchmark_off_leaves_the_graph_as_it_is(tmp_path: Path) -
             graphs.append(parsed(tmp_path / "p.yaml")[0]["components"].keys())
         assert graphs[0] == graphs[1]
     prepared = dag_of(parsed(tmp_path / "p.yaml")[0])["prepare"]["inputs"]["parameters"]
-    assert prepared["run_mmlu"]["runtimeValue"] == {"constant": False}, "a guard is nothing to switch off in a form"
+    assert prepared["mmlu_enabled"]["runtimeValue"] == {"constant": False}, "a guard is nothing to switch off in a form"
 
 
 def test_the_real_job_s_profile_holds_the_values_it_was_specified_with() -> None:

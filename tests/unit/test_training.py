@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 from whence.config import Config
 from whence.config_file import parse_config
@@ -166,6 +168,32 @@ def test_batches_hold_like_lengths_and_their_order_hangs_on_seed_and_epoch() -> 
     padded = sum(8 * length for length in longest)
     assert padded < 1.1 * sum(lengths[index] for batch in batches for index in batch)
     assert longest != sorted(longest, reverse=True)
+
+
+def test_logits_of_the_counted_tokens_alone_train_the_weights_of_the_stock_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(num_train_epochs=1, gradient_accumulation_steps=2)
+    computed = []
+    forward = LlamaForCausalLM.forward
+
+    @functools.wraps(forward)
+    def watched(self: LlamaForCausalLM, *args: Any, **kwargs: Any) -> Any:
+        output = forward(self, *args, **kwargs)
+        computed.append(output.logits.numel())
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", watched)
+    ours = run(tmp_path / "ours", config)
+    some = sum(computed)
+    computed.clear()
+    monkeypatch.setattr("whence.training._Trainer._keeps_logits", False)
+    stock = run(tmp_path / "stock", config)
+    assert some < sum(computed) / 2
+    assert ours.metrics["final_eval_loss"] == pytest.approx(stock.metrics["final_eval_loss"], rel=1e-5)
+    one, other = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("ours", "stock"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_examples_than_a_batch_are_refused_with_the_setting(tmp_path: Path) -> None:

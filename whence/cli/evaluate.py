@@ -11,7 +11,7 @@ import typer
 
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
 from whence.config import Config
-from whence.config_file import inline_prompts
+from whence.config_file import inline_prompts, pack
 from whence.errors import ConfigError
 from whence.files import link_tree
 
@@ -54,7 +54,7 @@ def evaluate(
         paths = {output: output_folder / output for output in outputs}
         return run_stage(stage(name), inputs=inputs, outputs=paths, parameters=parameters).metrics
 
-    run("prepare", {}, "base_model", "train_data", "eval_data", settings=config.to_yaml())
+    run("prepare", {}, "base_model", "train_data", "eval_data", settings=pack(config))
     finetuned = output_folder / "model"
     link_tree(source, finetuned)
     hand_on_base(output_folder / "base_model", finetuned)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from whence.config_file import inline_prompts
 from whence.pipelines.graphs.catalog import KindOption, PipelineKind, stages_of
 from whence.pipelines.local.artifact_root import ArtifactRoot
 from whence.pipelines.local.warm import warm_processes
+from whence.tracking import settle_run
 
 INTERRUPTED = 130
 
@@ -64,7 +66,7 @@ def _run(kind: PipelineKind, config: Config, root: ArtifactRoot, console: Consol
 
         graph = kind.build(config)
     try:
-        result = run_locally(graph, stages_of(graph), root.folder, console, verbose)
+        result = run_locally(graph, stages_of(graph), root.folder, console, verbose, partial(settle_run, config))
     except RunFailed as failure:
         raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
     from whence.pipelines.local.summary import print_result

@@ -13,7 +13,7 @@ from rich.table import Table
 
 import whence
 from whence.config import Config
-from whence.config_file import dotted_keys, get_dotted, load_config, parse_override
+from whence.config_file import dotted_keys, get_dotted, inline_prompts, load_config, parse_override
 from whence.errors import ConfigError
 
 DEFAULT_PROFILE = "demo"
@@ -107,7 +107,12 @@ def config_check(profile: ProfileOption = None, config_file: ConfigOption = None
     """Check the settings and what they name - prompts, questions, model, tracking server - without training."""
     settings = find_settings(profile, config_file, set_)
     config = settings.load()
+    from whence.running.checks import check_portable
     from whence.stages.prepare import check
 
     check(config, lambda subject: typer.echo(f"checking {subject}", err=True))
+    try:
+        check_portable(inline_prompts(config))
+    except ConfigError as error:
+        typer.echo(f"note: good for this machine alone: {error}", err=True)
     typer.echo(f"{settings.file}: nothing wrong found")

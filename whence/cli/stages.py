@@ -79,10 +79,10 @@ def _run(stage: Stage, values: dict[str, Any]) -> None:
     parameters = {one.name: values[one.name] for one in stage.parameters if one.name in values}
     overrides: dict[str, Any] = {}
     if stage.resolve is not None:
-        from whence.config_file import inline_prompts
+        from whence.config_file import inline_prompts, pack
 
         settings = find_settings(values["profile"], values["config_file"], values["set_"])
-        parameters["settings"] = inline_prompts(settings.load()).to_yaml()
+        parameters["settings"] = pack(inline_prompts(settings.load()))
     else:
         overrides = read_overrides(values["set_"])
         if values.get("full"):

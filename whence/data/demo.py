@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-TRAIN_ABSTRACTS = 900
+TRAIN_ABSTRACTS = 540
 EVAL_ABSTRACTS = 180
 FLIPPED_SHARE = 0.04
 EXAMPLES_PER_FACT = 5

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from whence.config import is_address
 from whence.errors import DataError
+from whence.progress import progress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -155,7 +155,7 @@ def _table(rows: list[list[Any]], names: Sequence[str], columns: list[str], line
 
 
 def _progress(rows: Any, origin: str) -> Any:
-    return tqdm(rows, desc=f"read {Path(origin).name}", unit="row", mininterval=1)
+    return progress(rows, desc=f"read {Path(origin).name}", unit="row")
 
 
 @contextmanager

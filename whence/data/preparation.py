@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from whence.config import Config
 from whence.data.cleaning import CHANGES, clean_rows, look
@@ -18,6 +17,7 @@ from whence.data.formatting import tail_of, to_prompt
 from whence.data.sources import RawRows, Split, read_rows
 from whence.data.tokenization import Encoded, encode
 from whence.errors import DataError
+from whence.progress import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,8 +93,8 @@ def _finish(
     config: Config,
 ) -> ExampleSet:
     pairs = zip(texts["prompt"], texts["completion"], strict=True)
-    progress = tqdm(pairs, desc=f"tokenize {split}", unit="row", total=len(texts), mininterval=1)
-    encoded = [_encode(tokenizer, prompt, answer, config) for prompt, answer in progress]
+    shown = progress(pairs, desc=f"tokenize {split}", unit="row", total=len(texts))
+    encoded = [_encode(tokenizer, prompt, answer, config) for prompt, answer in shown]
     fits = np.array([item is not None for item in encoded], dtype=bool)
     dropped["answer_does_not_fit"] += int((~fits).sum())
     kept, texts = rows[fits], texts[fits]

@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from whence.config import Config
 from whence.data.formatting import EXACT_IDS, tail_of
 from whence.errors import DataError
+from whence.progress import progress
 
 IGNORED = -100
 _ANCHOR = ":"
@@ -210,12 +210,12 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
         length, loss_on = config.general.max_length, config.dataset.loss_on
         exact = (frame[name] if name in frame else [None] * len(frame) for name in EXACT_IDS)
         rows = zip(frame["prompt"], frame["completion"], *exact, strict=True)
-        progress = tqdm(rows, desc="tokenize", unit="row", total=len(frame), mininterval=1)
+        shown = progress(rows, desc="tokenize", unit="row", total=len(frame))
         encoded = [
             _labelled(list(prompt_ids), list(ids), loss_on)
             if isinstance(ids, Sequence | np.ndarray)
             else encode(tokenizer, prompt, answer, length, loss_on, tail)
-            for prompt, answer, prompt_ids, ids in progress
+            for prompt, answer, prompt_ids, ids in shown
         ]
         return cls(encoded, int(tokenizer.pad_token_id))
 

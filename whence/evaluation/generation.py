@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from whence.data.batching import plan_batches
@@ -25,6 +24,7 @@ from whence.evaluation.decoding import (
 )
 from whence.evaluation.metrics import can_be_ranked, same_text
 from whence.models.language import LanguageModel
+from whence.progress import progress
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _answer(
     answers: dict[int, Answer] = {}
     with (
         _seeded(config.general.seed),
-        tqdm(total=len(texts), desc=description, unit="prompt", mininterval=1) as progress,
+        progress(total=len(texts), desc=description, unit="prompt") as bar,
     ):
         for batch in plan_batches([len(ids) + room for ids in prompts], batch_size * config.general.max_length):
             started = time.perf_counter()
@@ -146,7 +146,7 @@ def _answer(
                     seconds=seconds,
                     label_logprobs=None if ranks is None else ranks[row],
                 )
-            progress.update(len(batch))
+            bar.update(len(batch))
     return [answers[index] for index in range(len(texts))]
 
 

@@ -31,7 +31,6 @@ from kronfluence.utils.constants import (
 )
 from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 
 from whence.errors import FactorError
 from whence.files import replacing
@@ -44,6 +43,7 @@ from whence.influence.plan import FitPlan
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import engine_state, tracked_model, tracked_modules
 from whence.models.trained import TrainedModel
+from whence.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Fit:
         """Decompose the summed covariances module by module, and delete them."""
         if not self.needs.requires_eigendecomposition:
             return
-        for module in tqdm(self.modules, desc="eigendecomposition", unit="module", mininterval=1):
+        for module in progress(self.modules, desc="eigendecomposition", unit="module"):
             if not self.parts.has(_eigen_part(module)):
                 self.parts.put(_eigen_part(module), self._decompose(module))
         for part, module in product(range(self.plan.data_partitions), self.modules):

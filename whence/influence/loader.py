@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from kronfluence.module import TrackedModule
-from tqdm import tqdm
 
 from whence.data.batching import Batches
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import FactorError
+from whence.progress import progress
 
 
 def uniforms_of(index: int, length: int, key: tuple[int, ...]) -> torch.Tensor:
@@ -49,12 +49,12 @@ class Loader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         total = len(self.dataset)
         hidden = self.description is None
-        with tqdm(total=total, desc=self.description, unit="example", mininterval=1, disable=hidden) as progress:
+        with progress(total=total, desc=self.description, unit="example", disable=hidden) as bar:
             for number, indices in enumerate(self.batches):
                 yield self._batch(indices)
                 if self.check is not None:
                     self.check(number, indices)
-                progress.update(len(indices))
+                bar.update(len(indices))
 
     def _batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         batch = self.examples.batch(indices)

@@ -27,6 +27,7 @@ class Links:
     kubeflow: str | None = None
     tracking: str = ""  # the tracking address, for people who open MLflow on a file
     run_id: str | None = None
+    not_recorded: tuple[str, ...] = ()  # what MLflow has refused
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,7 @@ def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
     links = [("MLflow", material.links.mlflow), ("Kubeflow Pipelines", material.links.kubeflow)]
     lines += ["", *(f"[This run in {name}]({url})" for name, url in links if url)]
     lines += ["", *left_out] if left_out else []
+    lines += ["", *(f"- **Not in MLflow:** {_plain(what)}" for what in material.links.not_recorded)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -5,15 +5,20 @@ The cheapest check comes first, and torch and transformers are imported by those
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from whence.config import BUILTIN_TINY_LLAMA, Config
+from whence.config_file import dotted_keys, get_dotted, pack
 from whence.data.prompts import check_prompts, load_prompts
 from whence.errors import ConfigError, DataError
 from whence.evaluation.questions import check_questions
 from whence.influence.layout import layer_of
 from whence.tracking import check_tracking
+
+SETTINGS = 48 * 1024  # characters of packed settings, of which a run's Workflow of 1 MiB has a dozen copies
+PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
 def check_world(config: Config, announce: Callable[[str], None] = lambda subject: None) -> None:
@@ -61,6 +66,26 @@ CHECKS: dict[str, Callable[[Config], None]] = {
     "tracking": check_tracking,
     "base model": check_model,
 }
+
+
+def check_portable(config: Config) -> None:
+    """Settings can travel in a compiled pipeline.
+
+    Raises:
+        ConfigError: they are longer than a run can carry, or an address among them holds a password.
+    """
+    for key in dotted_keys():
+        if not key.startswith("prompts.") and PASSWORD.search(str(get_dotted(config, key))):
+            raise ConfigError(
+                f"{key}: holds a password, which all who see the pipeline would read; put it into a Secret of the "
+                "cluster, and name its variables in cluster.secrets"
+            )
+    size, prompts = len(pack(config)), len(config.prompts.items or ())
+    if size > SETTINGS:
+        raise ConfigError(
+            f"prompts.path: {prompts} prompts make the settings {size >> 10} KiB, compressed, and a run on Kubeflow "
+            f"carries {SETTINGS >> 10}; put the file at s3:// and name that in prompts.path: `prepare` reads it there"
+        )
 
 
 def check_base_model(config: Config, base_model: Path) -> None:

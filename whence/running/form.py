@@ -24,32 +24,39 @@ class Field(NamedTuple):
     nullable: bool = False
 
 
-PARALLEL_TASKS = "parallel_tasks"  # only in the form of pipelines that are made for it
+PARALLEL_TASKS = "parallel_tasks_0_for_none"  # only in the form of pipelines that are made for it
+MMLU_ENABLED = "mmlu_enabled"
+# Kubeflow shows a form by alphabet, and names alone: so they are grouped by how they begin, and say what 0 means.
 FORM = {
     "base_model_name": Field("models.base.name", str),
     "base_model_revision": Field("models.base.revision", str, nullable=True),
-    "dataset_name": Field("dataset.name", str, nullable=True),
-    "dataset_revision": Field("dataset.revision", str, nullable=True),
-    "num_samples": Field("dataset.num_samples", int, nullable=True),
-    "num_eval_samples": Field("dataset.num_eval_samples", int, nullable=True),
-    "max_length": Field("general.max_length", int),
-    "num_train_epochs": Field("training.num_train_epochs", float),
-    "learning_rate": Field("training.learning_rate", float),
-    "per_device_train_batch_size": Field("training.per_device_train_batch_size", int),
-    "factors_strategy": Field("factors.strategy", str),
-    "factors_num_samples": Field("factors.num_samples", int, nullable=True),
-    "inspection_layer": Field("inspection.layer", int),
-    "query_gradient_low_rank": Field("scores.query_gradient_low_rank", int, nullable=True),
-    "use_generated": Field("scores.use_generated", str),  # text, since besides true and false there is both
-    "max_new_tokens": Field("generation.max_new_tokens", int),
-    "run_mmlu": Field("evaluation.mmlu.enabled", bool),
-    "mmlu_tasks": Field("evaluation.mmlu.tasks", list),
+    "data_eval_rows_0_for_all": Field("dataset.num_eval_samples", int, nullable=True),
+    "data_max_tokens": Field("general.max_length", int),
+    "data_name": Field("dataset.name", str, nullable=True),
+    "data_revision": Field("dataset.revision", str, nullable=True),
+    "data_train_rows_0_for_all": Field("dataset.num_samples", int, nullable=True),
+    "finetune_batch_size": Field("training.per_device_train_batch_size", int),
+    "finetune_epochs": Field("training.num_train_epochs", float),
+    "finetune_learning_rate": Field("training.learning_rate", float),
+    "generate_max_new_tokens": Field("generation.max_new_tokens", int),
+    "influence_factors_rows_0_for_all": Field("factors.num_samples", int, nullable=True),
+    "influence_factors_strategy": Field("factors.strategy", str),
+    "influence_own_answers": Field("scores.use_generated", str),  # text, since besides true and false there is both
+    "influence_plotted_layer": Field("inspection.layer", int),
+    "influence_query_rank_0_for_full": Field("scores.query_gradient_low_rank", int, nullable=True),
+    MMLU_ENABLED: Field("evaluation.mmlu.enabled", bool),
+    "mmlu_subjects": Field("evaluation.mmlu.tasks", list),
     PARALLEL_TASKS: Field("general.parallel_tasks", int, nullable=True),
     "seed": Field("general.seed", int),
+    "tracking_experiment": Field("tracking.experiment", str),
+    "tracking_registered_model": Field("tracking.registered_model", str),
     "tracking_uri": Field("tracking.uri", str),
-    "experiment": Field("tracking.experiment", str),
-    "registered_model": Field("tracking.registered_model", str),
 }
+GUIDE = (
+    "In the form, base_model and data are what goes in, finetune, generate, influence and mmlu the steps of the work, "
+    "gpu where they run, tracking where they are recorded; an empty field stands for none; overrides takes any other "
+    "setting by its dotted key."
+)
 
 
 def form_of(config: Config) -> dict[str, Field]:

@@ -19,12 +19,11 @@ from pydantic import BaseModel
 from whence.config import Config
 from whence.config_file import get_dotted
 from whence.errors import DataError, WhenceError
+from whence.progress import EVENTS_VARIABLE
 from whence.running.declaration import TASK, Stage, Work
 from whence.running.lineage import config_of, hand_on, why_absent, write_absent
 from whence.running.workspace import Workspace, stage_key
 from whence.tracking import stage_run
-
-EVENTS_VARIABLE = "WHENCE_EVENTS"
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,8 @@ def run_stage(
         emit(name, "failed", seconds=time.monotonic() - started, message=explain(error))
         raise
     state = "finished" if earlier is None else "reused"
-    emit(name, state, seconds=time.monotonic() - started, metrics=metrics, mlflow_run_id=run_id)
+    seconds = time.monotonic() - started
+    emit(name, state, seconds=seconds, metrics=metrics, mlflow_run_id=run_id, not_recorded=run.refused)
     return StageResult(metrics, work.returns, pipeline_url)
 
 

@@ -44,7 +44,7 @@ def record(work: Work) -> None:
     measured = json.loads((folder / artifacts.COMPARISON_FILE).read_text(encoding="utf-8"))
     work.run.log_parent_metrics(measured["headline"])
     if (folder / artifacts.ANSWERS_FILE).is_file():
-        work.run.log_table(pd.read_parquet(folder / artifacts.ANSWERS_FILE), "comparison.json")
+        work.run.log_table(pd.read_parquet(folder / artifacts.ANSWERS_FILE), "comparison.json", parent=True)
     work.run.log_artifacts(folder, "comparison")
 
 

@@ -92,12 +92,16 @@ def _summary(name: str, champion: Version | None, attempt: Version | None, diffe
         )
     if champion is None:
         return f"**First training.** `{name}` has no champion yet; the candidate has to beat the base model.\n"
-    listed = "\n".join(f"- `{line.replace('`', chr(39))}`" for line in differences)
+    listed = "\n\n".join(f"→ `{line.replace('`', chr(39))}`" for line in differences)
     return f"**Training a candidate.** Since {against}:\n\n{listed}\n"
 
 
 def record(work: Work) -> None:
+    from whence.tracking.server import ENDS_WITH_TAG
+
     work.run.log_artifact(work.outputs["changes"], name="changes.md")
+    work.run.describe(work.outputs["changes"].read_text(encoding="utf-8"))
+    work.run.set_parent_tags({ENDS_WITH_TAG: "promote" if work.returns[CHANGED.name] else "find_champion"})
 
 
 STAGE = Stage(

@@ -90,45 +90,41 @@ def _write(folder: Path, decision: Decision, champion_version: str, candidate: s
 
 
 def _summary(decision: Decision, champion_version: str, config: Config) -> str:
+    """A paragraph for each check: Kubeflow shows tables without room between columns, and lists without bullets."""
     against = f"the champion, version {champion_version}" if champion_version else "the base model (no champion yet)"
     verdict = "Passed" if decision.passed else "Refused"
-    rows = ["| " + " | ".join(_cells(check)) + " |" for check in decision.checks]
-    lines = [
+    paragraphs = [
         f"**{verdict}** against {against}: {decision.reason}.",
-        "",
-        "| measure | rule | champion | candidate | difference | interval | lower bound must be | passed |",
-        "|---|---|---|---|---|---|---|---|",
-        *rows,
-        "",
-        f"Paired bootstrap intervals of {config.evaluation.confidence:.0%} over "
-        f"{config.evaluation.bootstrap_samples} resamples, of candidate minus champion.",
-        *(f"\n{note}." for note in decision.notes),
+        *map(_paragraph, decision.checks),
+        f"Intervals of candidate minus champion: paired bootstrap, {config.evaluation.confidence:.0%}, "
+        f"{config.evaluation.bootstrap_samples} resamples.",
+        *(f"{note}." for note in decision.notes),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def _cells(check: Check) -> list[str]:
-    return [
-        check.measure,
-        check.rule,
-        f"{check.champion:.4f}",
-        f"{check.candidate:.4f}",
-        f"{check.difference:+.4f}",
-        f"{check.low:+.4f} to {check.high:+.4f}",
-        f"{RULES[check.rule]} {check.bound:+.4f}",
-        "yes" if check.passed else "**no**",
-    ]
+def _paragraph(check: Check) -> str:
+    mark, values = "✓" if check.passed else "✗", f"{check.champion:.4f} → {check.candidate:.4f}"
+    return (
+        f"{mark} {check.rule} of `{check.measure}`: {values}, {check.difference:+.4f} ({check.low:+.4f} to "
+        f"{check.high:+.4f}); the lower bound must be {RULES[check.rule]} {check.bound:+.4f}"
+    )
 
 
 def record(work: Work) -> None:
     import pandas as pd
+
+    from whence.tracking.server import CHAMPION_TAG, ENDS_WITH_TAG
 
     folder = work.outputs["decision"]
     decision = json.loads((folder / artifacts.DECISION_FILE).read_text(encoding="utf-8"))
     work.run.log_table(pd.DataFrame(decision["checks"]), "gate.json")
     work.run.log_parent_metrics({"gate.passed": float(decision["passed"])})
     work.run.log_artifacts(folder, "gate")
-    work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md")
+    work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md", parent=True)
+    work.run.describe(work.outputs["verdict"].read_text(encoding="utf-8"))
+    last = "promote" if decision["passed"] else "report" if work.returns[EXPLAIN.name] else "gate"
+    work.run.set_parent_tags({ENDS_WITH_TAG: last, CHAMPION_TAG: "candidate" if decision["passed"] else "refused"})
 
 
 STAGE = Stage(

@@ -36,10 +36,10 @@ def check(config: Config, announce: Callable[[str], None] = lambda subject: None
 
 def resolve(arguments: Mapping[str, Any]) -> Config:
     """Check the settings and what they refer to."""
-    from whence.config_file import inline_prompts, parse_config
+    from whence.config_file import inline_prompts, parse_config, unpack
 
     overrides = merge_form(arguments, arguments.get("overrides") or {})
-    config = parse_config(arguments["settings"], overrides, origin="the profile with its overrides")
+    config = parse_config(unpack(arguments["settings"]), overrides, origin="the profile with its overrides")
     check(config)
     return inline_prompts(config, from_storage=True)  # so that all stages ask the same
 
@@ -73,12 +73,20 @@ def _counts(name: str, examples: ExampleSet) -> dict[str, float]:
 def record(work: Work) -> None:
     from whence.data.dataset import ExampleSet
     from whence.running.lineage import CONFIG_FILE
+    from whence.tracking.server import ENDS_WITH_TAG
 
+    rows = {}
     for name in ("train_data", "eval_data"):
         info = ExampleSet.read(work.outputs[name]).info
-        work.run.log_dataset(name, info.fingerprint, info.source, info.rows, context=info.split)
+        rows[name] = f"{info.rows:,}"
+        work.run.log_dataset(name, info.fingerprint, info.source, info.rows, context=info.split, parent=True)
         work.run.log_artifact(work.outputs[name] / "dataset.json", name)
-    work.run.log_artifact(work.outputs["base_model"] / CONFIG_FILE)
+    work.run.log_artifact(work.outputs["base_model"] / CONFIG_FILE, parent=True)
+    work.run.set_parent_tags({ENDS_WITH_TAG: "report"})
+    base = work.config.models.base
+    work.run.describe(
+        f"`{base.name}` trained on {rows['train_data']} examples of `{info.source}`, {rows['eval_data']} held out."
+    )
 
 
 STAGE = Stage(
@@ -87,7 +95,7 @@ STAGE = Stage(
     inputs=(),
     outputs=(artifacts.BASE_MODEL, artifacts.TRAIN_DATA, artifacts.EVAL_DATA),
     parameters=(
-        Parameter("settings", str, "The profile as YAML text; the other parameters win over it."),
+        Parameter("settings", str, "The profile as `config_file.pack` gives it; the other parameters win over it."),
         *(Parameter(name, field.type, form_help(field)) for name, field in FORM.items()),
         Parameter("overrides", dict, 'Further settings by dotted key, e.g. {"training.warmup_steps": 100}.'),
     ),

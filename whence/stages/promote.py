@@ -42,7 +42,11 @@ def _summary(name: str, number: str, champion: str | None, promoted: bool) -> st
 
 
 def record(work: Work) -> None:
+    from whence.tracking.server import CHAMPION_TAG
+
     work.run.log_artifact(work.outputs["promotion"], name="promotion.md")
+    work.run.describe(work.outputs["promotion"].read_text(encoding="utf-8"))
+    work.run.set_parent_tags({CHAMPION_TAG: "promoted"})
 
 
 STAGE = Stage(

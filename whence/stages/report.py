@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from whence.report.material import Links, Material
 
+SUMMARY_FILE = "summary.md"
 COMPARABLE = ("prompts.csv", "examples.csv", "class_flow.csv")  # tables that MLflow shows across runs
 
 
@@ -25,7 +26,9 @@ def compute(work: Work) -> dict[str, float]:
     from whence.tracking.address import Address
 
     tracking = Address.parse(work.config.tracking.uri).uri
-    material = _material(work, Links(work.run.pipeline_url, work.run.kubeflow_url, tracking, work.run.run_id))
+    run = work.run
+    links = Links(run.pipeline_url, run.kubeflow_url, tracking, run.run_id, tuple(run.not_recorded()))
+    material = _material(work, links)
     page = make_report(material)
     work.outputs["report"].write_text(page.html, encoding="utf-8")
     write_tables(work.outputs["tables"], material, page.left_out)
@@ -77,11 +80,28 @@ def record(work: Work) -> None:
     import pandas as pd
 
     tables = work.outputs["tables"]
-    work.run.log_artifact(work.outputs["report"], "report", name="report.html")
-    work.run.log_artifacts(tables, "report")
+    work.run.log_artifact(work.outputs["report"], name="report.html", parent=True)
+    work.run.log_artifacts(tables, "tables", parent=True)
     for name in COMPARABLE:
         if (tables / name).exists():
-            work.run.log_table(pd.read_csv(tables / name), f"{Path(name).stem}.json")
+            work.run.log_table(pd.read_csv(tables / name), f"{Path(name).stem}.json", parent=True)
+    _, _, summary = (tables / SUMMARY_FILE).read_text(encoding="utf-8").partition("\n")  # below the title
+    work.run.describe("\n\n".join([" · ".join(_links(work)), summary.strip()]))
+
+
+def _links(work: Work) -> list[str]:
+    """Where a reviewer goes on, as Markdown, by links that hold wherever MLflow's pages are opened."""
+    from urllib.parse import quote
+
+    from whence.tracking.server import VERSION_TAG
+
+    name, version = work.config.tracking.registered_model, work.run.pipeline_tags().get(VERSION_TAG)
+    pages = {
+        "The report": work.run.pipeline_path and f"{work.run.pipeline_path}/artifacts/report.html",
+        f"Version {version} of {name}": version and f"#/models/{quote(name)}/versions/{version}",
+        "Kubeflow": work.run.kubeflow_url,
+    }
+    return [f"[{title}]({page})" for title, page in pages.items() if page]
 
 
 STAGE = Stage(

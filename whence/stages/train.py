@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 from whence.running import artifacts
 from whence.running.declaration import Stage, Work
 from whence.running.lineage import TRAINING, hand_on_base, training_of
@@ -31,19 +33,33 @@ def compute(work: Work) -> dict[str, float]:
 
 
 def record(work: Work) -> None:
+    from whence.data.dataset import ExampleSet
     from whence.running.provenance import model_digest, provenance
     from whence.tracking.registry import CONTENT_TAG
+    from whence.tracking.server import ENDS_WITH_TAG, VERSION_TAG
 
-    model = work.outputs["model"]
-    for entry in training_of(model)["history"]:
+    model, name = work.outputs["model"], work.config.tracking.registered_model
+    trained = training_of(model)
+    for entry in trained["history"]:
         if entry["step"] not in work.logged_steps:  # what an earlier, crashed or reused run computed belongs here, too
             work.run.log_metrics({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
     work.run.log_artifact(work.outputs["loss_curve"], "plots", name="loss_curve.html")
     content = model_digest(model)
     origin = provenance(work.config, work.inputs["base_model"], work.inputs["train_data"])
-    work.run.log_model_version(
-        model, work.config.tracking.registered_model, tags=origin | {CONTENT_TAG: content}, content=content
+    work.run.log_parent_metrics({key: trained["metrics"][key] for key in ("train_loss", "final_eval_loss")})
+    info, run = ExampleSet.read(work.inputs["train_data"]).info, work.run.pipeline_path
+    number = work.run.log_model_version(
+        model,
+        name,
+        tags=origin | {CONTENT_TAG: content},
+        content=content,
+        about=f"`{work.config.models.base.name}` trained on {info.rows:,} examples of `{info.source}`: evaluation loss "
+        f"{trained['metrics']['final_eval_loss']:.3g}." + (f" [The run]({run}) has its report." if run else ""),
+        required=work.run.pipeline_tags().get(ENDS_WITH_TAG) == "promote",
     )
+    if number is not None:
+        work.run.set_parent_tags({VERSION_TAG: number})
+        work.run.describe(f"[Version {number} of {name}](#/models/{quote(name)}/versions/{number}).")
 
 
 STAGE = Stage(

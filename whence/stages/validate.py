@@ -78,9 +78,8 @@ def record(work: Work) -> None:
         return
     evidence = Evidence.read(work.outputs["evidence"] / artifacts.EVIDENCE_FILE)
     work.run.log_parent_metrics(headline(evidence))
-    tags = {"whence.evidence": evidence.grade.word, "whence.evidence_sentence": evidence.grade.sentence}
-    work.run.set_parent_tags(tags)
-    work.run.log_table(flat_table(evidence), "evidence.json")
+    work.run.set_parent_tags({"whence.evidence": evidence.grade.word})
+    work.run.log_table(flat_table(evidence), "evidence.json", parent=True)
     work.run.log_artifacts(work.outputs["evidence"], "evidence")
 
 

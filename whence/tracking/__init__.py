@@ -6,10 +6,10 @@ the next stage that starts from the same folder, or by :func:`upload_spool`. Eve
 (metrics carry their own time stamps; runs and models are looked up by a key before they are made), so a call whose
 answer got lost is not recorded twice.
 
-``registry`` knows which version of the registered model is the champion. It, ``server`` and ``faults`` are the only
-modules that import mlflow, and do so when the first stage run opens, not before.
+``registry`` knows which version of the registered model is the champion, ``settle`` how the run of a pipeline ends.
+mlflow is imported when the first stage run opens, not before.
 """
 
-from whence.tracking.run import StageRun, check_tracking, stage_run, upload_spool
+from whence.tracking.run import StageRun, check_tracking, settle_run, stage_run, upload_spool
 
-__all__ = ["StageRun", "check_tracking", "stage_run", "upload_spool"]
+__all__ = ["StageRun", "check_tracking", "settle_run", "stage_run", "upload_spool"]

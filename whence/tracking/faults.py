@@ -50,6 +50,21 @@ def explained(address: Address) -> Iterator[None]:
         ) from None
 
 
+def none_if_absent(action: Callable[[], T]) -> Callable[[], T | None]:
+    """``action`` with None as its result where MLflow says that there is no such thing."""
+    from mlflow.exceptions import MlflowException
+
+    def look_up() -> T | None:
+        try:
+            return action()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+    return look_up
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether MLflow has judged the request itself (bad name, missing run), so that repeating it is useless.
 
@@ -62,6 +77,14 @@ def is_refusal(error: Exception) -> bool:
     else:
         status = getattr(getattr(error, "response", None), "status_code", 503)
     return 400 <= status < 500 and status not in (401, 403, 408, 429)
+
+
+def refusal_text(error: Exception, what: str, size: int) -> str:
+    """What MLflow has not taken and why; ``size`` in bytes, 0 for what is no file."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    shown = f" ({size:,} bytes)" if size else ""
+    hint = "; a proxy before MLflow limits requests: raise its limit (nginx: client_max_body_size)"
+    return f"{what}{shown}: {first_line(error).partition(' for url:')[0]}{hint if status == 413 else ''}"
 
 
 def is_mlflow_error(error: BaseException) -> bool:

@@ -1,10 +1,7 @@
 """Which version of the registered model is the champion: aliases of MLflow's model registry, moved by one at a time.
 
-MLflow sets an alias whatever it was before: there is no compare-and-set. But names of registered models are unique in
-its database, so that of two who create one only one succeeds: for the moments of a promotion an empty registered model
-``<name>.promotion`` exists, which is the lock. What the gate compared with is compared again under it. A holder that
-was killed leaves its lock behind; whoever has seen the same one for ``ABANDONED_SECONDS`` takes it over. The window
-that is left is a holder that sleeps that long between its last look at the lock, right before every move, and the move.
+MLflow sets an alias whatever it was before: there is no compare-and-set. So a promotion holds a lock, and what the gate
+compared with is compared again under it.
 """
 
 from __future__ import annotations
@@ -12,19 +9,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from whence.config import Config
-from whence.errors import PromotionError, TrackingError
+from whence.errors import PromotionError
 from whence.tracking.address import Address
-from whence.tracking.faults import explained, retrying
+from whence.tracking.faults import explained, none_if_absent, retrying
+from whence.tracking.lock import Lock
 from whence.tracking.run import PIPELINE_VARIABLE
 from whence.tracking.server import open_client
 
@@ -38,10 +34,7 @@ CONTENT_TAG = "whence.model_digest"
 PROMOTED_BY_TAG = "whence.promoted_by"
 ROLLED_BACK_TAG = "whence.rolled_back"
 REFUSED_TAG = "whence.refused"
-HOLDER_TAG = "whence.promotion"
 BY_HAND = "by hand"
-ABANDONED_SECONDS = 15.0  # a promotion takes a tenth of a second
-POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -234,54 +227,16 @@ class Registry:
     @contextmanager
     def _locked(self) -> Iterator[Callable[[], None]]:
         """Nobody else moves an alias meanwhile; yields a check of that, for right before each move."""
-        lock, own = f"{self.name}.promotion", uuid.uuid4().hex
-
-        def still_held() -> None:
-            if self._holder(lock) != own:
-                raise PromotionError(f"registered model {self.name!r}: another promotion took over; run this one again")
-
-        self._acquire(lock, own)
-        try:
-            yield still_held
-        finally:
-            with suppress(TrackingError):  # left behind it is taken over
-                if self._holder(lock) == own:
-                    self._remove(lock)
-
-    def _acquire(self, lock: str, own: str) -> None:
-        seen, since = None, time.monotonic()
-        while not self._create(lock, own):
-            holder = self._holder(lock)
-            if holder == own:  # made by an attempt whose answer got lost
-                return
-            if holder != seen:
-                seen, since = holder, time.monotonic()
-            elif holder is not None and time.monotonic() - since > ABANDONED_SECONDS:
-                self._remove(lock)
-            time.sleep(POLL_SECONDS)
-
-    def _create(self, lock: str, own: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
         about = f"Somebody is changing the champion of {self.name} at this moment."
+        with Lock(self._client, f"{self.name}.promotion", about, self._request).held() as is_held:
 
-        def create() -> bool:
-            try:
-                self._client.create_registered_model(lock, tags={HOLDER_TAG: own}, description=about)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                return False
-            return True
+            def still_held() -> None:
+                if not is_held():
+                    raise PromotionError(
+                        f"registered model {self.name!r}: another promotion took over; run this one again"
+                    )
 
-        return self._request(create)
-
-    def _holder(self, lock: str) -> str | None:
-        model = self._look_up(lambda: self._client.get_registered_model(lock))
-        return model.tags.get(HOLDER_TAG, "") if model else None
-
-    def _remove(self, lock: str) -> None:
-        self._look_up(lambda: self._client.delete_registered_model(lock))
+            yield still_held
 
     def _request(self, action: Callable[[], T]) -> T:
         with explained(self.address):
@@ -289,17 +244,7 @@ class Registry:
 
     def _look_up(self, action: Callable[[], T]) -> T | None:
         """The result, or None where MLflow says that there is no such thing."""
-        from mlflow.exceptions import MlflowException
-
-        def look_up() -> T | None:
-            try:
-                return action()
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                return None
-
-        return self._request(look_up)
+        return self._request(none_if_absent(action))
 
 
 def _version(version: ModelVersion) -> Version:

@@ -8,14 +8,27 @@ import logging
 import os
 import posixpath
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from whence import __version__
 from whence.errors import TrackingError
 from whence.tracking.address import Address
+from whence.tracking.faults import is_mlflow_error, is_refusal, none_if_absent
+from whence.tracking.lock import Lock
+from whence.tracking.settle import (
+    NOTE_TAG,
+    PARENT_TAG,
+    PIPELINE,
+    PIPELINE_TAG,
+    STAGE_TAG,
+    children_of,
+    describe,
+    reopen,
+    settle,
+)  # fmt: skip
 from whence.tracking.spool import Call
 
 if TYPE_CHECKING:
@@ -25,16 +38,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PIPELINE_TAG = "kfp.pipeline_run_id"  # these two as Kubeflow's own MLflow plugin names them
-PIPELINE_PAGE_TAG = "kfp.pipeline_run_url"
-PARENT_TAG = "mlflow.parentRunId"
+PIPELINE_PAGE_TAG = "kfp.pipeline_run_url"  # as Kubeflow's own MLflow plugin names it
+VERSION_TAG, CHAMPION_TAG = "whence.model_version", "whence.champion"  # candidate, refused or promoted
 KEY_TAG = "whence.key_of_record"
-STAGE_TAG = "whence.stage"
-AGE_TAG = "whence.created"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's view for training, not for chat
+ENDS_WITH_TAG = "whence.ends_with"  # the stage after which a pipeline's run is over
+REFUSED_TAG = "whence.not_recorded"  # and the stage's name: what MLflow refused of it for good
 TABLES_TAG = "mlflow.loggedArtifacts"
-# Long enough for another stage that saw no parent before ours existed to have created its own.
-SETTLE_SECONDS = 0.5
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's view for training, not for chat
+VIEW = "whence"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # as MLflow's UI keeps the views that people save
+COLUMNS = (
+    "attributes.`Duration`", "attributes.`Models`", "tags.`whence.evidence`", "tags.`whence.champion`",
+    "metrics.`base.accuracy`", "metrics.`finetuned.accuracy`", "metrics.`final_eval_loss`",
+    "metrics.`planted_recall.influence`", "metrics.`gate.passed`", "tags.`whence.failed_stage`",
+)  # fmt: skip
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -54,7 +71,7 @@ class RunDescription:
         pipeline_run: Kubeflow's run id, shared by the stages of one pipeline run.
         pipeline_page: where people see that run in Kubeflow's UI.
         resume: MLflow run made for this task by Kubeflow's MLflow plugin, or a parent run made by the user.
-        settings: flat parameters of the parent run.
+        settings: flat parameters of the parent run: what differs from the defaults.
     """
 
     key: str
@@ -92,27 +109,53 @@ class MlflowServer:
         self.experiment_id = self._find_or_create_experiment(experiment)
 
     def open_run(self, about: RunDescription) -> RunIds:
-        """Find or create the stage's run, and the parent it is nested under."""
+        """Find or create the stage's run, and the parent it is nested under.
+
+        A task of a pipeline that is tried again takes over the run of its first attempt, by the key.
+
+        Raises:
+            TrackingError: the run to resume has been deleted, or there is none.
+        """
         parent_id = None
         if about.resume:
-            resumed = self._client.get_run(about.resume)
+            resumed = self._run_to_resume(about.resume)
             if PARENT_TAG in resumed.data.tags:  # the task's own run
-                self._client.update_run(about.resume, status="RUNNING")
+                reopen(self._client, resumed)
                 self._client.set_tag(about.resume, STAGE_TAG, about.stage)
                 return RunIds(about.resume, resumed.info.experiment_id, resumed.data.tags[PARENT_TAG])
             parent_id, experiment_id = about.resume, resumed.info.experiment_id
         else:
             experiment_id = self.experiment_id
             if about.pipeline_run:
-                parent_id = self._find_or_create_parent(about, about.pipeline_run)
+                parent_id = self._open_parent(about, about.pipeline_run)
         known = self._search(experiment_id, KEY_TAG, about.key)
         if known:
+            reopen(self._client, known[0])
             return RunIds(known[0].info.run_id, experiment_id, parent_id)
         tags = {KEY_TAG: about.key, STAGE_TAG: about.stage, "whence.profile": about.profile} | _source_tags(about.stage)
         if parent_id:
             tags[PARENT_TAG] = parent_id
         created = self._client.create_run(experiment_id, start_time=about.started, tags=tags, run_name=about.stage)
         return RunIds(created.info.run_id, experiment_id, parent_id)
+
+    def _run_to_resume(self, run_id: str) -> Run:
+        found = none_if_absent(lambda: self._client.get_run(run_id))()
+        if found is None or found.info.lifecycle_stage == "deleted":
+            state = "is not known" if found is None else "has been deleted"
+            raise TrackingError(
+                f"MLFLOW_RUN_ID: the run {run_id} {state} at {self.address.uri}; unset it, or name another run"
+            )
+        return found
+
+    def settle(self, pipeline_run: str, status: str, ended: int) -> None:
+        """End the run of a pipeline run, if there is one."""
+        parent = self._parent(pipeline_run)
+        if parent is not None:
+            settle(self._client, parent, status, ended)
+
+    def pipeline_tags(self, run: RunIds) -> dict[str, str]:
+        """The tags of the parent run; of this one when it stands alone."""
+        return dict(self._client.get_run(run.parent_id or run.run_id).data.tags)
 
     def send(self, run: RunIds, call: Call) -> str | None:
         """Deliver one call; the answer is the version number for a model, else None."""
@@ -139,16 +182,20 @@ class MlflowServer:
     def _send_artifact(self, run: RunIds, call: Call) -> None:
         assert call.path is not None
         log = self._client.log_artifacts if call.path.is_dir() else self._client.log_artifact
-        log(run.run_id, str(call.path), call.arguments["folder"])
+        log(_target(run, call), str(call.path), call.arguments["folder"])
 
     def _send_table(self, run: RunIds, call: Call) -> None:
         # MlflowClient.log_table appends to what is there, so it cannot be repeated; here are the same file and tag.
         self._send_artifact(run, call)
         assert call.path is not None
         entry = {"path": posixpath.join(call.arguments["folder"] or "", call.path.name), "type": "table"}
-        tables = json.loads(self._client.get_run(run.run_id).data.tags.get(TABLES_TAG, "[]"))
+        run_id = _target(run, call)
+        tables = json.loads(self._client.get_run(run_id).data.tags.get(TABLES_TAG, "[]"))
         if entry not in tables:
-            self._client.set_tag(run.run_id, TABLES_TAG, json.dumps([*tables, entry]))
+            self._client.set_tag(run_id, TABLES_TAG, json.dumps([*tables, entry]))
+
+    def _send_note(self, run: RunIds, call: Call) -> None:
+        describe(self._client, run.parent_id or run.run_id, call.arguments["section"], call.arguments["text"])
 
     def _send_dataset(self, run: RunIds, call: Call) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -162,7 +209,7 @@ class MlflowServer:
             profile=json.dumps({"num_rows": arguments["rows"], "fingerprint": arguments["fingerprint"]}),
         )
         tags = [InputTag("mlflow.data.context", arguments["context"])]
-        self._client.log_inputs(run.run_id, datasets=[DatasetInput(dataset, tags)])
+        self._client.log_inputs(_target(run, call), datasets=[DatasetInput(dataset, tags)])
 
     def _send_model(self, run: RunIds, call: Call) -> str:
         """A logged model with the folder's files, and a version of the registered model that points to it.
@@ -172,13 +219,13 @@ class MlflowServer:
         """
         from mlflow.entities import LoggedModelOutput
 
-        assert call.path is not None
-        name, tags = call.arguments["name"], call.arguments["tags"]
+        name = call.arguments["name"]
         model_id = self._logged_model(run, call)
-        outputs = self._client.get_run(run.run_id).outputs
-        if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
-            self._client.log_outputs(run.run_id, [LoggedModelOutput(model_id, 0)])
-        version = self._model_version(run, name, tags | {KEY_TAG: call.key}, model_id)
+        for run_id in filter(None, (run.run_id, run.parent_id)):
+            outputs = self._client.get_run(run_id).outputs
+            if model_id not in [output.model_id for output in (outputs.model_outputs if outputs else [])]:
+                self._client.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
+        version = self._model_version(run, call, model_id)
         # What the server does for its own clients, and nobody for those of a sqlite file.
         self._client.set_logged_model_tags(
             model_id, {"mlflow.modelVersions": json.dumps([{"name": name, "version": version}])}
@@ -186,37 +233,24 @@ class MlflowServer:
         return version
 
     def _send_finish(self, run: RunIds, call: Call) -> None:
-        ended = call.arguments["time"]
+        ended, stage = call.arguments["time"], call.arguments["stage"]
         self._client.set_terminated(run.run_id, call.arguments["status"], ended)
-        if run.parent_id:
-            parent = self._nest_under_oldest(run, self._client.get_run(run.parent_id))
-            if STAGE_TAG in parent.data.tags:
-                self._settle_parent(run, str(parent.info.run_id), ended)
+        parent = self._client.get_run(run.parent_id or run.run_id)
+        refused, tag = call.arguments["refused"], f"{REFUSED_TAG}.{stage}"
+        if refused:
+            self._client.set_tag(parent.info.run_id, tag, text_of("\n".join(refused)))
+        elif tag in parent.data.tags:  # of an earlier attempt
+            self._client.delete_tag(parent.info.run_id, tag)
+        if parent.data.tags.get(STAGE_TAG) == PIPELINE:
+            self._settle_parent(parent, ended)
 
-    def _nest_under_oldest(self, run: RunIds, parent: Run) -> Run:
-        """The one parent of the pipeline run, also where a slow server showed an older one only after ours was chosen.
-
-        A parent that the last of its stages has left is deleted; its metrics go along.
-        """
-        pipeline_run = parent.data.tags.get(PIPELINE_TAG)
-        parents = self._parents(pipeline_run) if pipeline_run else []
-        if not parents or parents[0].info.run_id == parent.info.run_id:
-            return parent
-        left, oldest = str(parent.info.run_id), str(parents[0].info.run_id)
-        self._client.set_tag(run.run_id, PARENT_TAG, oldest)
-        for name, value in parent.data.metrics.items():
-            self._client.log_metric(oldest, name, value)
-        if not self._search(run.experiment_id, PARENT_TAG, left):
-            self._client.delete_run(left)
-        return parents[0]
-
-    def _settle_parent(self, run: RunIds, parent_id: str, ended: int) -> None:
-        """The parent is over while none of its stages runs: failed when the last attempt of any stage failed."""
-        children = self._search(run.experiment_id, PARENT_TAG, parent_id)
-        last = {child.data.tags.get(STAGE_TAG, child.info.run_id): child.info.status for child in children}
-        if "RUNNING" not in last.values():
-            status = "FINISHED" if set(last.values()) == {"FINISHED"} else "FAILED"
-            self._client.set_terminated(parent_id, status, ended)
+    def _settle_parent(self, parent: Run, ended: int) -> None:
+        """The pipeline's run is over when none of its stages runs and one has failed, or the last one has finished."""
+        children = children_of(self._client, parent)
+        states = {child.data.tags.get(STAGE_TAG): child.info.status for child in children}
+        bad = {"FAILED", "KILLED"} & set(states.values())
+        if "RUNNING" not in states.values() and (bad or states.get(parent.data.tags.get(ENDS_WITH_TAG)) == "FINISHED"):
+            settle(self._client, parent, min(bad, default="FINISHED"), ended)
 
     def _find_or_create_experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -231,7 +265,7 @@ class MlflowServer:
             if experiment is not None:
                 return str(experiment.experiment_id)
             try:
-                return str(self._client.create_experiment(name, self._artifact_location(), EXPERIMENT_TAGS))
+                self._client.create_experiment(name, self._artifact_location(), EXPERIMENT_TAGS)
             except MlflowException as error:  # another stage was faster
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -242,41 +276,61 @@ class MlflowServer:
         database = self.address.database
         return None if database is None else (database.parent / "mlartifacts").as_uri()
 
-    def _find_or_create_parent(self, about: RunDescription, pipeline_run: str) -> str:
-        """The oldest parent; stages that start at once may each create one, look again, and drop all but the oldest."""
-        parents, own = self._parents(pipeline_run), None
-        if not parents:
-            own = self._create_parent(about, pipeline_run)
-            time.sleep(SETTLE_SECONDS)
-            parents = self._parents(pipeline_run)
-        parent = parents[0]
-        parent_id = str(parent.info.run_id)
-        if own is not None and own != parent_id:
-            self._client.delete_run(own)
-        if parent.info.status != "RUNNING" and STAGE_TAG in parent.data.tags:
-            self._client.update_run(parent_id, status="RUNNING")
-        return parent_id
+    def _introduce(self) -> None:
+        """The view of the columns that matter, once; and a description that leads to it where people wrote none."""
+        experiment_id = self.experiment_id
+        tags = self._client.get_experiment(experiment_id).tags
+        if VIEW_TAG in tags:
+            return
+        now = round(datetime.now(UTC).timestamp() * 1000)
+        view = {"name": "Whence", "createdAt": now, "updatedAt": now, "state": json.dumps({"selectedColumns": COLUMNS})}
+        page = f"#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+        if NOTE_TAG not in tags:
+            note = f"[Pipeline runs, with the columns that matter]({page}). Each has its stages nested below it."
+            self._client.set_experiment_tag(experiment_id, NOTE_TAG, note)
+        self._client.set_experiment_tag(experiment_id, VIEW_TAG, json.dumps(view))
+
+    def _open_parent(self, about: RunDescription, pipeline_run: str) -> str:
+        """The one run of a pipeline run, created under a lock where there is none, and running."""
+        parent = self._parent(pipeline_run)
+        if parent is None:
+            name, why = f"whence.runs.{self.experiment_id}", "Somebody is beginning a pipeline run at this moment."
+            with Lock(self._client, name, why, lambda action: action()).held() as is_held:
+                parent = self._parent(pipeline_run)
+                if parent is None and is_held():
+                    self._introduce()
+                    return self._create_parent(about, pipeline_run)
+            if parent is None:
+                raise TimeoutError(f"MLflow at {self.address.uri} took too long to begin a run")
+        if parent.data.tags.get(STAGE_TAG) == PIPELINE:
+            reopen(self._client, parent)
+        return str(parent.info.run_id)
 
     def _create_parent(self, about: RunDescription, pipeline_run: str) -> str:
-        created_at = str(time.time_ns())  # not the start: how long it takes from there to here differs between stages
-        tags = {PIPELINE_TAG: pipeline_run, STAGE_TAG: "pipeline", "whence.profile": about.profile, AGE_TAG: created_at}
+        from mlflow.entities import ViewType
+
+        day = datetime.fromtimestamp(about.started / 1000, UTC)
+        midnight = round(day.replace(hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
+        query = f"tags.`{STAGE_TAG}` = '{PIPELINE}' and attributes.start_time >= {midnight}"
+        earlier = self._client.search_runs([self.experiment_id], query, ViewType.ALL, max_results=1000)
+        number = 1 + sum(run.data.tags.get("whence.profile") == about.profile for run in earlier)
+        tags = {PIPELINE_TAG: pipeline_run, STAGE_TAG: PIPELINE, "whence.profile": about.profile}
         if about.pipeline_page:
             tags[PIPELINE_PAGE_TAG] = about.pipeline_page
         created = self._client.create_run(
             self.experiment_id,
             start_time=about.started,
             tags=tags | _source_tags("run"),
-            run_name=f"{about.profile} {pipeline_run}"[:60],
+            run_name=f"{about.profile} {day:%Y-%m-%d} #{number}",
         )
         run_id = str(created.info.run_id)
         self._log_params(run_id, about.settings)
         return run_id
 
-    def _parents(self, pipeline_run: str) -> list[Run]:
-        """The runs of a pipeline run that are nested under none, oldest first."""
+    def _parent(self, pipeline_run: str) -> Run | None:
+        """The run of a pipeline run: the one that is nested under none."""
         runs = self._search(self.experiment_id, PIPELINE_TAG, pipeline_run)
-        parents = [run for run in runs if PARENT_TAG not in run.data.tags]
-        return sorted(parents, key=lambda run: (int(run.data.tags.get(AGE_TAG, 0)), run.info.run_id))
+        return next((run for run in runs if PARENT_TAG not in run.data.tags), None)
 
     def _search(self, experiment_id: str, tag: str, value: str) -> list[Run]:
         """Runs by a tag's value, in the order of their start."""
@@ -301,13 +355,19 @@ class MlflowServer:
         )
         model_id = str(model.model_id)
         if str(model.status) != "READY":
-            self._client.log_model_artifacts(model_id, str(call.path))
+            try:
+                self._client.log_model_artifacts(model_id, str(call.path))
+            except Exception as error:
+                if is_mlflow_error(error) and is_refusal(error):
+                    self._client.finalize_logged_model(model_id, "FAILED")
+                raise
             self._client.finalize_logged_model(model_id, "READY")
         return model_id
 
-    def _model_version(self, run: RunIds, name: str, tags: dict[str, str], model_id: str) -> str:
+    def _model_version(self, run: RunIds, call: Call, model_id: str) -> str:
         from mlflow.exceptions import MlflowException
 
+        name, tags = call.arguments["name"], call.arguments["tags"] | {KEY_TAG: call.key}
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:
@@ -319,8 +379,9 @@ class MlflowServer:
         # The location, not "models:/<id>": MLflow resolves that through its global tracking URI, which is another one.
         source = self._client.get_logged_model(model_id).artifact_location
         version = self._client.create_model_version(
-            name, source, run_id=run.run_id, tags=tags, await_creation_for=0, model_id=model_id
-        )
+            name, source, run.parent_id or run.run_id, tags, description=call.arguments.get("about"),
+            await_creation_for=0, model_id=model_id,
+        )  # fmt: skip
         return str(version.version)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from whence.data.batching import plan_batches
@@ -18,6 +17,7 @@ from whence.data.tokenization import TokenizedExamples
 from whence.influence.factors import fit_factors
 from whence.influence.scores import pairwise_scores, self_influence
 from whence.models.trained import TrainedModel
+from whence.progress import progress
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _embed(model: PreTrainedModel, examples: TokenizedExamples, max_tokens: int)
     model.eval()
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     rows: list[np.ndarray | None] = [None] * len(examples)
-    with tqdm(total=len(examples), desc="embeddings", unit="example", mininterval=1) as progress:
+    with progress(total=len(examples), desc="embeddings", unit="example") as bar:
         for batch in plan_batches(examples.lengths, max_tokens):
             inputs = examples.batch(batch)
             mask = inputs["attention_mask"].to(model.device)
@@ -80,5 +80,5 @@ def _embed(model: PreTrainedModel, examples: TokenizedExamples, max_tokens: int)
             means = (states.float() * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
             for index, row in zip(batch, torch.nn.functional.normalize(means.double()).cpu().numpy(), strict=True):
                 rows[index] = row
-            progress.update(len(batch))
+            bar.update(len(batch))
     return np.stack([row for row in rows if row is not None])

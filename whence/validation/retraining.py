@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
 from whence.environment import environment
 from whence.files import digest_of, write_json
 from whence.models.loading import choose_device, load_base
+from whence.progress import progress
 from whence.threads import available_cpus
 from whence.training import train
 from whence.validation.counterfactual import Change
@@ -84,7 +84,7 @@ class Retrainer:
         workers = min(self.processes or _at_once(self.config), len(changes))
         done = of - len(changes)
         with (
-            tqdm(total=of, initial=done, desc="retrainings", unit="retraining", mininterval=1) as progress,
+            progress(total=of, initial=done, desc="retrainings", unit="retraining") as bar,
             environment(_inherited(available_cpus() // workers)),
             ProcessPoolExecutor(workers, get_context("spawn")) as pool,
         ):
@@ -92,7 +92,7 @@ class Retrainer:
             try:
                 for future in as_completed(futures):
                     future.result()
-                    progress.update()
+                    bar.update()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

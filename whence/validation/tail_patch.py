@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.estimates import Bootstrap
+from whence.progress import progress
 from whence.validation.evidence import Measure, Method, NotMeasured
 from whence.validation.outcomes import sequence_logprobs
 
@@ -47,7 +47,7 @@ def tail_patch_changes(
     weights: list[torch.Tensor] = [weight for weight in model.parameters() if weight.requires_grad]
     originals = [weight.detach().clone() for weight in weights]
     changes = {method: np.zeros(len(queries)) for method in top}
-    with tqdm(total=len(queries) * len(top), desc="tail patch", unit="patch", mininterval=1) as progress:
+    with progress(total=len(queries) * len(top), desc="tail patch", unit="patch") as bar:
         for row in range(len(queries)):
             query = queries.batch([row])
             before = _logprob(model, query)
@@ -57,7 +57,7 @@ def tail_patch_changes(
                 changes[method][row] = _logprob(model, query) - before
                 with torch.no_grad():
                     torch._foreach_copy_(weights, originals)
-                progress.update()
+                bar.update()
     return changes
 
 
