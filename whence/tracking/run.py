@@ -202,7 +202,7 @@ class StageRun:
     def pipeline_path(self) -> str | None:
         """The parent run (this one when it stands alone) as a link within MLflow's pages; None as for the id."""
         ids = self._ids
-        return ids and f"#/experiments/{ids.experiment_id}/runs/{ids.parent_id or ids.run_id}"
+        return f"#/experiments/{ids.experiment_id}/runs/{ids.parent_id or ids.run_id}" if ids else None
 
     def pipeline_tags(self) -> dict[str, str]:
         """The tags of the parent run (of this one when it stands alone) as they are now; none while offline."""
