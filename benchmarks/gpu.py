@@ -36,7 +36,6 @@ from whence.data.tokenization import TokenizedExamples
 from whence.influence import scoring
 from whence.influence.factors import fit_factors
 from whence.influence.fit import Fit
-from whence.influence.scores import pairwise_scores, self_influence
 from whence.models.loading import choose_device, choose_dtype
 from whence.threads import available_cpus
 
@@ -47,9 +46,8 @@ PHASES = {
     "covariance": (Fit, "covariances"),
     "eigendecomposition": (Fit, "eigenvectors"),
     "lambda": (Fit, "lambdas"),
-    "query gradients": (scoring.PairwiseScoring, "_query_gradients"),
-    "pairwise scores": (scoring, "compute_dot_products_with_loader"),
-    "self-influence": (scoring, "compute_self_scores_with_loaders"),
+    "query gradients": (scoring.Scoring, "_query_gradients"),
+    "scores and self-influence": (scoring, "collect"),
 }
 
 
@@ -116,12 +114,12 @@ def peak_bytes(device: torch.device) -> int:
 def run_all(
     model: LlamaForCausalLM, train: TokenizedExamples, queries: TokenizedExamples, config: Config, meter: Meter
 ) -> int:
-    """Fit, score and self-influence under the meter; the number of tracked modules."""
+    """Fit and scores under the meter; the number of tracked modules."""
     with tempfile.TemporaryDirectory() as name, meter.watching(), quiet():
         folder = Path(name)
         info = fit_factors(trained(model, train, config), folder / "factors")
-        pairwise_scores(trained(model, train, config), folder / "factors", queries, folder / "parts")
-        self_influence(trained(model, train, config), folder / "factors", folder / "parts")
+        work = trained(model, train, config)
+        scoring.Scoring(work, folder / "factors", folder / "parts", queries=queries, own=True).compute()
     return len(info.modules)
 
 

@@ -43,7 +43,7 @@ from whence.data.tokenization import TokenizedExamples
 from whence.influence.detail import Detail, divide_scores
 from whence.influence.factors import FactorsInfo, fit_factors, load_factors
 from whence.influence.scores import pairwise_scores
-from whence.influence.scoring import PairwiseScoring
+from whence.influence.scoring import Scoring
 from whence.threads import available_cpus
 
 LISTED = 20  # of both ends per query, the default of scores.top_k
@@ -224,7 +224,7 @@ def detail(bench: Bench) -> Iterator[Row]:
     ends = torch.cat([order[:, :LISTED], order[:, -LISTED:]], dim=1) if len(train) > 2 * LISTED else order
     pairs = [(query, example) for query, row in enumerate(ends.tolist()) for example in row]
     model = trained(make_model(NARROW), train, settings())
-    scoring = PairwiseScoring(model, bench.folder / "both", queries, bench.folder / "parts")
+    scoring = Scoring(model, bench.folder / "both", bench.folder / "parts", queries=queries)
     found: dict[str, Detail] = {}
 
     def ours() -> float:

@@ -22,6 +22,7 @@ _HOMES = {
     "fit_factors": "whence.influence.factors",
     "load_config": "whence.config_file",
     "load_run": "whence.run_folder",
+    "make_index": "whence.influence.scores",
     "own_config": "whence.models.trained",
     "score": "whence.influence.scores",
 }

@@ -34,7 +34,7 @@ class Explanation:
     def tasks(
         self, tasks: Tasks, numbers: Any, *, model: Any, train_data: Any, generations: Any, benchmark: Any
     ) -> PipelineTask:
-        """Factors, their spectra, scores, their evidence, the comparison and the report, whose task is returned.
+        """Factors, spectra, scores, their index and evidence, the comparison and the report, whose task is returned.
 
         Args:
             numbers: the numbers of the tasks that share the work.
@@ -51,6 +51,7 @@ class Explanation:
         factors = shared("fit_factors")
         inspect = tasks.make("inspect", factors=factors)
         scores = shared("score", factors=factors, generations=generations)
+        tasks.make("index", scores=scores)
         compare = tasks.make("compare", generations=generations, scores=scores)
         evidence = shared("validate", factors=factors, scores=scores)
         return tasks.make(

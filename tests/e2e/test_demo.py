@@ -15,7 +15,9 @@ from report_helpers import data_of
 from safetensors.numpy import load_file
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-STAGES = {"prepare", "train", "fit_factors", "inspect", "generate", "score", "compare", "mmlu", "report", "validate"}
+STAGES = {
+    "prepare", "train", "fit_factors", "inspect", "generate", "score", "index", "compare", "mmlu", "report", "validate",
+}  # fmt: skip
 PAGES = [("train", "loss_curve"), ("inspect", "spectra_page"), ("report", "report")]
 
 

@@ -38,7 +38,7 @@ WORDS = {
 }
 RUN = ("run", "--config", "settings.yaml", "--pipeline", "retraining")
 BEFORE_GATE = {"prepare", "find_champion", "train", "generate", "mmlu", "gate"}
-EXPLAINING = {"fit_factors", "inspect", "score", "validate", "compare", "report"}
+EXPLAINING = {"fit_factors", "inspect", "score", "index", "validate", "compare", "report"}
 
 
 class Story(Folder):

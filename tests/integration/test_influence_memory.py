@@ -20,7 +20,7 @@ from whence.influence.detail import divide_scores
 from whence.influence.factors import fit_factors
 from whence.influence.modules import select_modules
 from whence.influence.scores import pairwise_scores, self_influence
-from whence.influence.scoring import PairwiseScoring
+from whence.influence.scoring import Scoring
 from whence.influence.tracked import module_shapes
 
 TOLERANCE = 0.25
@@ -88,7 +88,7 @@ def run(what: str, work: Work, factors: Path, scratch: Path) -> int:
     elif what == SELF:
         self_influence(trained(model, train, config), factors, scratch)
     elif what == DETAIL:
-        scoring = PairwiseScoring(trained(model, train, config), factors, queries, scratch)
+        scoring = Scoring(trained(model, train, config), factors, scratch, queries=queries)
         divide_scores(scoring, [(query, example) for query in range(len(queries)) for example in range(len(train))])
     else:
         pairwise_scores(trained(model, train, config), factors, queries, scratch)
@@ -103,7 +103,7 @@ def plan(what: str, work: Work, model: LlamaForCausalLM, config: Config) -> int:
         found = (phases.covariance(1), phases.eigendecomposition(), phases.lambdas(1))
         return max(phase.total for phase in found if phase is not None)
     if what == SELF:
-        return memory.self_score_phase(model, shapes, "ekfac", tokens, logit_tokens).total
+        return memory.score_phase(model, shapes, tokens, 0, None, 0, logit_tokens, strategy="ekfac").total
     rank = config.scores.query_gradient_low_rank
     return memory.score_phase(model, shapes, tokens, QUERIES, rank, work.batch, logit_tokens).total
 

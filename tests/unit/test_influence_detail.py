@@ -22,7 +22,7 @@ from whence.data.tokenization import TokenizedExamples
 from whence.influence.detail import Detail, Pair, divide_scores, module_table, token_table
 from whence.influence.factors import fit_factors
 from whence.influence.layout import short_names
-from whence.influence.scoring import PairwiseScoring
+from whence.influence.scoring import Scoring
 from whence.influence.task import LanguageModelingTask
 
 TRAIN, QUERIES = tiny_examples(23, seed=1), tiny_examples(5, seed=2)
@@ -44,7 +44,7 @@ def divided(
     """The scores of all pairs, and the detail of some."""
     if not (folder / "factors.json").exists():
         fit_factors(trained(model, TRAIN, config), folder)
-    scoring = PairwiseScoring(trained(model, TRAIN, config), folder, QUERIES, folder / "scores")
+    scoring = Scoring(trained(model, TRAIN, config), folder, folder / "scores", queries=QUERIES)
     scoring.compute()
     return scoring.joined(), divide_scores(scoring, pairs)
 

@@ -12,10 +12,11 @@ from influence_helpers import settings, tiny_examples, tiny_llama, trained
 
 from whence.config import Config
 from whence.errors import FactorError
+from whence.influence.collectors import OWN
 from whence.influence.factors import fit_factors, load_factors, load_factors_info, open_fit, write_factors
 from whence.influence.plan import count_parts, share
 from whence.influence.scores import pairwise_scores, self_influence
-from whence.influence.scoring import PairwiseScoring, SelfScoring
+from whence.influence.scoring import Scoring
 
 TRAIN, QUERIES = tiny_examples(23, seed=1), tiny_examples(5, seed=2)
 
@@ -70,16 +71,12 @@ def test_shared_scores_are_those_of_one_task_to_the_last_bit(tmp_path: Path) -> 
     model, factors = trained(tiny_llama(), TRAIN, config), tmp_path / "factors"
     fit_factors(model, factors)
     for task in range(3):
-        for work in (
-            PairwiseScoring(model, factors, QUERIES, tmp_path / f"{task}"),
-            SelfScoring(model, factors, tmp_path / f"{task}"),
-        ):
-            work.compute(share(work.data_partitions, task, 3))
+        work = Scoring(model, factors, tmp_path / f"{task}", queries=QUERIES, own=True)
+        work.compute(share(work.data_partitions, task, 3))
     others = [tmp_path / f"{task}" for task in range(3)]
-    pairs = PairwiseScoring(model, factors, QUERIES, tmp_path / "merging", sources=others)
-    own = SelfScoring(model, factors, tmp_path / "merging", sources=others)
-    assert torch.equal(pairs.joined(), pairwise_scores(model, factors, QUERIES, tmp_path / "alone"))
-    assert torch.equal(own.joined(), self_influence(model, factors, tmp_path / "alone"))
+    merged = Scoring(model, factors, tmp_path / "merging", others, queries=QUERIES, own=True)
+    assert torch.equal(merged.joined(), pairwise_scores(model, factors, QUERIES, tmp_path / "alone"))
+    assert torch.equal(merged.joined(OWN), self_influence(model, factors, tmp_path / "alone"))
 
 
 def test_how_many_queries_are_held_at_once_changes_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,17 @@ class Scores(Section):
     detail: bool = Field(True, description="Also divide the listed scores among the example's tokens, and the modules.")
 
 
+class Index(Section):
+    """What a new question is compared with first, made in the pass that scores the run's own."""
+
+    enabled: bool = Field(True, description="Make the index that `whence ask` answers from.")
+    dimensions: int = Field(
+        16384, ge=64, multiple_of=64, description="Numbers in the sketch of an example's gradient; more rank better."
+    )
+    bits: int = Field(1, ge=1, le=8, description="Bits kept of each; an example takes dimensions x bits / 8 bytes.")
+    candidates: Positive = Field(50, description="Examples at each end of the first ranking that are scored exactly.")
+
+
 class Generation(Section):
     max_new_tokens: Positive = Field(32, description="Longest answer in tokens.")
     do_sample: bool = Field(False, description="Sample in place of greedy decoding.")
@@ -354,6 +365,7 @@ class Config(Section):
     factors: Factors = Field(default_factory=lambda: Factors())
     inspection: Inspection = Field(default_factory=lambda: Inspection())
     scores: Scores = Field(default_factory=lambda: Scores())
+    index: Index = Field(default_factory=lambda: Index())
     generation: Generation = Field(default_factory=lambda: Generation())
     evaluation: Evaluation = Field(default_factory=lambda: Evaluation())
     validation: Validation = Field(default_factory=lambda: Validation())

@@ -9,23 +9,20 @@ gradient arises, and not what would change if the token were another.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from kronfluence.module.tracked_module import ModuleMode
-from kronfluence.module.utils import set_mode
-from kronfluence.utils.constants import ACCUMULATED_PRECONDITIONED_GRADIENT_NAME
-from torch import nn
 
 from whence.data.batching import plan_batches
+from whence.influence.collectors import Collector, collect
 from whence.influence.layout import layer_of, short_names
+from whence.influence.linear import FastLinear
 from whence.influence.loader import Loader
-from whence.influence.queries import BatchDetail, QueryGradients
-from whence.influence.scoring import PairwiseScoring
-from whence.influence.tracked import tracked_modules
+from whence.influence.queries import QueryGradients, token_scores
+from whence.influence.scoring import Scoring
 
 Pair = tuple[int, int]  # row of the query and of the training example, in the order of their datasets
 ByExample = dict[int, list[tuple[int, int]]]  # training example -> (place of the query's gradients, number of the pair)
@@ -45,8 +42,14 @@ class Detail:
     modules: np.ndarray
     module_names: list[str]
 
+    @classmethod
+    def empty(cls, lengths: Sequence[int], module_names: list[str]) -> Detail:
+        """With room for the shares of pairs whose training examples have these ``lengths``."""
+        shares = [np.zeros(length, np.float32) for length in lengths]
+        return cls(shares, np.zeros((len(lengths), len(module_names)), np.float32), module_names)
 
-def divide_scores(scoring: PairwiseScoring, pairs: Sequence[Pair]) -> Detail:
+
+def divide_scores(scoring: Scoring, pairs: Sequence[Pair]) -> Detail:
     """Divide the scores of ``pairs`` with the factors, damping and rank of ``scoring``.
 
     One pass over the training examples of the pairs for as many queries as fit into memory together, in batches as
@@ -56,26 +59,47 @@ def divide_scores(scoring: PairwiseScoring, pairs: Sequence[Pair]) -> Detail:
     Raises:
         ResourceError: too little memory, before anything is computed.
     """
-    names = scoring.info.modules
-    tokens = [np.zeros(scoring.examples.lengths[example], np.float32) for _, example in pairs]
-    modules = np.zeros((len(pairs), len(names)), np.float32)
+    lengths = scoring.examples.lengths
+    detail = Detail.empty([lengths[example] for _, example in pairs], scoring.info.modules)
     for group in scoring.groups(scoring.at_once()) if pairs else []:
         by_example = _pairs_by_example(scoring, group, pairs)
         if not by_example:
             continue
-        batches = plan_batches(scoring.examples.lengths, scoring.batch_tokens, sorted(by_example))
+        batches = plan_batches(lengths, scoring.batch_tokens, sorted(by_example))
         with scoring.query_gradients(group) as (network, gradients):
-            _begin(scoring, network, gradients)
             loader = Loader(scoring.examples, batches, description="tokens and modules")
-            for indices, batch in zip(batches, loader, strict=True):
-                numbers, shares = _divide_batch(scoring, network, batch, indices, by_example)
-                modules[numbers] = torch.stack([shares.modules[name] for name in names], dim=1).cpu().numpy()
-                for number, row in zip(numbers, shares.tokens.cpu().numpy(), strict=True):
-                    tokens[number][:] = row[: len(tokens[number])]  # padding has no gradient
-    return Detail(tokens, modules, names)
+            collect(network, scoring.task, loader, [DetailCollector(gradients, by_example, detail)])
+    return detail
 
 
-def _pairs_by_example(scoring: PairwiseScoring, group: range, pairs: Sequence[Pair]) -> ByExample:
+class DetailCollector(Collector):
+    """Divides the scores of pairs among tokens and modules, and puts the shares into ``detail``."""
+
+    every_token = True
+
+    def __init__(self, queries: Mapping[str, QueryGradients], by_example: ByExample, detail: Detail) -> None:
+        self.queries, self.by_example, self.detail = queries, by_example, detail
+
+    def begin(self, indices: Sequence[int], tokens: int, device: torch.device) -> None:
+        self.pairs = [(place, row) for row, example in enumerate(indices) for place, _ in self.by_example[example]]
+        self.numbers = [number for example in indices for _, number in self.by_example[example]]
+        self.tokens = torch.zeros(len(self.pairs), tokens, device=device)
+        self.modules: dict[str, torch.Tensor] = {}
+
+    def take(self, module: FastLinear, activations: torch.Tensor, gradients: torch.Tensor) -> None:
+        scores = token_scores(self.queries[module.name], activations, gradients, self.pairs)
+        self.modules[module.name] = scores.sum(dim=1)
+        self.tokens += scores
+
+    def results(self) -> dict[str, torch.Tensor]:
+        detail, shares = self.detail, [self.modules[name] for name in self.detail.module_names]
+        detail.modules[self.numbers] = torch.stack(shares, dim=1).cpu().numpy()
+        for number, row in zip(self.numbers, self.tokens.cpu().numpy(), strict=True):
+            detail.tokens[number][:] = row[: len(detail.tokens[number])]  # padding has no gradient
+        return {}
+
+
+def _pairs_by_example(scoring: Scoring, group: range, pairs: Sequence[Pair]) -> ByExample:
     """The pairs whose queries are in the batches of ``group``, by training example."""
     queries = [query for number in group for query in scoring.query_batches[number]]
     places = {query: place for place, query in enumerate(queries)}
@@ -84,31 +108,6 @@ def _pairs_by_example(scoring: PairwiseScoring, group: range, pairs: Sequence[Pa
         if query in places:
             by_example[example].append((places[query], number))
     return by_example
-
-
-def _begin(scoring: PairwiseScoring, network: nn.Module, gradients: dict[str, QueryGradients]) -> None:
-    set_mode(network, ModuleMode.PAIRWISE_SCORE, scoring.info.modules, release_memory=False)
-    for name, module in tracked_modules(network).items():
-        module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = gradients[name]
-
-
-def _divide_batch(
-    scoring: PairwiseScoring,
-    network: nn.Module,
-    batch: dict[str, torch.Tensor],
-    indices: list[int],
-    pairs_of: ByExample,
-) -> tuple[list[int], BatchDetail]:
-    """The shares in the scores of a batch of training examples, and the numbers of the pairs they belong to."""
-    batch = {name: tensor.to(scoring.model.device) for name, tensor in batch.items()}
-    ids = batch["input_ids"]
-    pairs = [(place, row) for row, example in enumerate(indices) for place, _ in pairs_of[example]]
-    detail = BatchDetail(pairs, torch.zeros(len(pairs), ids.shape[1], device=ids.device))
-    for module in tracked_modules(network).values():
-        module.detail = detail
-    network.zero_grad(set_to_none=True)
-    scoring.task.compute_train_loss(batch, network).backward()
-    return [number for example in indices for _, number in pairs_of[example]], detail
 
 
 def token_table(rows: pd.DataFrame, pieces: Sequence[Sequence[str]], detail: Detail) -> pd.DataFrame:

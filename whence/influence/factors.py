@@ -28,6 +28,7 @@ from whence.influence.modules import select_modules
 from whence.influence.parts import Parts
 from whence.influence.plan import plan_fit
 from whence.influence.tracked import module_shapes
+from whence.models.language import LanguageModel
 from whence.models.trained import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -164,18 +165,18 @@ def load_factors(folder: Path) -> Factors:
     return factors
 
 
-def require_matching_model(info: FactorsInfo, trained: TrainedModel) -> None:
+def require_matching_model(info: FactorsInfo, language: LanguageModel) -> None:
     """Refuse factors that were fitted on another model, tokenizer, loss mask or choice of modules.
 
     Raises:
         FactorError: naming what differs.
     """
     found = {
-        "model": trained.model_fingerprint,
-        "modules": select_modules(trained.model, trained.config.factors),
-        "loss_on": trained.config.dataset.loss_on,
-        "strategy": trained.config.factors.strategy,
-        "tokenizer": trained.tokenizer_fingerprint,
+        "model": language.model_fingerprint,
+        "modules": select_modules(language.model, language.config.factors),
+        "loss_on": language.config.dataset.loss_on,
+        "strategy": language.config.factors.strategy,
+        "tokenizer": language.tokenizer_fingerprint,
     }
     expected = {name: getattr(info, name) for name in found}
     require_same(found, expected, "factors", "Fit the factors again for this model and these settings.")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from kronfluence.factor.config import FactorConfig
@@ -18,22 +18,22 @@ from kronfluence.utils.constants import (
 )
 
 from whence.influence.products import by_example, symmetric
-from whence.influence.queries import BatchDetail
 from whence.influence.trackers import (
+    CollectTracker,
     PairTracker,
     QueryTracker,
     RotatedLambdaTracker,
-    ScoreTracker,
-    SelfTracker,
     SummedCovarianceTracker,
 )
+
+if TYPE_CHECKING:
+    from whence.influence.collectors import Collector
 
 TRACKERS = {
     ModuleMode.COVARIANCE: SummedCovarianceTracker,
     ModuleMode.LAMBDA: RotatedLambdaTracker,
     ModuleMode.PRECONDITION_GRADIENT: QueryTracker,
-    ModuleMode.PAIRWISE_SCORE: ScoreTracker,
-    ModuleMode.SELF_SCORE: SelfTracker,
+    ModuleMode.PAIRWISE_SCORE: CollectTracker,
 }
 HALVES = (ACTIVATION_COVARIANCE_MATRIX_NAME, GRADIENT_COVARIANCE_MATRIX_NAME)
 
@@ -49,18 +49,17 @@ class FastLinear(TrackedLinear):
         source: where factors are read from when gradients are preconditioned, a module at a time.
         expected_queries: how many query gradients will be held together; 0 where that is not known.
         batch_shape: ``(batch, tokens)`` of the model's own input.
-        detail: receives the scores of a batch divided among tokens, where that is asked for in place of whole ones.
+        collectors: take what they want of a pass.
     """
 
     source: FactorSource | None = None
     expected_queries: int = 0
     batch_shape: tuple[int, int] = (0, 0)
-    detail: BatchDetail | None = None
+    collectors: Sequence[Collector] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._trackers |= {mode: tracker(self) for mode, tracker in TRACKERS.items()}
-        self._prepared: dict[str, Any] | None = None
 
     def get_factor(self, factor_name: str) -> torch.Tensor | None:
         factor = super().get_factor(factor_name)
@@ -79,25 +78,11 @@ class FastLinear(TrackedLinear):
         flat = super().get_flattened_activation(self.by_example(input_activation))
         return flat
 
-    def compute_per_sample_gradient(
-        self, input_activation: torch.Tensor, output_gradient: torch.Tensor
-    ) -> torch.Tensor:
-        gradient: torch.Tensor = super().compute_per_sample_gradient(
-            self.by_example(input_activation), self.by_example(output_gradient)
-        )
-        return gradient
-
     def prepare_storage(self, device: torch.device) -> None:
         """Nothing to prepare here: factors are read and prepared one module at a time, when they are needed."""
 
-    def prepared_factors(self, device: torch.device, keep: bool = False) -> dict[str, Any]:
-        """Eigenvectors and the inverse of the damped lambda, as kronfluence's strategy prepares them, on ``device``.
-
-        Args:
-            keep: hold them for the next call, where they are needed for every batch; otherwise they are read again.
-        """
-        if self._prepared is not None:
-            return self._prepared
+    def prepared_factors(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Eigenvectors and the inverse of the damped lambda, as kronfluence's strategy prepares them, on ``device``."""
         strategy = FactorConfig.CONFIGS[self.factor_args.strategy]
         names: list[str] = []
         if strategy.requires_eigendecomposition_for_precondition:
@@ -109,14 +94,10 @@ class FastLinear(TrackedLinear):
         inverse = storage.get(LAMBDA_MATRIX_NAME)
         if inverse is not None and inverse.isinf().all():  # a dead module: no gradient, so no curvature and no damping
             inverse.zero_()
-        prepared = {name: factor.to(device) for name, factor in storage.items() if factor is not None}
-        if keep:
-            self._prepared = prepared
-        return prepared
+        return {name: factor.to(device) for name, factor in storage.items() if factor is not None}
 
     def set_mode(self, mode: ModuleMode, release_memory: bool = False) -> None:
         """Begin a pass over data: forget what was found out in the last one."""
-        self._prepared = None
         for tracker in self._trackers.values():
             if isinstance(tracker, PairTracker):
                 tracker.narrows = None

@@ -154,34 +154,36 @@ def score_phase(
     low_rank: int | None,
     query_batch: int = QUERY_BATCH,
     logit_tokens: int | None = None,
+    strategy: str | None = None,
+    sketches: int = 0,
 ) -> Phase:
-    """Memory of scoring ``queries`` at once, their gradients cut to ``low_rank`` where that is smaller.
+    """Memory of a pass that scores ``queries`` at once, their gradients cut to ``low_rank`` where that is smaller.
 
-    Factors are read one module at a time, so only the largest counts: its eigenvectors, and lambda as it is read, in
-    fp64 and inverted.
+    For query gradients factors are read one module at a time, so only the largest counts: its eigenvectors, and lambda
+    as it is read, in fp64 and inverted. Self-influence needs all factors for every batch.
 
     Args:
         query_batch: queries of the largest batch in which their gradients are computed; training examples as well.
         logit_tokens: as for :class:`Batch`.
+        strategy: of the factors, where the pass also takes self-influence.
+        sketches: numbers in all sketches of the largest batch.
     """
     batch = Batch(model, shapes, batch_tokens, logit_tokens)
     gradients = sum(gradient_size(shape, low_rank) for shape in shapes.values())
     widest = max(shape.inputs**2 + shape.outputs**2 + 4 * shape.size for shape in shapes.values())
-    reduced = any(gradient_size(shape, low_rank) < shape.size for shape in shapes.values())
-    # A piece of a module's query gradients: as it was, preconditioned, and factored by rank.
-    preconditioned = batch.chunk * (3 if reduced else 2)
-    return Phase(
-        "scores",
-        {
-            "weights": weight_bytes(model),
-            "factors of a module": FACTOR_BYTES * widest,
-            "query gradients": FACTOR_BYTES * queries * gradients,
-        }
-        | batch.parts(
-            inputs=True,
-            work=max(preconditioned, low_rank_work(shapes, batch_tokens, query_batch, queries, low_rank), batch.chunk),
-        ),
-    )
+    held = {"weights": weight_bytes(model)}
+    work = 0
+    if queries:
+        reduced = any(gradient_size(shape, low_rank) < shape.size for shape in shapes.values())
+        # A piece of a module's query gradients: as it was, preconditioned, and factored by rank.
+        preconditioned = batch.chunk * (3 if reduced else 2)
+        work = max(preconditioned, low_rank_work(shapes, batch_tokens, query_batch, queries, low_rank), batch.chunk)
+        held |= {"factors of a module": FACTOR_BYTES * widest, "query gradients": FACTOR_BYTES * queries * gradients}
+    if strategy is not None:
+        sizes = factor_sizes(shapes, strategy)
+        held |= {"eigenvectors": sizes["eigenvectors"], "lambda": sizes["lambda"], "sketches": FACTOR_BYTES * sketches}
+        work = max(work, batch.rotated + batch.chunk)
+    return Phase("scores" if queries else "self-influence", held | batch.parts(inputs=True, work=work))
 
 
 def low_rank_work(shapes: Mapping[str, Shape], tokens: int, batch: int, queries: int, low_rank: int | None) -> int:
@@ -194,21 +196,6 @@ def low_rank_work(shapes: Mapping[str, Shape], tokens: int, batch: int, queries:
             between = 2 * tokens * queries * low_rank if way == "tokens" else (queries + batch) * shape.size
             most = max(most, FACTOR_BYTES * between)
     return min(PIECE_BYTES, most)
-
-
-def self_score_phase(
-    model: PreTrainedModel,
-    shapes: Mapping[str, Shape],
-    strategy: str,
-    batch_tokens: int,
-    logit_tokens: int | None = None,
-) -> Phase:
-    """Memory of self-influence, which needs all factors for every batch."""
-    sizes = factor_sizes(shapes, strategy)
-    held = {"eigenvectors": sizes["eigenvectors"], "lambda": sizes["lambda"]}
-    batch = Batch(model, shapes, batch_tokens, logit_tokens)
-    work = batch.rotated + batch.chunk
-    return Phase("self-influence", {"weights": weight_bytes(model)} | held | batch.parts(inputs=True, work=work))
 
 
 def gradient_size(shape: Shape, low_rank: int | None) -> int:

@@ -54,15 +54,23 @@ class Parts:
         Raises:
             FactorError: the part is not there, damaged, or of other work.
         """
+        with safe_open(self._proven_file(name), framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(key)
+            return tensor
+
+    def _proven_file(self, name: str) -> Path:
         if not self.has(name):
             places = ", ".join(map(str, (self.folder, *self.sources)))
             raise FactorError(
                 f"the part {name} is missing, damaged or made of other inputs or settings (looked in {places}); "
                 "run the task that makes it again"
             )
-        with safe_open(self._proven[name], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(key)
-            return tensor
+        return self._proven[name]
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """All tensors of a part; errors are those of :meth:`tensor`."""
+        with safe_open(self._proven_file(name), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
     def drop(self, name: str) -> None:
         """Remove a part from this work's own folder; those of ``sources`` are not its to remove."""

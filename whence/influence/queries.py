@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,27 +15,6 @@ Pairs = Sequence[tuple[int, int]]  # places of a query among those held, and of 
 
 PLAIN = Basis(None, None)
 PIECE_BYTES = 1 << 28  # of intermediate results held at once
-
-
-@dataclass
-class BatchDetail:
-    """Scores of some pairs in a batch, divided among tokens and modules; filled as the backward pass goes.
-
-    Attributes:
-        pairs: which.
-        tokens: ``[pairs, tokens]`` fp32, summed over the modules so far.
-        modules: ``[pairs]`` by module, summed over tokens.
-    """
-
-    pairs: Pairs
-    tokens: torch.Tensor
-    modules: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def add(self, module: str, queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Take in what one module contributes; arguments are those of :func:`query_scores`."""
-        scores = token_scores(queries, activations, gradients, self.pairs)
-        self.modules[module] = scores.sum(dim=1)
-        self.tokens += scores
 
 
 def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:

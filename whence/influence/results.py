@@ -22,6 +22,7 @@ INFLUENCES = "influences.parquet"
 TOKENS = "tokens.parquet"
 MODULES = "modules.parquet"
 SELF_INFLUENCE = "self_influence.parquet"
+QUERY_SKETCHES = "query_sketches.safetensors"
 
 
 class PairDetail(NamedTuple):
@@ -67,6 +68,11 @@ class Scores:
         """Of every example on itself, ``[examples]``; None without ``scores.self_influence``."""
         table = self._table(SELF_INFLUENCE)
         return None if table is None else table["self_influence"].to_numpy()
+
+    @cached_property
+    def query_sketches(self) -> np.ndarray:
+        """Of the queries' whitened gradients, ``[queries, index.dimensions]`` fp32, where there is an index."""
+        return np.asarray(load_file(self.folder / QUERY_SKETCHES)[MATRIX])
 
     @cached_property
     def origin(self) -> dict[str, Any]:

@@ -15,8 +15,11 @@ from whence.data.dataset import numbers
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import FactorError
 from whence.files import write_json
+from whence.influence.collectors import CODES, OWN
+from whence.influence.collectors import SCORES as PAIRS
 from whence.influence.detail import divide_scores, module_table, token_table
 from whence.influence.factors import WORK, versions
+from whence.influence.index import ROWS, Index, IndexInfo, write_codes
 from whence.influence.plan import share
 from whence.influence.ranking import influence_table
 from whence.influence.results import (
@@ -24,13 +27,15 @@ from whence.influence.results import (
     MATRIX,
     MODULES,
     QUERIES,
+    QUERY_SKETCHES,
     SCORES,
     SCORES_INFO,
     SELF_INFLUENCE,
     TOKENS,
     Scores,
 )
-from whence.influence.scoring import PairwiseScoring, Scoring, SelfScoring
+from whence.influence.scoring import Scoring
+from whence.influence.sketch import Sketch
 from whence.models.trained import TrainedModel
 
 TOKENS_SCHEMA = pa.schema(
@@ -66,7 +71,7 @@ def pairwise_scores(trained: TrainedModel, factors: Path, queries: TokenizedExam
         FactorError: the factors are unfinished, damaged or belong to another model; or a score is NaN or Inf.
         ResourceError: too little memory, before anything is computed.
     """
-    return _finished(PairwiseScoring(trained, factors, queries, scratch))
+    return _finished(Scoring(trained, factors, scratch, queries=queries), PAIRS)
 
 
 def self_influence(trained: TrainedModel, factors: Path, scratch: Path) -> torch.Tensor:
@@ -75,7 +80,7 @@ def self_influence(trained: TrainedModel, factors: Path, scratch: Path) -> torch
     It is never negative. It is large where the model had to bend for one example, as for a wrong label. Arguments and
     errors as for :func:`pairwise_scores`; the gradient is always of full rank.
     """
-    return _finished(SelfScoring(trained, factors, scratch))
+    return _finished(Scoring(trained, factors, scratch, own=True), OWN)
 
 
 def score(
@@ -103,10 +108,9 @@ def score(
     """
     factors, output = Path(factors), Path(output)
     queries = queries.assign(query_id=queries["query_id"] if "query_id" in queries else numbers(len(queries)))
-    pairwise, own = _scorings(trained, factors, queries, output / WORK, sources)
-    for scoring in filter(None, (pairwise, own)):
-        scoring.compute()
-    scores = _write(output, trained, queries, pairwise, own)
+    scoring = _scoring(trained, factors, queries, output / WORK, sources)
+    scoring.compute()
+    scores = _write(output, trained, queries, scoring)
     shutil.rmtree(output / WORK, ignore_errors=True)
     return scores
 
@@ -122,40 +126,47 @@ def score_part(trained: TrainedModel, factors: Path, queries: pd.DataFrame, outp
         How many parts of the training set it was.
     """
     output.mkdir(parents=True, exist_ok=True)
-    pairwise, own = _scorings(trained, factors, queries, output)
-    parts = share(pairwise.data_partitions, task, trained.config.general.parallel_tasks or 1)
-    for scoring in filter(None, (pairwise, own)):
-        scoring.compute(parts)
+    scoring = _scoring(trained, factors, queries, output)
+    parts = share(scoring.data_partitions, task, trained.config.general.parallel_tasks or 1)
+    scoring.compute(parts)
     return len(parts)
 
 
-def _scorings(
+def _scoring(
     trained: TrainedModel, factors: Path, queries: pd.DataFrame, scratch: Path, sources: Sequence[Path] = ()
-) -> tuple[PairwiseScoring, SelfScoring | None]:
-    pairwise = PairwiseScoring(trained, factors, trained.tokenize(queries), scratch, sources)
-    own = SelfScoring(trained, factors, scratch, sources) if trained.config.scores.self_influence else None
-    return pairwise, own
+) -> Scoring:
+    config = trained.config
+    return Scoring(
+        trained,
+        factors,
+        scratch,
+        sources,
+        queries=trained.tokenize(queries),
+        own=config.scores.self_influence,
+        sketch=Sketch.of(config) if config.index.enabled else None,
+    )
 
 
-def _write(
-    folder: Path, trained: TrainedModel, queries: pd.DataFrame, pairwise: PairwiseScoring, own: SelfScoring | None
-) -> Scores:
+def _write(folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: Scoring) -> Scores:
     folder.mkdir(parents=True, exist_ok=True)
     settings, frame = trained.config.scores, trained.frame
-    matrix = require_finite(pairwise.joined())
+    matrix = require_finite(scoring.joined())
     save_file({MATRIX: matrix.contiguous()}, folder / SCORES)
     queries.to_parquet(folder / QUERIES, index=False)
     listed = influence_table(matrix.numpy(), queries, frame, settings.top_k)
     listed.to_parquet(folder / INFLUENCES, index=False)
     if settings.detail:
-        _write_detail(folder, trained, queries, pairwise, listed)
-    if own is not None:
-        values = require_finite(own.joined()).numpy()
+        _write_detail(folder, trained, queries, scoring, listed)
+    if settings.self_influence:
+        values = require_finite(scoring.joined(OWN)).numpy()
         own_scores = pd.DataFrame({"example_id": frame["example_id"], "self_influence": values})
         own_scores.to_parquet(folder / SELF_INFLUENCE, index=False)
+    if scoring.sketch is not None:
+        _write_codes(folder, trained, scoring)
+        save_file({MATRIX: scoring.query_sketches()}, folder / QUERY_SKETCHES)
     origin = {
-        "factors": pairwise.info.fingerprint,
-        "model": pairwise.info.model,
+        "factors": scoring.info.fingerprint,
+        "model": scoring.info.model,
         "tokenizer": trained.tokenizer_fingerprint,
         "train_data": trained.text.info.fingerprint,
         "loss_on": trained.config.dataset.loss_on,
@@ -167,21 +178,48 @@ def _write(
 
 
 def _write_detail(
-    folder: Path, trained: TrainedModel, queries: pd.DataFrame, pairwise: PairwiseScoring, listed: pd.DataFrame
+    folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: Scoring, listed: pd.DataFrame
 ) -> None:
     """Write where the ``listed`` scores come from: tokens of the training example, and modules of the model."""
     rows = pd.Index(queries["query_id"]).get_indexer(listed["query_id"]).tolist()
     columns = pd.Index(trained.frame["example_id"]).get_indexer(listed["example_id"]).tolist()
-    detail = divide_scores(pairwise, list(zip(rows, columns, strict=True)))
+    detail = divide_scores(scoring, list(zip(rows, columns, strict=True)))
     texts = trained.texts(set(columns))
     tokens = token_table(listed, [texts[column] for column in columns], detail)
     tokens.to_parquet(folder / TOKENS, index=False, schema=TOKENS_SCHEMA)
     module_table(listed, detail).to_parquet(folder / MODULES, index=False)
 
 
-def _finished(scoring: Scoring) -> torch.Tensor:
+def make_index(trained: TrainedModel, factors: str | Path, output: str | Path) -> Index:
+    """Make the index of the training examples alone, where none of their scores are wanted yet.
+
+    Args:
+        trained: the model the factors were fitted on, and its training examples with their text.
+        factors: folder written by :func:`whence.influence.factors.fit_factors`.
+        output: folder to write to; what was interrupted goes on from the parts it finds there.
+
+    Raises:
+        FactorError: the factors belong to another model or are damaged.
+        ResourceError: too little memory, before anything is computed.
+    """
+    output = Path(output)
+    scoring = Scoring(trained, Path(factors), output / WORK, sketch=Sketch.of(trained.config))
     scoring.compute()
-    scores = require_finite(scoring.joined())
+    trained.text.write(output / ROWS)
+    _write_codes(output, trained, scoring)
+    shutil.rmtree(output / WORK, ignore_errors=True)
+    return Index.read(output)
+
+
+def _write_codes(folder: Path, trained: TrainedModel, scoring: Scoring) -> None:
+    info = IndexInfo.of(trained, scoring.info.fingerprint, trained.text)
+    own = require_finite(scoring.joined(OWN))
+    write_codes(folder, info, scoring.joined(CODES).numpy(), own.numpy())
+
+
+def _finished(scoring: Scoring, name: str) -> torch.Tensor:
+    scoring.compute()
+    scores = require_finite(scoring.joined(name))
     scoring.parts.clear()
     return scores
 

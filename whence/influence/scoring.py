@@ -7,23 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
 from kronfluence.module.tracked_module import ModuleMode
-from kronfluence.module.utils import (
-    accumulate_iterations,
-    finalize_iteration,
-    set_mode,
-    update_factor_args,
-    update_score_args,
-)
-from kronfluence.score.dot_product import compute_dot_products_with_loader
-from kronfluence.score.self import compute_self_scores_with_loaders
-from kronfluence.utils.constants import ACCUMULATED_PRECONDITIONED_GRADIENT_NAME, ALL_MODULE_NAME
+from kronfluence.module.utils import accumulate_iterations, finalize_iteration, set_mode
+from kronfluence.utils.constants import ACCUMULATED_PRECONDITIONED_GRADIENT_NAME
 from torch import nn
 
 from whence.data.batching import plan_batches, restore_order
@@ -31,61 +24,78 @@ from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
 from whence.files import digest_of
 from whence.influence import layout, memory
+from whence.influence.collectors import SCORES, SKETCHES, Collector, ScoreCollector, WhitenedCollector, collect
 from whence.influence.factors import require_matching_model
 from whence.influence.info import load_factors_info
 from whence.influence.loader import Loader
 from whence.influence.parts import Parts
 from whence.influence.plan import count_parts, logit_tokens
 from whence.influence.queries import QueryGradients
+from whence.influence.sketch import Sketch
 from whence.influence.task import LanguageModelingTask
-from whence.influence.tracked import engine_state, tracked_model, tracked_modules
+from whence.influence.tracked import tracked_model, tracked_modules
 from whence.models.trained import TrainedModel
 
 HINT = "set scores.query_gradient_low_rank, or lower scores.train_batch_size and scores.query_batch_size"
 NOTHING = "there is nothing to score: no training examples, or no queries; check dataset and prompts"
-SCORES = "scores"  # the one tensor of a part
-EXAMPLES = -1  # the dimension of examples, in matrices and vectors alike
 
 
 class Scoring:
-    """Scores of training examples under one model with one set of factors.
+    """What is wanted of the training examples under one model with one set of factors, from one pass over them.
+
+    That is their scores on queries, on themselves, and the codes of their gradients' sketches. Only where the gradients
+    of all queries do not fit into memory together, the scores on the others take further passes.
 
     Attributes:
         batches: of the training examples, of ``batch_tokens`` at most; they are dealt to ``data_partitions`` parts.
     """
 
-    kind: ClassVar[str]  # begins the names of its parts
-
-    def __init__(self, trained: TrainedModel, factors: Path, scratch: Path, sources: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        trained: TrainedModel,
+        factors: Path,
+        scratch: Path,
+        sources: Sequence[Path] = (),
+        *,
+        queries: TokenizedExamples | None = None,
+        own: bool = False,
+        sketch: Sketch | None = None,
+    ) -> None:
         """Prepare to score the examples of ``trained``; nothing is computed yet.
 
         Args:
             factors: folder written by :func:`whence.influence.factors.fit_factors`.
             scratch: folder for finished parts.
             sources: the ``scratch`` folders of other tasks of the same work, whose parts are used.
+            queries: what to score the examples on; None: nothing.
+            own: whether to score them on themselves.
+            sketch: how to sketch their gradients (``own`` then comes with it); None: not.
 
         Raises:
             DataError: there is nothing to score.
             FactorError: the factors are unfinished, damaged or belong to another model.
         """
-        self.trained, self.factors = trained, factors
+        self.trained, self.factors, self.queries = trained, factors, queries
         self.model, self.examples, self.config = trained.model, trained.examples, trained.config
+        self.own, self.sketch = own or sketch is not None, sketch
         self.info = load_factors_info(factors)
         require_matching_model(self.info, trained)
-        if not len(self.examples):
+        if not len(self.examples) or (queries is not None and not len(queries)):
             raise DataError(NOTHING)
-        self.batch_tokens = self.config.scores.train_batch_size * self.config.general.max_length
+        scores, longest = self.config.scores, self.config.general.max_length
+        self.query_tokens = scores.query_batch_size * longest
+        self.query_batches = plan_batches(queries.lengths, self.query_tokens) if queries else []
+        self.batch_tokens = scores.train_batch_size * longest
         self.batches = plan_batches(self.examples.lengths, self.batch_tokens)
-        wanted, tasks = self.config.scores.data_partitions, self.config.general.parallel_tasks
-        count = count_parts(len(self.batches), wanted, tasks)
+        count = count_parts(len(self.batches), scores.data_partitions, self.config.general.parallel_tasks)
         self.divided = [self.batches[start::count] for start in range(count)]
-        self.arguments = self._arguments()
+        self.arguments = ScoreArguments(
+            damping_factor=scores.damping_factor, query_gradient_low_rank=scores.query_gradient_low_rank
+        )
         self.task = LanguageModelingTask(self.model, self.info.modules)
-        self.state = engine_state(trained.device)
         # Read back from JSON, so precisions are names; scoring reads only the strategy of it.
         self.factor_arguments = FactorArguments(**self.info.arguments)
-        key = digest_of(self._decided_by())
-        self.parts = Parts(scratch / self.kind, key, [folder / self.kind for folder in sources])
+        self.parts = Parts(scratch / SCORES, digest_of(self._decided_by()), [folder / SCORES for folder in sources])
 
     @property
     def data_partitions(self) -> int:
@@ -93,21 +103,36 @@ class Scoring:
         return len(self.divided)
 
     def compute(self, data_parts: Iterable[int] | None = None) -> None:
-        """Score the examples of every part of the data (or of ``data_parts``) that are not scored yet."""
+        """Do every part of the data (or ``data_parts``) that is not done yet."""
         parts = range(len(self.divided)) if data_parts is None else data_parts
-        missing = [part for part in parts if not self.parts.has(self._name(part))]
-        if missing:
-            self._score(missing, self.at_once())
+        missing = [part for part in parts if not self.parts.has(_name(part))]
+        if not missing:
+            return
+        groups = self.groups(self.at_once())
+        for group in groups:
+            self._pass([part for part in missing if not self.parts.has(_piece(part, group))], group)
+        for part in missing:
+            pieces = [_piece(part, group) for group in groups]
+            found = self.parts.tensors(pieces[0])
+            if self.queries:
+                found[SCORES] = torch.cat([self.parts.tensor(piece, SCORES) for piece in pieces], dim=1)
+            self.parts.put(_name(part), found)
+            for piece in pieces:
+                self.parts.drop(piece)
 
-    def joined(self) -> torch.Tensor:
-        """The scores of all parts, in the order of the dataset.
+    def joined(self, name: str = SCORES) -> torch.Tensor:
+        """One of the results, of all parts, in dataset order: ``[queries, examples]`` or ``[examples, ...]``.
 
         Raises:
             FactorError: a part is missing or damaged.
         """
-        names = [self._name(part) for part in range(len(self.divided))]
-        scores = torch.cat([self.parts.tensor(name, SCORES) for name in names], dim=EXAMPLES)
-        return restore_order(scores, [batch for batches in self.divided for batch in batches], dim=EXAMPLES)
+        whole = torch.cat([self.parts.tensor(_name(part), name) for part in range(len(self.divided))])
+        ordered = restore_order(whole, [batch for batches in self.divided for batch in batches])
+        return restore_order(ordered.T, self.query_batches) if name == SCORES else ordered
+
+    def query_sketches(self) -> torch.Tensor:
+        """Sketches of the queries' whitened gradients, ``[queries, dimensions]`` fp32, in dataset order."""
+        return restore_order(self.parts.tensor(SKETCHES, SKETCHES), self.query_batches)
 
     def at_once(self) -> int:
         """How many query batches are held together in memory, asked before anything is computed.
@@ -115,104 +140,26 @@ class Scoring:
         Raises:
             ResourceError: not even one fits.
         """
-        raise NotImplementedError
-
-    def _score(self, data_parts: list[int], at_once: int) -> None:
-        raise NotImplementedError
-
-    def _arguments(self) -> ScoreArguments:
-        return ScoreArguments(damping_factor=self.config.scores.damping_factor)
-
-    def _decided_by(self) -> dict[str, Any]:
-        """All that decides the scores."""
-        return {
-            "factors": self.info.fingerprint,
-            "arguments": self.arguments.to_dict(),
-            "train": self.examples.fingerprint,
-            "batches": self.batches,
-            "partitions": self.data_partitions,
-            "seed": self.config.general.seed,
-        }
-
-    def _room(self) -> int:
-        """Bytes for weights and everything else."""
-        return memory.available_memory(self.trained.device) + memory.weight_bytes(self.model)
-
-    def _name(self, part: int) -> str:
-        return f"{self.kind}_data_partition{part}"
-
-    def _prepare(self, network: nn.Module) -> None:
-        for module in tracked_modules(network).values():
-            module.source = partial(layout.load_tensor, layout.factors_folder(self.factors, self.info.strategy))
-
-    def _train_loader(self, part: int, description: str) -> Loader:
-        return Loader(self.examples, self.divided[part], description=description)
-
-
-class SelfScoring(Scoring):
-    """Scores of training examples on themselves, ``[examples]``."""
-
-    kind = "self"
-
-    def at_once(self) -> int:
-        """1: the batch is its own query."""
-        logits = logit_tokens(self.model, self.info.shapes, self.examples, self.batches)
-        strategy, tokens = self.info.strategy, self.batch_tokens
-        phase = memory.self_score_phase(self.model, self.info.shapes, strategy, tokens, logits)
-        memory.require_memory([phase], self._room(), HINT)
-        return 1
-
-    def _score(self, data_parts: list[int], at_once: int) -> None:
-        for part in data_parts:
-            with tracked_model(self.model, self.task) as network:
-                self._prepare(network)
-                scores = compute_self_scores_with_loaders(
-                    loaded_factors={},  # the modules read their own
-                    model=network,
-                    state=self.state,
-                    task=self.task,
-                    train_loader=self._train_loader(part, "self-influence"),
-                    score_args=self.arguments,
-                    factor_args=self.factor_arguments,
-                    tracked_module_names=self.info.modules,
-                    disable_tqdm=True,
-                )[ALL_MODULE_NAME]
-            self.parts.put(self._name(part), {SCORES: scores})
-
-
-class PairwiseScoring(Scoring):
-    """Scores of training examples on queries, ``[queries, examples]``."""
-
-    kind = "pairwise"
-
-    def __init__(
-        self,
-        trained: TrainedModel,
-        factors: Path,
-        queries: TokenizedExamples,
-        scratch: Path,
-        sources: Sequence[Path] = (),
-    ) -> None:
-        if not len(queries):
-            raise DataError(NOTHING)
-        self.queries = queries
-        self.query_tokens = trained.config.scores.query_batch_size * trained.config.general.max_length
-        self.query_batches = plan_batches(queries.lengths, self.query_tokens)
-        super().__init__(trained, factors, scratch, sources)
-
-    def at_once(self) -> int:
-        tokens = max(self.query_tokens, self.batch_tokens)
+        tokens = max(self.query_tokens if self.queries else 0, self.batch_tokens)
         counts = sorted((len(batch) for batch in self.query_batches), reverse=True)
-        logits = [
-            logit_tokens(self.model, self.info.shapes, examples, batches)
-            for examples, batches in ((self.queries, self.query_batches), (self.examples, self.batches))
-        ]
+        given = [(self.examples, self.batches)] + ([(self.queries, self.query_batches)] if self.queries else [])
+        logits = [logit_tokens(self.model, self.info.shapes, examples, batches) for examples, batches in given]
         of_logits = None if None in logits else max(filter(None, logits), default=0)
-        rank, room = self.config.scores.query_gradient_low_rank, self._room()
+        rank = self.config.scores.query_gradient_low_rank
+        room = memory.available_memory(self.trained.device) + memory.weight_bytes(self.model)
 
         def phase(steps: int) -> memory.Phase:
-            queries = sum(counts[:steps])
-            return memory.score_phase(self.model, self.info.shapes, tokens, queries, rank, counts[0], of_logits)
+            return memory.score_phase(
+                self.model,
+                self.info.shapes,
+                tokens,
+                sum(counts[:steps]),
+                rank,
+                max(counts, default=0),
+                of_logits,
+                strategy=self.info.strategy if self.own else None,
+                sketches=max(map(len, self.batches)) * self.sketch.dimensions if self.sketch else 0,
+            )
 
         steps = self.config.scores.query_gradient_accumulation_steps
         if steps is None:
@@ -221,55 +168,61 @@ class PairwiseScoring(Scoring):
         memory.require_memory([phase(steps)], room, HINT)
         return steps
 
-    def _arguments(self) -> ScoreArguments:
-        scores = self.config.scores
-        return ScoreArguments(
-            damping_factor=scores.damping_factor, query_gradient_low_rank=scores.query_gradient_low_rank
-        )
-
-    def _decided_by(self) -> dict[str, Any]:
-        return super()._decided_by() | {"queries": self.queries.fingerprint, "query_batches": self.query_batches}
-
-    def joined(self) -> torch.Tensor:
-        return restore_order(super().joined(), self.query_batches)
-
-    def _score(self, data_parts: list[int], at_once: int) -> None:
-        groups = self.groups(at_once)
-        for group in groups:
-            self._score_group(group, [part for part in data_parts if not self.parts.has(self._piece(part, group))])
-        for part in data_parts:
-            pieces = [self._piece(part, group) for group in groups]
-            self.parts.put(self._name(part), {SCORES: torch.cat([self.parts.tensor(one, SCORES) for one in pieces])})
-            for piece in pieces:
-                self.parts.drop(piece)
-
-    def _score_group(self, group: range, data_parts: list[int]) -> None:
-        """Score the queries of a group of batches, whose gradients are held together, on parts of the data."""
-        if not data_parts:
-            return
-        with self.query_gradients(group) as (network, held):
-            for part in data_parts:
-                self.parts.put(self._piece(part, group), {SCORES: self._products(network, held, part)})
-
-    def _piece(self, part: int, group: range) -> str:
-        return f"{self._name(part)}_query_batches{group.start}to{group.stop}"
-
     def groups(self, at_once: int) -> list[range]:
-        """The query batches, divided into those whose gradients are held together."""
+        """The query batches, divided into those whose gradients are held together; one of none without queries."""
         numbers = range(len(self.query_batches))
-        return [numbers[start : start + at_once] for start in numbers[::at_once]]
+        return [numbers[start : start + at_once] for start in numbers[::at_once]] if numbers else [numbers]
 
     @contextmanager
     def query_gradients(self, group: range) -> Iterator[tuple[nn.Module, dict[str, QueryGradients]]]:
         """The tracked model, and the preconditioned gradients of the query batches of ``group`` by module."""
         with tracked_model(self.model, self.task) as network, torch.random.fork_rng():
-            self._prepare(network)
-            yield network, self._query_gradients(network, group)
+            for module in tracked_modules(network).values():
+                module.source = partial(layout.load_tensor, layout.factors_folder(self.factors, self.info.strategy))
+                module.update_factor_args(self.factor_arguments)
+                module.update_score_args(self.arguments)
+            yield network, self._query_gradients(network, group) if group else {}
+
+    def _pass(self, data_parts: Sequence[int], group: range) -> None:
+        """Everything else is taken in the same pass as the scores on the first group of queries."""
+        if not data_parts:
+            return
+        with self.query_gradients(group) as (network, held):
+            collectors: list[Collector] = [ScoreCollector(held)] if group else []
+            if self.own and group.start == 0:
+                collectors.append(self._whitened(network))
+            for part in data_parts:
+                loader = Loader(self.examples, self.divided[part], description="scores" if group else "self-influence")
+                self.parts.put(_piece(part, group), collect(network, self.task, loader, collectors))
+
+    def _whitened(self, network: nn.Module) -> WhitenedCollector:
+        """What is taken of the examples' whitened gradients; those of the queries are sketched here and now."""
+        collector = WhitenedCollector(self.sketch)
+        if self.sketch is not None and self.queries and not self.parts.has(SKETCHES):
+            asked = WhitenedCollector(self.sketch, coded=False)
+            asked.factors = collector.factors
+            loader = Loader(self.queries, self.query_batches)
+            self.parts.put(SKETCHES, {SKETCHES: collect(network, self.task, loader, [asked])[SKETCHES]})
+        return collector
+
+    def _decided_by(self) -> dict[str, Any]:
+        """All that decides the results."""
+        return {
+            "factors": self.info.fingerprint,
+            "arguments": self.arguments.to_dict(),
+            "train": self.examples.fingerprint,
+            "batches": self.batches,
+            "partitions": self.data_partitions,
+            "seed": self.config.general.seed,
+            "queries": self.queries.fingerprint if self.queries else None,
+            "query_batches": self.query_batches,
+            "own": self.own,
+            "sketch": asdict(self.sketch) if self.sketch else None,
+        }
 
     def _query_gradients(self, network: nn.Module, group: range) -> dict[str, QueryGradients]:
+        assert self.queries is not None
         modules = tracked_modules(network)
-        update_factor_args(network, self.factor_arguments)
-        update_score_args(network, self.arguments)
         set_mode(network, ModuleMode.PRECONDITION_GRADIENT, self.info.modules, release_memory=True)
         batches = [self.query_batches[number] for number in group]
         loader = Loader(self.queries, batches, description="query gradients")
@@ -284,18 +237,10 @@ class PairwiseScoring(Scoring):
             accumulate_iterations(network, self.info.modules)
         return {name: module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] for name, module in modules.items()}
 
-    def _products(self, network: nn.Module, held: dict[str, QueryGradients], part: int) -> torch.Tensor:
-        for name, module in tracked_modules(network).items():  # kronfluence forgets them after every pass
-            module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = held[name]
-        scores: torch.Tensor = compute_dot_products_with_loader(
-            model=network,
-            task=self.task,
-            state=self.state,
-            train_loader=self._train_loader(part, "scores"),
-            factor_args=self.factor_arguments,
-            score_args=self.arguments,
-            tracked_module_names=self.info.modules,
-            scaler=torch.amp.GradScaler(enabled=False),
-            disable_tqdm=True,
-        )[ALL_MODULE_NAME]
-        return scores
+
+def _name(part: int) -> str:
+    return f"data_partition{part}"
+
+
+def _piece(part: int, group: range) -> str:
+    return f"{_name(part)}_query_batches{group.start}to{group.stop}"

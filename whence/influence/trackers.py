@@ -1,8 +1,6 @@
 """What tracked modules record: kronfluence's trackers with the same results at a fraction of the cost.
 
-They are installed through kronfluence's own registry of tracked modules (see :mod:`whence.influence.tracked`). Where a
-module is used several times in one forward pass, or the task post-processes per-example gradients, kronfluence's own
-hooks are used unchanged.
+They are installed through kronfluence's own registry of tracked modules (see :mod:`whence.influence.tracked`).
 """
 
 from __future__ import annotations
@@ -12,9 +10,7 @@ from typing import Any
 import torch
 from kronfluence.module.tracker.base import BaseTracker
 from kronfluence.module.tracker.factor import CovarianceTracker, LambdaTracker
-from kronfluence.module.tracker.pairwise_score import PairwiseScoreTracker
 from kronfluence.module.tracker.precondition import PreconditionTracker
-from kronfluence.module.tracker.self_score import SelfScoreTracker
 from kronfluence.utils.constants import (
     ACCUMULATED_PRECONDITIONED_GRADIENT_NAME,
     ACTIVATION_COVARIANCE_MATRIX_NAME,
@@ -25,15 +21,13 @@ from kronfluence.utils.constants import (
     NUM_ACTIVATION_COVARIANCE_PROCESSED,
     NUM_GRADIENT_COVARIANCE_PROCESSED,
     NUM_LAMBDA_PROCESSED,
-    PAIRWISE_SCORE_MATRIX_NAME,
     PRECONDITIONED_GRADIENT_NAME,
-    SELF_SCORE_VECTOR_NAME,
 )
 from torch import nn
 
 from whence.errors import FactorError
 from whence.influence.products import Basis, add_outer, add_squares, gradient_chunks, live_tokens, wide, with_bias
-from whence.influence.queries import QueryGradients, query_scores
+from whence.influence.queries import QueryGradients
 
 OVERSAMPLING = 8  # columns beyond the rank in the randomised decomposition (Halko et al. 2011, arXiv:0909.4061)
 
@@ -78,16 +72,7 @@ class PairTracker(BaseTracker):
         return dtype
 
     def register_hooks(self) -> None:
-        module = self.module
-        if module.factor_args.has_shared_parameters or module.per_sample_gradient_process_fnc is not None:
-            self.prepare_own_hooks()
-            super().register_hooks()
-        else:
-            self.registered_hooks.append(module.register_forward_hook(self._after_forward))
-
-    def prepare_own_hooks(self) -> None:
-        """Put what kronfluence's own hooks expect into the module's storage."""
-        self.module.storage.update(self.module.prepared_factors(self.module.weight.device))
+        self.registered_hooks.append(self.module.register_forward_hook(self._after_forward))
 
     def _after_forward(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> None:
         activations = inputs[0].detach()
@@ -110,7 +95,15 @@ class PairTracker(BaseTracker):
         if self.module.gradient_scale != 1.0:
             gradients = gradients * self.module.gradient_scale
         activations, gradients = activations.to(self.dtype), gradients.to(self.dtype)
-        return with_bias(activations) if self.module.bias is not None else activations, gradients
+        if self.module.bias is not None:
+            activations = with_bias(activations)
+        process = self.module.per_sample_gradient_process_fnc
+        if process is None:
+            return activations, gradients
+        ((_, whole),) = gradient_chunks(activations, gradients, Basis(None, None), chunk=len(gradients))
+        whole = process(module_name=self.module.name, gradient=whole)
+        # As if the outputs were the tokens: what was made of the product is a product again, whoever takes it in.
+        return whole, torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device).expand(len(whole), -1, -1)
 
     def _narrow(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.narrows is not False:
@@ -128,14 +121,6 @@ class RotatedLambdaTracker(PairTracker, LambdaTracker):
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.module.factor_args.per_sample_gradient_dtype
         return dtype
-
-    def prepare_own_hooks(self) -> None:
-        """The eigenvectors are there already."""
-
-    def _eigendecomposition_results_exist(self) -> bool:
-        """Eigenvalues, which kronfluence also asks for, are not used."""
-        names = (ACTIVATION_EIGENVECTORS_NAME, GRADIENT_EIGENVECTORS_NAME)
-        return all(self.module.storage[name] is not None for name in names)
 
     def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
         storage = self.module.storage
@@ -195,11 +180,8 @@ class QueryTracker(PairTracker, PreconditionTracker):
         return [left.to(target_dtype), right[:, :, :rank].transpose(1, 2).to(target_dtype)]
 
 
-class ScoreTracker(PairTracker, PairwiseScoreTracker):
-    """Scores of a batch of training examples on all queries held, or those of some pairs in detail."""
-
-    def prepare_own_hooks(self) -> None:
-        """The query gradients are preconditioned already."""
+class CollectTracker(PairTracker):
+    """Hands a batch of examples on to what collects from the pass (:mod:`whence.influence.collectors`)."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -207,29 +189,13 @@ class ScoreTracker(PairTracker, PairwiseScoreTracker):
         return dtype
 
     def _narrow(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.module.detail is not None:  # whose tokens are all those of the batch
+        if any(collector.every_token for collector in self.module.collectors):
             return activations, gradients
         return super()._narrow(activations, gradients)
 
     def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
-        queries = self.module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME]
-        if self.module.detail is None:
-            self.module.storage[PAIRWISE_SCORE_MATRIX_NAME] = query_scores(queries, activations, gradients)
-        else:
-            self.module.detail.add(self.module.name, queries, activations, gradients)
-
-
-class SelfTracker(PairTracker, SelfScoreTracker):
-    """Scores of examples on themselves: squared gradients over the damped lambda, with no need to rotate back."""
-
-    def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
-        factors = self.module.prepared_factors(gradients.device, keep=True)
-        inverse = factors.get(LAMBDA_MATRIX_NAME)
-        scores = gradients.new_empty(len(gradients), dtype=wide(self.dtype))
-        for part, piece in gradient_chunks(activations, gradients, basis_of(factors)):
-            squares = piece.square_().flatten(1)
-            scores[part] = squares.sum(dim=1) if inverse is None else squares @ inverse.flatten()
-        self.module.storage[SELF_SCORE_VECTOR_NAME] = scores
+        for collector in self.module.collectors:
+            collector.take(self.module, activations, gradients)
 
 
 def basis_of(storage: dict[str, Any]) -> Basis:

@@ -15,6 +15,9 @@ FACTORS = Artifact("factors", Kind.ARTIFACT, "The influence factors of the fine-
 SPECTRA = Artifact("spectra", Kind.ARTIFACT, "The factors' spectra: a table of all modules, and plots as PNG files.")
 SPECTRA_PAGE = Artifact("spectra_page", Kind.HTML, "The same as a page.")
 SCORES = Artifact("scores", Kind.DATASET, "The influence of every training example on every query, and tables of it.")
+INDEX = Artifact(
+    "index", Kind.METRICS, "What a new question is compared with: codes of the training examples, and their text."
+)
 COMPARISON = Artifact("comparison", Kind.METRICS, "The measures of both models, and their answers side by side.")
 EVIDENCE = Artifact("evidence", Kind.METRICS, "Whether the influences can be trusted: measures, intervals, a grade.")
 REPORT = Artifact("report", Kind.HTML, "Everything of the run on one page that needs nothing else.")
