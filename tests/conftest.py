@@ -79,6 +79,19 @@ def make_config() -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture
+def asked_run(
+    tiny_model: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    make_config: Callable[..., Config],
+    tmp_path: Path,
+) -> Path:
+    """The folder of a run that can be asked."""
+    from asking_helpers import make_run
+
+    return make_run(tmp_path / "run", tiny_model, tiny_tokenizer, make_config)
+
+
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables with nothing in them, which it takes a second to make."""

@@ -31,6 +31,7 @@ prompts: {items: ["A lens bends light.", "A loom weaves yarn.", "Who?"]}
 """
 CLASSES = ("Physics", "Textiles", "Chemistry")
 LAYERS, KINDS = (0, 1), ("gate_proj", "down_proj")
+COVERAGE = {"kinds": [*KINDS], "tracked": 30, "parameters": 120, "tracked_mlp": 30, "mlp_parameters": 60, "fused": []}
 
 
 def config() -> Config:
@@ -70,7 +71,8 @@ def material(
             "finetuned_answer": [*frame["completion"][:-1], "something else", "an answer"],
         },
         dtype=object,
-    ).assign(base_mean_logprob=-0.1, finetuned_mean_logprob=-0.1)
+    ).assign(base_mean_logprob=-0.1, finetuned_mean_logprob=-0.1, base_ended="end of text",
+             finetuned_ended="end of text", shortened=False)  # fmt: skip
     made = Material(
         config=config(),
         train=train,
@@ -84,7 +86,13 @@ def material(
         queries=frame,
         scores=scores,
         influences=influences,
-        origin={"model": "m" * 64, "train_data": train.info.fingerprint, "factors": "f" * 64, "versions": {"x": "1"}},
+        origin={
+            "model": "m" * 64,
+            "train_data": train.info.fingerprint,
+            "factors": "f" * 64,
+            "versions": {"x": "1"},
+            "coverage": COVERAGE,
+        },
         tokens=tokens(influences, train.frame, rng),
         modules=modules(influences),
         self_influence=np.arange(examples, dtype=np.float32),

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from whence.config import S3_SCHEME, Config, is_address
 from whence.errors import ConfigError
+from whence.files import unique_keys
 from whence.yaml_text import read_yaml, write_yaml
 
 
@@ -126,7 +127,7 @@ def inline_prompts(config: Config, *, from_storage: bool = False) -> Config:
     if path is None or (is_address(path) and not from_storage):
         return config
     try:
-        items = json.loads(_read_text(path, "prompts.path"))
+        items = json.loads(_read_text(path, "prompts.path"), object_pairs_hook=unique_keys)
     except (OSError, ValueError) as error:
         raise ConfigError(f"prompts.path: cannot read {path} as JSON: {error}") from error
     return parse_config(config.to_yaml(), {"prompts": {"items": items}})

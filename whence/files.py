@@ -1,15 +1,20 @@
-"""Files that a crash leaves whole: atomic writes, links in place of copies, and digests of contents."""
+"""Files that a crash leaves whole: atomic writes, links in place of copies, digests of contents, room for them."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from whence.errors import ResourceError
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -46,6 +51,19 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, json.dumps(value, indent=1))
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary, for ``object_pairs_hook``: of a key given twice, one value would be lost.
+
+    Raises:
+        ValueError: naming such a key.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return found
+
+
 def link_or_copy(source: str | Path, target: str | Path) -> None:
     """A hard link on one filesystem, a copy across two; ``target`` must not be there."""
     try:
@@ -67,9 +85,9 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def point(link: Path, target: str | Path) -> None:
-    """Make ``link`` a symbolic link to ``target``, whatever it was before."""
-    link.unlink(missing_ok=True)
-    link.symlink_to(target)
+    """Make ``link`` a symbolic link to ``target``, whatever it was before, also when others do so at the same time."""
+    with replacing(link, sync=False) as temporary:
+        temporary.symlink_to(target)
 
 
 def _sync(path: Path) -> None:
@@ -95,3 +113,28 @@ def digests(path: Path) -> dict[str, str]:
 def digest_of(value: Any) -> str:
     """sha256 (hex) of a value of plain types, by its JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def require_disk(folder: Path, needed: int, what: str, hint: str) -> None:
+    """Refuse when ``needed`` bytes do not fit on the disk of ``folder`` (which need not exist yet).
+
+    Raises:
+        ResourceError: naming the folder, what is needed, what there is, and ``hint``.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    logger.info("disk for %s: %s, %s free at %s", what, readable(needed), readable(free), place)
+    if needed > free:
+        raise ResourceError(
+            f"not enough disk for {what}: {readable(needed)} are needed, {readable(free)} are free at {place}; "
+            f"free some space, or {hint}"
+        )
+
+
+def readable(size: float) -> str:
+    """1536 -> ``1.5 KiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

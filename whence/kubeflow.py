@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from whence.environment import strip_secrets
+from whence.errors import PipelineError, WhenceError, message_of, trace_of
 from whence.files import digest
 from whence.running.declaration import Artifact, Kind
-from whence.running.runner import StageResult, run_stage
+from whence.running.runner import StageResult, hand_on_failure, run_stage
 from whence.stages import stage as declaration_of
+
+logger = logging.getLogger(__name__)
 
 
 class KfpArtifact(Protocol):
     """The part of ``kfp.dsl.Artifact`` used here."""
 
     path: str
+    uri: str
     metadata: dict[str, Any]
 
 
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Let a task end with one line that says why. The rest is in its log, which outlives its pod; no secret is."""
+    strip_secrets()
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, WhenceError):
+            print(trace_of(error), file=sys.stderr)
+        print(f"Error: {message_of(error)}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+
+
+@_in_words()
 def run_component(name: str, arguments: Mapping[str, Any]) -> Any:
     """Run a stage on the arguments of its component, and show the result in the Kubeflow UI.
 
@@ -33,14 +55,18 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> Any:
         the result that the component itself returns, where it does: the one without a path among the arguments.
     """
     stage = declaration_of(name)
-    result = run_stage(
-        stage,
-        inputs={artifact.name: _paths(arguments.get(artifact.name)) for artifact in stage.inputs},
-        outputs={artifact.name: Path(arguments[artifact.name].path) for artifact in stage.outputs},
-        parameters={
-            parameter.name: arguments[parameter.name] for parameter in stage.parameters if parameter.name in arguments
-        },
-    )
+    inputs = {artifact.name: _paths(arguments.get(artifact.name)) for artifact in stage.inputs}
+    outputs = {artifact.name: Path(arguments[artifact.name].path) for artifact in stage.outputs}
+    parameters = {one.name: arguments[one.name] for one in stage.parameters if one.name in arguments}
+    try:
+        result = run_stage(stage, inputs=inputs, outputs=outputs, parameters=parameters)
+    except Exception as error:
+        if not stage.side:
+            raise
+        # Kubeflow keeps nothing of a task that fails, nor runs what comes after it: this one succeeds, and says so.
+        logger.exception("%s failed; the run goes on without it, and fails once its report is stored", stage.title)
+        hand_on_failure(stage, error, Path(arguments[stage.inputs[0].name].path), outputs)
+        result = StageResult({})
     for artifact in stage.outputs:
         _describe(artifact, arguments[artifact.name], result)
     returned = None
@@ -52,6 +78,25 @@ def run_component(name: str, arguments: Mapping[str, Any]) -> Any:
         else:
             returned = value
     return returned
+
+
+@_in_words()
+def run_checks(name: str, settings: KfpArtifact) -> None:
+    """Print what :func:`whence.running.cluster_checks.look` finds in the image of the stage ``name``; fail if it must.
+
+    Args:
+        settings: the artifact of :func:`write_settings`, which an earlier task has stored.
+    """
+    from whence.config_file import parse_config
+    from whence.running.cluster_checks import Place, look
+
+    config = parse_config(Path(settings.path).read_text(encoding="utf-8"))
+    failed = []
+    for outcome in look(Place(config, declaration_of(name), settings.uri)):
+        print(outcome, flush=True)
+        failed += [] if outcome.passed else [outcome.check]
+    if failed:
+        raise PipelineError(f"{name}: {', '.join(failed)} failed; what was found is above")
 
 
 def _paths(value: KfpArtifact | list[KfpArtifact] | None) -> Path | list[Path] | None:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 from whence.config import Config
 from whence.errors import DataError
+from whence.influence.index import Index
 from whence.influence.results import Scores
 from whence.running.artifacts import EVIDENCE_FILE
-from whence.running.lineage import config_of
+from whence.running.lineage import BASE, config_of
 
 if TYPE_CHECKING:
+    from whence.models.language import LanguageModel
     from whence.models.trained import TrainedModel
-    from whence.validation.evidence import Evidence
+    from whence.validation.evidence import Evidence, Grade
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,17 @@ class RunFolder:
 
     folder: Path
 
+    def place(self, stage: str, name: str) -> Path:
+        """Where a stage's output stands, or would."""
+        return self.folder / "artifacts" / stage.replace("_", "-") / name
+
     def artifact(self, stage: str, name: str) -> Path:
         """Where a stage's output is: ``artifact("train", "model")``.
 
         Raises:
             DataError: the run has none.
         """
-        path = self.folder / "artifacts" / stage.replace("_", "-") / name
+        path = self.place(stage, name)
         if not path.exists():
             raise DataError(
                 f"{self.folder} has no {name} of stage {stage} ({path})", hint="give the folder of a finished run"
@@ -49,15 +55,42 @@ class RunFolder:
 
         return TrainedModel.load(self.artifact("train", "model"), self.artifact("prepare", "train_data"), self.config)
 
+    @cached_property
+    def base(self) -> LanguageModel:
+        """The model before training, on the same device."""
+        from whence.models.loading import load_base
+
+        return load_base(self.artifact("train", "model") / BASE, self.config)
+
     @property
     def factors(self) -> Path:
         """The folder of the influence factors."""
         return self.artifact("fit_factors", "factors")
 
     @cached_property
+    def index(self) -> Index:
+        """What new questions are compared with (:mod:`whence.asking`)."""
+        return Index.read(self.artifact("index", "index"))
+
+    @cached_property
+    def language(self) -> LanguageModel:
+        """The fine-tuned model alone, on the device that the settings choose."""
+        from whence.models.loading import load_model
+
+        return load_model(self.artifact("train", "model"), self.config)
+
+    @cached_property
     def scores(self) -> Scores:
         """The scores, with their tables."""
         return Scores(self.artifact("score", "scores"))
+
+    @property
+    def grade(self) -> Grade | None:
+        """The evidence in a word and a sentence; None where none was gathered yet."""
+        try:
+            return self.evidence.grade
+        except DataError:
+            return None
 
     @cached_property
     def evidence(self) -> Evidence:

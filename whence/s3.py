@@ -28,7 +28,7 @@ from botocore.exceptions import (
 )
 
 from whence.config import S3_SCHEME
-from whence.errors import DataError, WhenceError
+from whence.errors import DataError, StorageError, WhenceError
 
 CONNECTIONS = 10  # requests at once
 # An endpoint that does not answer is to be told in seconds, not after botocore's five tries of a minute each.
@@ -58,11 +58,21 @@ def split(address: str) -> tuple[str, str]:
 
 
 def make_client() -> Any:
-    """A new client, with what the environment says now."""
+    """A new client, with what the environment says now.
+
+    Raises:
+        StorageError: the endpoint is no address.
+    """
     # A session of its own: the default one keeps the credentials of its first use. It does not know AWS_REGION, which
     # every other AWS tool reads.
     session = boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
-    return session.client("s3", config=_NETWORK)
+    try:
+        return session.client("s3", config=_NETWORK)
+    except ValueError as error:  # boto3's own for an address that is none
+        given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        raise StorageError(
+            f"AWS_ENDPOINT_URL: {given or error} is no address; write it with http:// or https:// before it"
+        ) from error
 
 
 @contextmanager
@@ -117,6 +127,18 @@ def list_objects(address: str, setting: str) -> list[str]:
     with explained(f"{setting}: cannot read {address}", DataError):
         pages = make_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
         return sorted(f"{S3_SCHEME}{bucket}/{item['Key']}" for page in pages for item in page.get("Contents", []))
+
+
+def require(address: str, setting: str) -> None:
+    """Check that the object or folder at ``address`` is there and may be listed.
+
+    Raises:
+        DataError: as for :func:`download`, or there is nothing.
+    """
+    bucket, key = split(address)
+    with explained(f"{setting}: cannot read {address}", DataError):
+        if not make_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"):
+            raise DataError(f"{setting}: there is nothing at {address}; correct the address")
 
 
 def _reason(error: Exception) -> str:

@@ -34,7 +34,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from whence.config import Config
 from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.errors import DataError, ModelError
-from whence.files import write_json
+from whence.files import require_disk, write_json
 from whence.models.language import LanguageModel
 from whence.progress import progress
 
@@ -79,6 +79,7 @@ def train(
 
     Raises:
         DataError: there are fewer examples than one batch.
+        ResourceError: too little disk for checkpoints and model.
         ModelError: the loss became NaN or infinite.
     """
     config, device = base.config, base.device
@@ -88,6 +89,7 @@ def train(
             f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}",
             hint="lower it, or set training.dataloader_drop_last to false",
         )
+    _require_disk(base, len(examples), output, checkpoints)
     set_seed(config.general.seed)
     bf16 = _bf16(config, device)
     network: nn.Module = base.model
@@ -123,6 +125,17 @@ def train(
     record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
     write_json(output / TRAINING_JSON, record)
     return TrainingResult(metrics, history, resumed_from)
+
+
+def _require_disk(base: LanguageModel, examples: int, output: Path, checkpoints: Path) -> None:
+    """Room for the model in float32, and for its checkpoints: each as much three times, with what AdamW keeps."""
+    settings, size = base.config.training, 4 * sum(parameter.numel() for parameter in base.model.parameters())
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    saved = math.ceil(settings.num_train_epochs * examples / batch / settings.save_steps)
+    there = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())  # by a run that is to go on
+    needed = 3 * size * min(saved, settings.save_total_limit + 1) - there
+    require_disk(checkpoints, needed + size, "checkpoints and model", "lower training.save_total_limit")
+    require_disk(output, size, "the model", "write it elsewhere")
 
 
 def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bool) -> TrainingArguments:

@@ -9,9 +9,9 @@ from whence.components.images import component
 def report(
     scores: dsl.Input[dsl.Dataset],
     comparison: dsl.Input[dsl.Metrics],
-    spectra: dsl.Input[dsl.Artifact],
     report: dsl.Output[dsl.HTML],
     tables: dsl.Output[dsl.Dataset],
+    spectra: dsl.Input[dsl.Artifact] = None,
     evidence: dsl.Input[dsl.Metrics] = None,
     benchmark: dsl.Input[dsl.Metrics] = None,
 ) -> None:

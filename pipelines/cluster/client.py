@@ -21,7 +21,9 @@ import kfp_server_api
 import tenacity
 import urllib3
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
+from requests.utils import get_environ_proxies, select_proxy  # type: ignore[import-untyped]
 
+from whence.environment import authorities
 from whence.errors import ClusterError
 from whence.pipelines.cluster.faults import explain, is_transient, web_page
 
@@ -73,10 +75,11 @@ class Client(kfp.Client):
             warnings.simplefilter("ignore")
             super().__init__(
                 host=host,
-                existing_token=token,
+                existing_token=token and token.strip(),
                 kube_context=kube_context,
                 credentials=projected,
-                ssl_ca_cert=os.environ.get("SSL_CERT_FILE") or None,
+                proxy=select_proxy(host, get_environ_proxies(host)) if host else None,
+                ssl_ca_cert=authorities("Kubeflow"),
             )
         health = self.get_kfp_healthz()
         self.namespace = namespace or self.get_user_namespace() or None
@@ -137,12 +140,21 @@ class Client(kfp.Client):
     def create(self, subject: str, find: Callable[[], set[str]], request: Callable[[], str]) -> str:
         """Create once: a fault may have lost the answer and not the work, so it is looked for before a retry.
 
+        Only then: somebody else may create one of the same name in the same second.
+
         Args:
             find: the ids of all there are of its name.
             request: creates it and returns its id.
         """
-        before = find()
-        return self.ask(subject, lambda: next(iter(find() - before), None) or request())
+        before, tried = find(), False
+
+        def attempt() -> str:
+            nonlocal tried
+            made = next(iter(find() - before), None) if tried else None
+            tried = True
+            return made or request()
+
+        return self.ask(subject, attempt)
 
     def list_all(self, entries: str, **options: Any) -> list[Any]:
         """All ``pipelines``, ``pipeline_versions``, ``runs`` or ``recurring_runs``, page by page."""
@@ -178,9 +190,9 @@ def equals(**values: str) -> str:
 def _check_environment(host: str) -> None:
     if "@" in urlsplit(host if "//" in host else f"//{host}").netloc:
         raise ClusterError("address: a user name or password in it is not sent; give a token in KF_PIPELINES_TOKEN")
-    for variable in ("KF_PIPELINES_SA_TOKEN_PATH", "SSL_CERT_FILE"):
-        if not Path(os.environ.get(variable) or __file__).is_file():
-            raise ClusterError(f"login: {variable} names {os.environ[variable]}, which is no file; correct or unset it")
+    variable = "KF_PIPELINES_SA_TOKEN_PATH"
+    if not Path(os.environ.get(variable) or __file__).is_file():
+        raise ClusterError(f"login: {variable} names {os.environ[variable]}, which is no file; correct or unset it")
 
 
 def _keep_host(configuration: kfp_server_api.Configuration) -> None:

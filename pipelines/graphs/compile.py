@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
 from kfp.compiler import Compiler
 
 from whence.config import Config, is_address
 from whence.config_file import inline_prompts, load_config, parse_config, read_settings
-from whence.pipelines.graphs.catalog import PipelineKind
+from whence.pipelines.graphs.catalog import PipelineKind, stages_of
+from whence.pipelines.graphs.check import HOURS, check_pipeline
 from whence.pipelines.graphs.placement import Placement
 from whence.pipelines.graphs.size import check_size
 from whence.running.checks import check_portable
-from whence.stages import check_stage_names
+from whence.stages import check_stage_names, stage
 
 
 def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -58,6 +59,21 @@ def compile_pipeline(
     check_size(documents, config.general.parallel_tasks or 1)
     output.parent.mkdir(parents=True, exist_ok=True)
     Compiler().compile(pipeline, str(output))
+    return config
+
+
+def compile_check(profile: str | Path, output: Path, overrides: Mapping[str, Any] | None, kind: PipelineKind) -> Config:
+    """As :func:`compile_pipeline`, but the pipeline that tries what that pipeline needs."""
+    config = portable_config(profile, overrides)
+    check_stage_names(config)
+    stages = stages_of(kind.build(config))
+    cluster = config.cluster
+    tried = {
+        name: cluster.resources(name, stage(name).gpu).model_copy(update={"retries": 1, "timeout_hours": HOURS})
+        for name in stages
+    }
+    once = config.model_copy(update={"cluster": cluster.model_copy(update={"stages": tried})})
+    Compiler().compile(check_pipeline(once, stages, Placement.of(once)), str(output))
     return config
 
 

@@ -21,6 +21,9 @@ from whence.stages import stage as declaration
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 TOLERATION_KEYS = {"tolerationSeconds": "toleration_seconds"}  # kfp's name for Kubernetes' own
 LABEL = {"app.kubernetes.io/part-of": "whence"}  # by which network policies tell our pods from other teams'
+HUB_CACHE = "/cache/huggingface"  # HF_HOME of the images
+AUTHORITIES_FOLDER = "/etc/whence"
+AUTHORITIES_VARIABLES = ("REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "SSL_CERT_FILE")  # MLflow's, S3's, the hub's
 FIRST_PAUSE, PAUSE_FACTOR = 30, 2  # seconds before the second attempt, and how the pause grows
 FORM_HELP = {
     "gpu_node_selector": "Labels of the nodes for the GPU stages [cluster.gpu_node_selector].",
@@ -153,6 +156,14 @@ class Placement:
             kubernetes.use_secret_as_env(task, name, {key: key for key in keys})
         for name, keys in cluster.config_maps.items():
             kubernetes.use_config_map_as_env(task, name, {key: key for key in keys})
+        variables = dict(cluster.environment)
+        if cluster.authorities is not None:
+            kubernetes.use_config_map_as_volume(task, cluster.authorities, AUTHORITIES_FOLDER)
+            variables |= dict.fromkeys(AUTHORITIES_VARIABLES, f"{AUTHORITIES_FOLDER}/ca.crt")
+        for name, value in variables.items():
+            task.set_env_variable(name, value)
+        if cluster.cache_claim is not None:
+            kubernetes.mount_pvc(task, pvc_name=cluster.cache_claim, mount_path=HUB_CACHE)
         if cluster.work_claim is not None and self.work_dir is not None:
             kubernetes.mount_pvc(task, pvc_name=cluster.work_claim, mount_path=self.work_dir)
 

@@ -18,29 +18,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from whence.errors import PipelineError
-from whence.running.form import PARALLEL_TASKS
 
 WORKFLOW = 1024 * 1024  # bytes of a Workflow object
 ARGUMENT = 128 * 1024  # bytes of an argument or a variable of a process on Linux
 SHARE = 0.9  # of both, the rest is for second attempts and longer addresses
 LEVEL = 4  # of gzip: compresses a little less than Argo does
+MOST = 128  # tasks that are looked at: far more than fit
 NODE = "n" * 500  # what a node has beside its parameters
 TEMPLATE = 1500  # bytes of a task's templates beside the task itself
-STORE = json.dumps(
-    {
-        "Provider": "s3",
-        "Params": {
-            "accessKeyKey": "AWS_ACCESS_KEY_ID",
-            "disableSSL": "true",
-            "endpoint": "seaweedfs.whence.svc:8333",
-            "forcePathStyle": "true",
-            "fromEnv": "false",
-            "maxRetries": "5",
-            "region": "us-east-1",
-            "secretKeyKey": "AWS_SECRET_ACCESS_KEY",
-            "secretName": "whence-s3",
-        },
-    }
+STORE = (  # what Kubeflow says of its store with every artifact
+    '{"Provider":"s3","Params":{"accessKeyKey":"AWS_ACCESS_KEY_ID","disableSSL":"true","endpoint":"seaweedfs.whence.svc:'
+    '8333","forcePathStyle":"true","fromEnv":"false","maxRetries":"5","region":"us-east-1","secretKeyKey":'
+    '"AWS_SECRET_ACCESS_KEY","secretName":"whence-s3"}}'
 )
 
 
@@ -64,13 +53,15 @@ def check_size(pipeline: Sequence[Mapping[str, Any]], parallel_tasks: int) -> No
     Raises:
         PipelineError: it does not fit; says how many parallel tasks would.
     """
-    size = size_of(pipeline, parallel_tasks)
+    tasks = min(parallel_tasks, MOST)
+    size = size_of(pipeline, tasks)
     if size.fits:
         return
-    fitting = bisect_left(range(1, parallel_tasks), True, key=lambda tasks: not size_of(pipeline, tasks).fits)
+    fitting = bisect_left(range(1, tasks), True, key=lambda fewer: not size_of(pipeline, fewer).fits)
     raise PipelineError(
-        f"{PARALLEL_TASKS} {parallel_tasks}: a run is too large for Argo, its Workflow about {size.workflow >> 10} of "
-        f"{WORKFLOW >> 10} KiB, its longest argument {size.argument >> 10} of {ARGUMENT >> 10} KiB; {fitting} fit"
+        f"general.parallel_tasks: {parallel_tasks} are too many for Argo: {tasks} make a Workflow of about "
+        f"{size.workflow >> 10} KiB (of {WORKFLOW >> 10}) with arguments of {size.argument >> 10} KiB (of "
+        f"{ARGUMENT >> 10}); {fitting} fit"
     )
 
 

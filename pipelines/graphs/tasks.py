@@ -32,14 +32,18 @@ class Tasks:
     def make(self, name: str, title: str | None = None, **arguments: Any) -> PipelineTask:
         """A task of the stage ``name`` with the arguments of its component, in the graph under another ``title``."""
         component = component_of(name)
-        if title is not None:  # kfp would number the tasks of one component
-            component = copy.copy(component)
-            component.component_spec = dataclasses.replace(component.component_spec, name=title)
-        task = component(**arguments)
-        if not stage(name).reuse:
+        task = (component if title is None else titled(component, title))(**arguments)
+        if stage(name).side or not stage(name).reuse:  # a failure that is handed on must not be reused
             task.set_caching_options(False)
         self.placement.place(name, task, self.form)
         return task
+
+
+def titled(component: Any, title: str) -> Any:
+    """A component whose tasks have this name in the graph; kfp would number those of one component."""
+    component = copy.copy(component)
+    component.component_spec = dataclasses.replace(component.component_spec, name=title)
+    return component
 
 
 @contextmanager

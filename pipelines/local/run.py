@@ -40,14 +40,6 @@ STOP_SECONDS = 10.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class RunFailed(PipelineError):
-    """A stage failed; ``folder`` is what the run has left."""
-
-    def __init__(self, message: str, folder: Path) -> None:
-        super().__init__(message)
-        self.folder = folder
-
-
 @dataclass(frozen=True)
 class LocalRun:
     """A pipeline run on this machine: its id, and the folder with ``artifacts/``, ``run.log`` and ``events.jsonl``."""
@@ -68,6 +60,14 @@ class LocalRun:
     def artifacts(self) -> Path:
         """A folder per stage (with dashes), and in it one file or folder per output."""
         return self.folder / "artifacts"
+
+
+class RunFailed(PipelineError):
+    """A stage failed; ``run`` has what it has left."""
+
+    def __init__(self, message: str, run: LocalRun) -> None:
+        super().__init__(message)
+        self.run = run
 
 
 def run_locally(
@@ -106,7 +106,7 @@ def run_locally(
             raise
         except Exception as error:
             settle(run.run_id, "FAILED")
-            raise RunFailed(_explain(run, log, error), run.folder) from error
+            raise RunFailed(_explain(run, log, error), run) from error
         finally:
             _name_artifacts(run, str(pipeline.name))
     return run

@@ -54,6 +54,12 @@ def print_result(console: Console, result: LocalRun, config: Config) -> None:
             console.print(f"[bold red]Not in MLflow:[/] {escape(f'{stage.name}: {what}')}", soft_wrap=True)
 
 
+def report_of(result: LocalRun) -> str | None:
+    """Where the report of a run is as a page to open; None where there is none."""
+    output = PAGES["The report"]
+    return _short(_as_page(result, output)) if (result.artifacts / output).is_file() else None
+
+
 def print_evidence(console: Console, evidence: Evidence) -> None:
     """A row per measure, influence beside the baselines; what could not be measured; the grade with its sentence."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))

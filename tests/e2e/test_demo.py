@@ -247,6 +247,18 @@ def test_mlflow_holds_one_parent_run_with_a_nested_run_per_stage(demo: Folder) -
     assert {run.data.tags["mlflow.parentRunId"] for run in nested.values()} == {parents[0].info.run_id}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
+    parent = parents[0]
+    assert re.fullmatch(r"demo \d{4}-\d\d-\d\d #1", parent.info.run_name)
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith("<!-- report -->\n**Evidence: strong** · ")
+    assert "[Version 1 of whence](#/models/whence/versions/1)" in note
+    kept = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"report.html", "tables", "config.yaml", "prompts.json", "comparison.json", "evidence.json"} <= kept
+    assert {given.dataset.name for given in parent.inputs.dataset_inputs} == {"train_data", "eval_data"}
+    assert parent.data.params["training.learning_rate"] == "0.001"
+    assert len(parent.data.params) < 40, "what differs from the defaults"
+    assert client.get_model_version("whence", "1").run_id == parent.info.run_id
+
     train = nested["train"]
     assert len(client.get_metric_history(train.info.run_id, "loss")) > 10
     assert train.data.params["train.training.learning_rate"] == "0.001"

@@ -172,6 +172,14 @@ def test_rolling_back_is_one_command_and_no_schedule_undoes_it(
     assert "champion: version 1 of story" in capsys.readouterr().out
 
 
+def test_mlflow_says_how_each_run_ended(story: Story) -> None:
+    parents = [story.client.get_run(run_id) for run_id in runs_of(story, "pipeline")]
+    ends = {(run.data.tags.get("whence.champion"), run.info.status) for run in parents}
+    assert ends >= {("promoted", "FINISHED"), ("refused", "FINISHED"), (None, "FINISHED")}
+    [refused] = [run for run in parents if run.data.tags.get("whence.champion") == "refused"]
+    assert refused.data.tags["mlflow.note.content"].startswith("<!-- gate -->\n**Refused** against the champion")
+
+
 def runs_of(story: Story, stage: str) -> list[str]:
     experiment = story.client.get_experiment_by_name("whence")
     runs = story.client.search_runs([experiment.experiment_id], f"tags.`whence.stage` = '{stage}'")

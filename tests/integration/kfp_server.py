@@ -25,6 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
 
 import kfp_server_api as api
+import kubernetes
 import yaml
 
 PREFIX = "/apis/v2beta1"
@@ -115,6 +116,7 @@ class KubeflowState:
         behind: path of the proxy in front.
         workflows: what the Kubernetes API has of each run, by its id.
         pod_logs, archived_logs: of each pod by name, of each node by id.
+        forbidden: the verb and resource that the Kubernetes API does not allow.
         progress: called with a run each time it is looked at, before it is sent.
     """
 
@@ -125,6 +127,7 @@ class KubeflowState:
     page: str | None = None
     behind: str = ""
     progress: Callable[[Json], None] = lambda run: None
+    forbidden: Json = field(default_factory=dict)
     pipelines: dict[str, Json] = field(default_factory=dict)
     versions: dict[str, Json] = field(default_factory=dict)
     experiments: dict[str, Json] = field(default_factory=dict)
@@ -239,6 +242,12 @@ class KubeflowState:
         require(label == "pipeline/runid", f"label {label}")
         found = self.workflows.get(run_id)
         return {"items": [found] if found and found["metadata"]["namespace"] == namespace else []}
+
+    def review_access(self, call: Call) -> Json:
+        asked = call.body["spec"]["resourceAttributes"]
+        unknown = asked.keys() - set(kubernetes.client.V1ResourceAttributes.attribute_map.values())
+        require(not unknown, f"resource attributes {unknown}")
+        return {"status": {"allowed": not self.forbidden or not self.forbidden.items() <= asked.items()}}
 
     def pod_log(self, call: Call, namespace: str, pod: str) -> str:
         require(pod in self.pod_logs, f'pods "{pod}" not found', 404)
@@ -357,6 +366,7 @@ TABLE: list[tuple[str, str, Callable[..., Json], tuple[Any, str], str]] = [
 WORKFLOWS = r"/apis/argoproj.io/v1alpha1/namespaces/([^/]+)/workflows"
 ROUTES: list[tuple[str, str, set[str], Callable[..., Json | str]]] = [
     (f"{PREFIX}/runs{ID}/nodes{ID}/artifacts/main-logs:read", "GET", set(), KubeflowState.archived_log),
+    (r"/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "POST", set(), KubeflowState.review_access),
     (WORKFLOWS, "GET", {"labelSelector"}, KubeflowState.list_workflows),
     (r"/api/v1/namespaces/([^/]+)/pods/([^/]+)/log", "GET", {"container"}, KubeflowState.pod_log),
 ] + [

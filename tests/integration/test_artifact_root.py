@@ -23,7 +23,8 @@ from whence.data.prompts import load_prompts
 from whence.errors import StorageError
 from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.local.artifact_root import ArtifactRoot
-from whence.pipelines.local.run import RunFailed
+from whence.pipelines.local.board import Board
+from whence.pipelines.local.run import LocalRun, RunFailed
 
 SETTINGS = {
     "models": {"base": {"name": "builtin:tiny-llama"}},
@@ -89,7 +90,7 @@ def test_a_failed_run_is_in_the_bucket_with_its_log(
     bucket: Bucket, whence: Whence, left: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise RunFailed("train failed: no memory", left)
+        raise RunFailed("train failed: no memory", LocalRun("id", left, Board([])))
 
     monkeypatch.setattr("whence.pipelines.local.run.run_locally", fail)
     code, _, printed = whence("run", "--config", put_settings(bucket), "--artifact-root", f"s3://{bucket.name}/runs")

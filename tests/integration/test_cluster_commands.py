@@ -21,7 +21,12 @@ from kfp_server import HANG_UP, RECORDINGS, Call, KubeflowState, serving
 from kubernetes.config import kube_config
 
 from whence.cli import main
+from whence.cli.settings import find_profile
+from whence.config_file import load_config
 from whence.pipelines.cluster import client, progress
+from whence.pipelines.cluster.workflow import nodes_of, pod_name
+from whence.pipelines.graphs.catalog import PipelineKind
+from whence.running import cluster_checks
 
 COMPILED = Path(__file__).parents[2] / "pipelines" / "compiled"
 TOKEN = "eyJ-not-to-be-shown"
@@ -608,6 +613,69 @@ def test_a_run_is_cancelled_and_tried_again(whence, host, state) -> None:
     assert state.runs[run]["state"] == "RUNNING"
 
 
+# cluster check
+
+
+def becomes(state: KubeflowState, recording: str, found: Callable[[str], str]) -> None:
+    """Every run goes as the recorded one did, and what its pods print is what ``found`` gives for their task."""
+    run = json.loads((RECORDINGS / f"run-{recording}.json").read_text())
+    recorded = json.loads((RECORDINGS / f"workflow-{recording}.json").read_text())
+    for node in nodes_of(recorded):
+        if node["type"] == "Pod":
+            task = re.sub(r"\(\d+\)", "", node["name"]).removesuffix(".executor").rpartition(".")[2]
+            state.pod_logs[pod_name(recorded, node)] = found(task)
+
+    def progress(current: dict) -> None:
+        current |= {key: run[key] for key in ("state", "state_history", "run_details")}
+        state.workflows[current["run_id"]] = recorded
+
+    state.progress = progress
+
+
+def test_a_check_has_a_task_in_the_image_and_place_of_every_stage(whence, state, kubeconfig) -> None:
+    becomes(
+        state,
+        "demo-finished",
+        lambda task: f"noise\n{cluster_checks.Outcome('store', True, 's3://b/x stored and fetched')}\n",
+    )
+    outcome = whence("cluster", "check", "--profile", "patents-tinyllama", "--service-account", "whence-runner")
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"^store +ok +all tasks +s3://b/x stored and fetched$", outcome.out, re.M)
+    assert only(state.runs)["service_account"] == "whence-runner"
+    both = only(state.versions)["pipeline_spec"]
+    executors = both["pipeline_spec"]["deploymentSpec"]["executors"]
+    images = {name.removeprefix("exec-"): executor["container"]["image"] for name, executor in executors.items()}
+    assert images.pop("settings") == images["prepare"]
+    wanted = PipelineKind.ATTRIBUTION.build(load_config(find_profile("patents-tinyllama")))
+    assert images == {
+        name.removeprefix("exec-"): executor["container"]["image"]
+        for name, executor in wanted.pipeline_spec.deployment_spec["executors"].items()
+        if not name.endswith(("covariance", "eigenvectors", "lambda", "part"))
+    }
+    places = both["platform_spec"]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert "nodeSelector" in places["exec-train"]
+    assert places["exec-train"]["secretAsEnv"][0]["secretName"] == "whence-s3"
+
+
+def test_what_a_check_has_found_wrong_is_in_the_table_and_in_the_exit_code(whence, state, kubeconfig) -> None:
+    wrong = cluster_checks.Outcome("MLflow", False, "tracking.uri: MLflow refuses; check the password")
+    right = cluster_checks.Outcome("MLflow", True, "keeps runs")
+    becomes(state, "demo-finished", lambda task: f"{wrong if task == 'mmlu' else right}\nError: mmlu: failed\n")
+    outcome = whence("cluster", "check")
+    assert outcome.code == 1
+    assert re.search(r"^MLflow +FAILED +mmlu +tracking.uri: MLflow refuses; check the password$", outcome.out, re.M)
+    assert re.search(r"^MLflow +ok +all but mmlu +keeps runs *$", outcome.out, re.M)
+    assert "Error: MLflow failed" in outcome.err
+
+
+def test_a_check_whose_pods_cannot_start_says_why_and_ends(whence, state, kubeconfig) -> None:
+    becomes(state, "image-missing", lambda task: "")
+    outcome = whence("cluster", "check", "--minutes", 0)
+    assert outcome.code == 1
+    assert re.search(r"^image +FAILED +prepare +waiting: ErrImagePull: failed to pull and unpack", outcome.out, re.M)
+    assert state.asked("POST", ":terminate")
+
+
 # schedule
 
 
@@ -944,7 +1012,50 @@ def test_a_projected_token_of_a_pod_is_used(whence, host, state, tmp_path: Path,
 def test_a_file_that_is_named_and_not_there_is_said(whence, host, monkeypatch, variable: str) -> None:
     monkeypatch.delenv("KF_PIPELINES_TOKEN")
     monkeypatch.setenv(variable, "/nowhere/file")
-    assert f"Error: login: {variable} names /nowhere/file, which is no file" in whence("status").err
+    assert re.search(f"Error: (login: )?{variable}:? names /nowhere/file, which is no", whence("status").err)
+
+
+def test_a_token_from_a_file_that_ends_in_a_line_break_is_taken(whence, host, monkeypatch) -> None:
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", f"{TOKEN}\n")
+    assert whence("status").code == 0
+    monkeypatch.delenv("KF_PIPELINES_TOKEN")
+    assert whence("status", "--token", f"{TOKEN}\n").code == 0
+
+
+def test_a_token_with_a_line_break_inside_is_refused_unseen(whence, host, monkeypatch) -> None:
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", f"one\n{TOKEN}")
+    outcome = whence("status")
+    assert outcome.code == 1
+    [line] = outcome.err.strip().splitlines()
+    [file] = re.findall(r"the rest is in (\S+)$", line)
+    kept = Path(file).read_text()
+    Path(file).unlink()
+    assert "Traceback" in kept
+    assert TOKEN not in kept
+
+
+def test_kubeflow_is_reached_through_the_proxy_unless_no_proxy_names_it(whence, host, monkeypatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:hidden@127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    refused = whence("status")
+    assert "proxy" in refused.err
+    assert "me:hidden" not in refused.err
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert whence("status").code == 0
+
+
+def test_two_runs_of_one_name_in_one_instant_are_two(state, host) -> None:
+    """What somebody else has created meanwhile is not taken for one's own."""
+    ours = client.Client(host, token=TOKEN)
+    made = iter(["first", "second"])
+    there: set[str] = set()
+
+    def find() -> set[str]:
+        found = set(there)
+        there.add("of somebody else")
+        return found
+
+    assert ours.create("run x", find, lambda: next(made)) == "first"
 
 
 def test_a_kubeconfig_leads_to_the_service_behind_the_kubernetes_api(state, compiled, tmp_path, monkeypatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from manifests import (
     OVERLAYS,
     ROOT,
+    Network,
     build,
     built,
     copy,
@@ -235,6 +236,43 @@ def test_on_openshift_the_platform_chooses_the_users(tmp_path: Path) -> None:
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & context.keys(), pod.owner
     for item in items:
         kubernetes_validate.validate(item, KUBERNETES[0], strict=True)
+
+
+def test_without_keys_no_pod_names_any_and_the_cloud_knows_who_asks(tmp_path: Path) -> None:
+    items = with_components(copy(tmp_path / "k8s"), "external-secrets", "backup", "workload-identity")
+    assert "whence-s3" not in {
+        item["metadata"]["name"] for item in items if item["kind"] in ("Secret", "ExternalSecret")
+    }
+    for pod in pods(items):
+        assert "whence-s3" not in {name for _, name, _ in references(pod.spec)}, pod.owner
+        if "whence/store-client" in pod.labels:
+            assert pod.spec["serviceAccountName"] == "mlflow", pod.owner
+    for item in items:
+        if item["kind"] != "ExternalSecret":
+            kubernetes_validate.validate(item, KUBERNETES[0], strict=True)
+
+
+def test_a_budget_holds_every_service_and_no_job(tmp_path: Path) -> None:
+    items = with_components(copy(tmp_path / "k8s"), "seaweedfs", "disruption-budgets", "backup")
+    budget = only(items, "PodDisruptionBudget", "services")
+    kubernetes_validate.validate(budget, KUBERNETES[0], strict=True)
+    [expression] = budget["spec"]["selector"]["matchExpressions"]
+    held = {pod.owner.partition("/")[0] for pod in pods(items) if pod.labels[expression["key"]] in expression["values"]}
+    free = {pod.owner.partition("/")[0] for pod in pods(items)} - held
+    assert (held, free) == ({"Deployment", "StatefulSet"}, {"CronJob"})
+
+
+def test_the_backup_reaches_the_database_and_the_store_and_nothing_reaches_it(tmp_path: Path) -> None:
+    items = with_components(copy(tmp_path / "k8s"), "seaweedfs", "backup")
+    for item in items:
+        kubernetes_validate.validate(item, KUBERNETES[0], strict=True)
+    network, backup = Network(items), pod_of(items, "postgres-backup")
+    assert network.allows(backup, pod_of(items, "postgres"), 5432)
+    assert network.allows(backup, pod_of(items, "seaweedfs"), 8333)
+    assert not network.allows(pod_of(items, "mlflow"), backup, 5432)
+    images = {container["name"]: container["image"] for container in backup.containers}
+    assert images["dump"] == pod_of(items, "postgres").containers[0]["image"], "a dump is read by no older version"
+    assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in backup.containers)
 
 
 def test_no_secret_has_a_value_in_the_repository() -> None:

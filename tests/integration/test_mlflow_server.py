@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import mlflow_image
 import postgres_server
 import pytest
 import requests
+import yaml
 from absent import absent
-from mlflow_image import Server
+from mlflow_image import ROOT, Server
 from mlflow_stack import Stack, client_process, make_buckets
 from packages import PackagesUnavailable
 from swift import Swift
@@ -264,3 +267,31 @@ def test_making_the_buckets_again_changes_nothing_and_a_wrong_key_is_an_error(st
     assert wrong.returncode == 1
     assert "whence-s3" in wrong.stderr
     assert "guessed" not in wrong.stderr
+
+
+def test_a_backup_of_the_database_is_whole_and_older_ones_are_cleared(stack: Stack, tmp_path: Path) -> None:
+    """By the very script of the CronJob, with its folders those of this test."""
+    backup = ROOT / "k8s" / "components" / "backup"
+    spec = yaml.safe_load((backup / "backup.yaml").read_text())["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    [dump], [store] = spec["initContainers"], spec["containers"]
+    (tmp_path / "POSTGRES_PASSWORD").write_text(postgres_server.PASSWORD)
+    script = dump["args"][0].replace("/run/secrets/postgres", str(tmp_path)).replace("/dump", str(tmp_path))
+    command = [stack.programs / "python", backup / "store.py", tmp_path / "mlflow.dump", "0"]
+    assert store["command"][2:] == ["/dump/mlflow.dump", "30"]
+    stack.postgres.create("saved")
+    stack.postgres.query("saved", "CREATE TABLE runs AS SELECT generate_series(1, 1000) AS id")
+    environment = stack.settings("saved") | {"PATH": f"{stack.postgres.programs}:{os.environ['PATH']}"}
+    del environment["PGPASSWORD"]
+    for _ in "12":
+        subprocess.run([*dump["command"], script], env=environment, check=True, timeout=60)
+        subprocess.run(command, env=environment, check=True, timeout=60)
+        time.sleep(2)  # the store tells times by the second
+    [key] = stack.keys("postgres-backups/")
+    stack.s3.download_file("whence-mlflow", key, str(tmp_path / "back"))
+    stack.postgres.create("restored")
+    restore = [stack.postgres.programs / "pg_restore", "--no-owner", "--dbname=restored", tmp_path / "back"]
+    subprocess.run(restore, env=os.environ | stack.postgres.environment("restored"), check=True, timeout=60)
+    assert stack.postgres.query("restored", "SELECT count(*), sum(id) FROM runs") == "1000|500500"
+    (tmp_path / "mlflow.dump").write_bytes(b"")
+    assert subprocess.run(command, env=environment, timeout=60).returncode != 0
+    assert stack.keys("postgres-backups/") == {key}, "an empty dump takes no good one's place"

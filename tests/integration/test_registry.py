@@ -18,8 +18,8 @@ from mlflow import MlflowClient
 
 from whence.config import Config
 from whence.config_file import pack
-from whence.errors import PromotionError, TrackingError
-from whence.running.lineage import TRAINING, hand_on
+from whence.errors import DataError, PromotionError, TrackingError
+from whence.running.lineage import TRAINING, hand_on, write_absent
 from whence.running.provenance import judged_by, model_digest
 from whence.running.runner import run_stage
 from whence.stages import gate, prepare, train
@@ -325,3 +325,10 @@ def test_a_server_that_is_away_is_an_error(make_config: MakeConfig) -> None:
     config = make_config({"tracking.uri": "http://127.0.0.1:9", "tracking.retry_seconds": 0})
     with pytest.raises(TrackingError, match=r"no MLflow server answers at http://127\.0\.0\.1:9"):
         Registry(config)
+
+
+def test_a_gate_whose_guard_could_not_be_measured_does_not_decide(config: Config, tmp_path: Path) -> None:
+    inputs = refused_answers(tmp_path / "gate", config, "1" * 64)
+    write_absent(tmp_path / "benchmark", "mmlu failed: no questions", failed=True)
+    with pytest.raises(DataError, match="nothing can be decided on mmlu, because mmlu failed: no questions"):
+        gate_passes(tmp_path, inputs | {"benchmark": tmp_path / "benchmark"})

@@ -42,7 +42,7 @@ def spectra() -> str:
     modules = [Spectrum(name, random.gamma(0.2, size=(30, 50)).astype(np.float32)) for name in names]
     pictures = {f"{name}.lambda": report_helpers.png() for name in names} | {"all_layers": report_helpers.png()}
     table = pd.concat([report_helpers.spectra().iloc[[0]].assign(module=name) for name in names])
-    return spectra_page(table, modules, pictures, layer=2)
+    return spectra_page(table, modules, pictures, 2, report_helpers.COVERAGE)
 
 
 PAGES = pytest.mark.parametrize("document", [loss_curve(), spectra()], ids=["loss", "spectra"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from whence import __version__
 from whence.cli import build_app, main
 from whence.cli.settings import find_profile, find_settings
+from whence.environment import AUTHORITIES
 from whence.errors import ConfigError
 from whence.stages import stages
 
@@ -98,12 +100,15 @@ def test_a_command_imports_no_more_than_it_needs(
     assert not set(not_imported) & set(imported)
 
 
-def test_config_check_says_what_it_looks_at_before_it_says_that_all_is_well(whence) -> None:
+def test_config_check_says_what_it_looks_at_before_it_says_that_all_is_well(whence, monkeypatch) -> None:
+    for name in ("HTTPS_PROXY", "MLFLOW_TRACKING_URI", *(name for names in AUTHORITIES.values() for name in names)):
+        monkeypatch.delenv(name, raising=False)
     outcome = whence("config", "check", "--profile", "demo")
     assert outcome.code == 0
     assert outcome.err.split("\n") == [
         "checking prompts",
         "checking benchmark",
+        "checking data",
         "checking tracking",
         "checking base model",
         "",
@@ -162,6 +167,15 @@ def test_config_show_prints_yaml_with_every_value(whence) -> None:
 
 def test_config_show_explains_the_keys(whence) -> None:
     assert "general.max_length" in whence("config", "show", "--explain").out
+
+
+def test_config_check_notes_settings_that_kubeflow_cannot_carry(whence, tmp_path: Path) -> None:
+    prompts = [{"prompt": f"{number * 7919**9 % 10**40:x}", "reference": "x"} for number in range(4000)]
+    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    settings = ["--set", f"prompts.path={tmp_path}/prompts.json", "--set", f"tracking.uri=sqlite:///{tmp_path}/m.db"]
+    outcome = whence("config", "check", *settings)
+    assert outcome.code == 0, outcome.err
+    assert "note: good for this machine alone: prompts.path: 4000 prompts make the settings" in outcome.err
 
 
 def test_compile_writes_a_pipeline_and_warns_of_a_local_record(whence, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from whence.config_file import get_dotted, parse_config
 from whence.errors import ConfigError, PipelineError
 from whence.running.declaration import Artifact, Kind, Parameter, Stage
 from whence.running.form import FORM, form_default, form_help, merge_form
+from whence.running.lineage import absence_of, config_of, hand_on
 from whence.running.runner import StageResult
 from whence.stages import stage, stages
 
@@ -224,6 +225,32 @@ def test_datasets_and_models_carry_what_identifies_them(tmp_path: Path, monkeypa
     assert json.loads((tmp_path / "tasks").read_text()) == [0]
     assert shown["train_data"].metadata == {"split": "train", "source": "demo", "rows": 3, "fingerprint": "ab"}
     assert list(shown["base_model"].metadata["sha256"]) == ["model.safetensors"]
+
+
+def test_a_side_stage_that_fails_hands_on_why_and_its_task_succeeds(
+    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kubeflow keeps nothing of a task that fails, and runs nothing after it."""
+    monkeypatch.chdir(tmp_path)
+    hand_on(config, None, tmp_path / "factors")
+    (tmp_path / "spectra").mkdir()
+    (tmp_path / "spectra" / "half.parquet").write_text("")
+    arguments = {name: SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("factors", "spectra")}
+    page = arguments["spectra_page"] = SimpleNamespace(path=str(tmp_path / "spectra_page"), metadata={})
+    kubeflow.run_component("inspect", arguments)
+    absence = absence_of(tmp_path / "spectra")
+    assert absence is not None
+    assert absence.failed
+    assert absence.why.startswith(f"inspect failed: cannot read {tmp_path}/factors/factors.json: No such file")
+    assert config_of(tmp_path / "spectra") == config, "whoever takes it finds the settings there"
+    assert not (tmp_path / "spectra" / "half.parquet").exists()
+    assert "inspect failed: cannot read" in Path(page.path).read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        kubeflow.run_component(
+            "fit_factors",
+            {name: SimpleNamespace(path=str(tmp_path / name)) for name in ("model", "train_data", "factors")},
+        )
+    assert "its input model is not there" in capsys.readouterr().err
 
 
 def test_every_stage_and_value_is_described() -> None:

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from whence.config import Config
-from whence.data.prompts import Prompt, check_prompts, load_prompts
+from whence.data.prompts import Prompt, check_prompts, load_prompts, prompt_changes
 from whence.errors import DataError
 
 TEMPLATE = "Text: {input}\nQuestion: Which class?\nAnswer:\n"
@@ -111,3 +111,26 @@ def test_a_reference_longer_than_generated_answers_counts(
     prompt = Prompt(prompt_id="wordy", prompt="A lens bends light.", reference="A valve seals the boiler. " * 9)
     with pytest.raises(DataError, match="'wordy'"):
         check_prompts([prompt], tiny_tokenizer, make_config({"general.max_length": 40}))
+
+
+def test_a_prompt_that_asks_what_the_rows_do_is_shortened_as_they_are_and_counted(
+    make_config: Callable[..., Config], tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    items = [{"input": "A lens bends light. " * n, "reference": "Physics"} for n in (1, 40)]
+    sizes = {"general.max_length": 40, "generation.max_new_tokens": 8, "dataset.template": "{input} Which?"}
+    config = make_config(sizes | {"prompts.items": items})
+    assert check_prompts(load_prompts(config), tiny_tokenizer, config) == 1
+    wordy = make_config(sizes | {"prompts.items": [items[1] | {"reference": "Physics " * 20}]})
+    with pytest.raises(DataError, match="'prompt-001': no room for the text of a prompt"):
+        check_prompts(load_prompts(wordy), tiny_tokenizer, wordy)
+
+
+def test_changes_of_prompts_are_counted_as_those_of_rows(make_config: Callable[..., Config]) -> None:
+    decomposed = "cafe\u0301"
+    items = [{"input": decomposed, "reference": decomposed}, {"input": "plain"}, {"prompt": decomposed}]
+    assert prompt_changes(make_config({"prompts.items": items})) == {"brought_to_NFC": 1}
+
+
+def test_a_key_that_is_given_twice_is_refused(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not valid JSON: the key 'prompt' is given twice"):
+        load_prompts(from_file(make_config, tmp_path / "p.json", '[{"prompt": "a", "prompt": "b"}]'))

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from whence.components.images import image
+from whence.errors import PipelineError
+from whence.stages import stages
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -72,3 +76,49 @@ def test_a_tag_is_of_one_content(tmp_path: Path) -> None:
     assert tag() == first
     (tmp_path / "whence" / "errors.py").write_text("# other code\n")
     assert tag() != first
+
+
+ENGINE = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$LOG"
+case $1 in
+  image) echo "registry.example/team/any@sha256:$DIGEST" ;;
+  push) while [ $# -gt 1 ]; do [ "$1" != --digestfile ] || printf sha256:%s "$DIGEST" > "$2"; shift; done ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_pushed_images_are_signed_and_noted_by_digest_and_pipelines_take_them(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, log, noted = "a" * 64, tmp_path / "log", tmp_path / "images.txt"
+    for name in (engine, "cosign"):
+        (tmp_path / name).write_text(ENGINE)
+        (tmp_path / name).chmod(0o755)
+    settings = {"CONTAINER_ENGINE": engine, "REGISTRY": "registry.example/team", "TAG": "1.0", "PUSH": "1",
+                "DIGESTS": str(noted), "COSIGN_KEY": "k8s://keys", "LOG": str(log), "DIGEST": digest,
+                "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    command = ["/bin/sh", ROOT / "docker/build.sh", "fit_factors", "gate"]
+    built = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    pinned = [f"registry.example/team/{name}:1.0@sha256:{digest}" for name in ("fit-factors", "gate")]
+    assert noted.read_text().split() == pinned
+    ran = log.read_text()
+    assert f"cosign sign --yes --key k8s://keys {pinned[0]}" in ran
+    assert "--build-arg STAGE=fit_factors --build-arg GROUP=influence --build-arg LAYER=influence" in ran
+    assert "--build-arg STAGE=gate --build-arg GROUP=pages --build-arg LAYER=pages" in ran
+    monkeypatch.setenv("WHENCE_IMAGE_REGISTRY", "registry.example/team")
+    monkeypatch.setenv("WHENCE_IMAGE_TAG", "1.0")
+    monkeypatch.setenv("WHENCE_IMAGE_DIGESTS", str(noted))
+    assert image("fit_factors") == pinned[0]
+    with pytest.raises(PipelineError, match=r"has no digest of registry.example/team/train:1.0; push it with DIGESTS="):
+        image("train")
+
+
+def test_the_builder_knows_every_stage_and_its_group(tmp_path: Path) -> None:
+    (tmp_path / "docker").write_text(ENGINE)
+    (tmp_path / "docker").chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CONTAINER_ENGINE": "docker", "LOG": str(tmp_path / "log")}
+    subprocess.run(["/bin/sh", ROOT / "docker/build.sh"], env=os.environ | path | {"TAG": "1.0"}, check=True)
+    built = re.findall(r"STAGE=(\w+) --build-arg GROUP=(\w+)", (tmp_path / "log").read_text())
+    assert dict(built) == {stage.name: stage.group for stage in stages().values()} | {"serve": "serving"}

@@ -49,7 +49,14 @@ def generations():
     return pd.concat(
         [
             pd.DataFrame(
-                {"prompt_id": ["p0", "p1", "p2"], "prompt": ["a?", "b?", "c?"], "answer": given, "model_id": m}
+                {
+                    "prompt_id": ["p0", "p1", "p2"],
+                    "prompt": ["a?", "b?", "c?"],
+                    "answer": given,
+                    "model_id": m,
+                    "ended": "end of text",
+                    "shortened": False,
+                }
             ).assign(mean_logprob=[-0.1, -0.2, -0.3] if m == "base" else [-0.4, -0.5, -0.6])
             for m, given in answers.items()
         ],

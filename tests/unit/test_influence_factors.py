@@ -142,7 +142,7 @@ def test_too_little_memory_is_refused_before_anything_is_fitted(tmp_path: Path, 
 
 
 def test_too_little_disk_is_refused_before_anything_is_fitted(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(ResourceError, match="not enough disk for the factors"):
         fit_factors(trained(tiny_llama(), tiny_examples(3, seed=1), settings()), tmp_path / "f")
 

@@ -17,7 +17,7 @@ from whence.config_file import load_config, parse_config, unpack
 from whence.errors import ConfigError
 from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.graphs.compile import compile_pipeline, portable_config
-from whence.pipelines.graphs.placement import FORM_HELP
+from whence.pipelines.graphs.placement import FORM_HELP, HUB_CACHE
 from whence.running.form import form_default, form_of
 from whence.stages import stages
 
@@ -314,6 +314,37 @@ def test_a_work_volume_is_mounted_by_every_task_where_the_settings_look_for_it(t
         (mount,) = place["pvcMount"]
         assert mount["mountPath"] == "/work/kept"
         assert mount["pvcNameParameter"]["runtimeValue"]["constant"] == "whence-work"
+
+
+def test_variables_certificates_and_the_hub_s_cache_reach_every_task(tmp_path: Path) -> None:
+    spec, executors = placed(
+        tmp_path,
+        {
+            "cluster.environment": {"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".svc"},
+            "cluster.authorities": "company-ca",
+            "cluster.cache_claim": "hub-cache",
+        },
+    )
+    file = "/etc/whence/ca.crt"
+    wanted = {"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".svc", "REQUESTS_CA_BUNDLE": file, "AWS_CA_BUNDLE": file}
+    for name, place in executors.items():
+        (mount,), (volume,) = place["pvcMount"], place["configMapAsVolume"]
+        assert mount["mountPath"] == "/cache/huggingface"
+        assert (volume["configMapName"], volume["mountPath"]) == ("company-ca", "/etc/whence")
+        given = {pair["name"]: pair["value"] for pair in spec["deploymentSpec"]["executors"][name]["container"]["env"]}
+        assert given.items() >= (wanted | {"SSL_CERT_FILE": file}).items()
+
+
+def test_the_hub_s_cache_is_mounted_where_the_images_have_it() -> None:
+    dockerfile = (Path(__file__).parents[2] / "docker" / "Dockerfile").read_text(encoding="utf-8")
+    assert f"HF_HOME={HUB_CACHE} " in dockerfile
+
+
+def test_a_secret_among_the_variables_of_a_pipeline_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"HF_TOKEN would be in the pipeline for all to read; use a Secret: cluster.secrets"
+    ):
+        compile_pipeline(profile_file("demo"), tmp_path / "p.yaml", {"cluster.environment": {"HF_TOKEN": "hf_x"}})
 
 
 @pytest.mark.parametrize("folder", [None, "kept"])

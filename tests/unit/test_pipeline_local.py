@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pipeline_helpers
@@ -18,9 +20,11 @@ import pytest
 from pipeline_helpers import STAGES, two_stage_pipeline
 from rich.console import Console
 
+from whence.config import Config
 from whence.errors import PipelineError
 from whence.pipelines.local.board import Board, EventFile, format_seconds
 from whence.pipelines.local.run import LocalRun, _name_artifacts, run_locally
+from whence.pipelines.local.summary import print_result
 
 
 def run(folder: Path, mode: str = "pass") -> tuple[LocalRun, str]:
@@ -125,6 +129,32 @@ def test_an_interrupted_run_says_so_and_leaves_no_stage_behind(
     assert not re.search(r"fail|error|Traceback", text, re.IGNORECASE), text
     assert ("running for" in text) == terminal
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_the_record_of_a_run_that_fails_is_ended_and_of_no_other(tmp_path: Path) -> None:
+    ended: list[tuple[str, str]] = []
+    for mode in ("pass", "die"):
+        with contextlib.suppress(PipelineError):
+            run_locally(
+                two_stage_pipeline(mode),
+                STAGES,
+                tmp_path,
+                Console(file=io.StringIO()),
+                settle=lambda *end: ended.append(end),
+            )
+    [(run_id, status)] = ended
+    assert status == "FAILED"
+    assert (tmp_path / "latest").resolve().name.endswith(run_id[:8])
+
+
+def test_what_mlflow_has_refused_is_listed_at_the_end(
+    passed: tuple[LocalRun, str], make_config: Callable[..., Config]
+) -> None:
+    result, board, shown = passed[0], Board(STAGES), io.StringIO()
+    refused = ["model model (2,097,152 bytes): 413 [b]"]
+    board.apply({"stage": "first", "state": "finished", "time": 0, "not_recorded": refused})
+    print_result(Console(file=shown, width=200), replace(result, board=board), make_config())
+    assert shown.getvalue().splitlines()[-1] == f"Not in MLflow: first: {refused[0]}"
 
 
 def test_what_a_stage_says_after_an_interruption_is_no_failure(tmp_path: Path) -> None:

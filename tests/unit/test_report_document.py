@@ -13,6 +13,7 @@ import pytest
 import report_helpers
 from report_helpers import data_of
 
+from whence.config_file import parse_config
 from whence.report.base import asset, packed
 from whence.report.material import Links
 from whence.report.report import Report, report
@@ -143,7 +144,8 @@ def test_the_page_asks_the_network_for_nothing(made: Report) -> None:
     assert all(str(source).startswith("data:image/png;base64,") for source in loaded)
     assert not {"link", "iframe", "object", "embed", "base"} & {tag for tag, _ in reader.elements}
     assert not re.search(r"url\(|@import", asset("report.css"))
-    assert not re.search(r"fetch\(|XMLHttpRequest|import\(|innerHTML|eval\(", asset("report.js"))
+    for script in ("cards.js", "report.js"):
+        assert not re.search(r"fetch\(|XMLHttpRequest|import\(|innerHTML|eval\(", asset(script))
 
 
 def test_the_first_screen_says_what_was_trained_measured_and_believed(made: Report) -> None:
@@ -193,6 +195,26 @@ def test_why_something_was_not_measured_is_said_where_it_is_known() -> None:
     text = Reader(report(report_helpers.material(evidence=None, benchmark=None, absent=reasons)).html).text
     assert "No evidence was given to this report (out of memory)" in text
     assert "MMLU: switched off: evaluation.mmlu.enabled is false." in text
+
+
+def test_the_share_of_the_model_that_influence_is_over_is_said_with_the_experts_it_leaves_out(made: Report) -> None:
+    words = "EKFAC over gate_proj, down_proj of all layers: 25.0 % of the model's parameters, 50.0 % of its MLPs'"
+    assert words in Reader(made.html).text
+    mixture = report_helpers.material()
+    mixture = replace(mixture, origin=mixture.origin | {"coverage": report_helpers.COVERAGE | {"fused": ["a.b", "c"]}})
+    assert f"{words}; not over the fused experts (a.b and 1 more)" in Reader(report(mixture).html).text
+
+
+def test_how_an_answer_ended_and_what_was_shortened_or_changed_is_said() -> None:
+    material = report_helpers.material()
+    answers = material.answers.assign(finetuned_ended="cut off", base_ended="empty", shortened=True)
+    asked = parse_config(material.config.to_yaml(), {"prompts.items": [{"input": "cafe\u0301", "reference": "x"}]})
+    text = Reader(report(replace(material, answers=answers, config=asked)).html).text
+    count = len(answers)
+    assert f"{count} prompts (1 brought to NFC, {count} shortened, {count} answers cut off)" in text
+    for words in ("Cut off after the most tokens it may have.", "It ended at once", "The models read it shortened"):
+        assert text.count(words) == count
+        assert words not in Reader(report(material).html).text
 
 
 @pytest.mark.parametrize("word", ["strong", "moderate", "weak", "none", "not measured"])

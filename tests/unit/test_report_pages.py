@@ -37,7 +37,11 @@ def spectra_of(name: str, matrix: np.ndarray) -> str:
     table = report_helpers.spectra().assign(
         module=pd.Series([f"{name}{end}" for end in ("", ".b", ".c", ".d")], dtype=object)
     )
-    return spectra_page(table, [Spectrum(name, matrix.astype(np.float32))], pictures, layer=2)
+    return spectra_page(table, [Spectrum(name, matrix.astype(np.float32))], pictures, 2, report_helpers.COVERAGE)
+
+
+def test_the_spectra_say_what_share_of_the_model_they_are_of() -> None:
+    assert "Over 25.0 % of the model's parameters, 50.0 % of its MLPs'." in Reader(spectra_of("a", np.eye(3))).text
 
 
 def polylines(html: str) -> dict[str, list[list[tuple[float, float]]]]:
@@ -144,7 +148,7 @@ def test_degenerate_spectra_still_make_a_page(matrix: np.ndarray) -> None:
 
 def test_many_modules_are_drawn_as_the_middle_one_of_each_kind() -> None:
     table = pd.concat([report_helpers.spectra().assign(layer=layer) for layer in range(4)], ignore_index=True)
-    page = spectra_page(table, [], {}, layer=0)
+    page = spectra_page(table, [], {}, 0, report_helpers.COVERAGE)
     assert len(polylines(page)["Lambda from largest to smallest"]) == 2
 
 

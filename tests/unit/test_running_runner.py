@@ -14,7 +14,7 @@ import pytest
 from whence.config import Config
 from whence.errors import ConfigError, DataError
 from whence.running.declaration import TASK, Artifact, Kind, Parameter, Stage, Work
-from whence.running.lineage import config_of, hand_on, training_of, why_absent, write_absent
+from whence.running.lineage import Absence, absence_of, config_of, hand_on, training_of, write_absent
 from whence.running.runner import run_stage
 
 MakeConfig = Callable[..., Config]
@@ -30,7 +30,7 @@ def compute(work: Work) -> dict[str, float]:
     seen = {
         "inputs": sorted(work.inputs),
         "parts": len(work.lists["parts"]),
-        "absent": dict(work.absent),
+        "absent": {name: absence.why for name, absence in work.absent.items()},
         "top_k": work.config.scores.top_k,
         "task": work.parameters["task"],
     }
@@ -144,7 +144,7 @@ def test_a_stage_that_is_switched_off_ends_at_once_and_says_so(
     inputs = {"source": source}
     result = run_stage(stage, inputs=inputs, outputs={"result": tmp_path / "result"}, overrides=overrides)
     assert result.metrics == {}
-    assert why_absent(tmp_path / "result") == "switched off: evaluation.mmlu.enabled is false"
+    assert absence_of(tmp_path / "result") == Absence("switched off: evaluation.mmlu.enabled is false")
     states = [json.loads(line)["state"] for line in (tmp_path / "events").read_text().splitlines()]
     assert states == ["started", "skipped"]
     assert not (tmp_path / "mlflow.db").exists()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from whence.config import Config
 from whence.errors import TrackingError
@@ -35,6 +36,17 @@ def test_a_relative_sqlite_file_counts_from_the_current_folder(tmp_path: Path) -
     assert Address.parse("sqlite:///mlflow.db").database == tmp_path / "mlflow.db"
     assert Address.parse("sqlite:///sub/a.db").uri == f"sqlite:///{tmp_path}/sub/a.db"
     assert Address.parse("sqlite:////data/mlflow.db").uri == "sqlite:////data/mlflow.db"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "what?", "c#1", "My Runs"])
+def test_a_folder_s_name_stays_whole_in_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Also for MLflow, whose sqlite file must be the one that is looked at here."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    address = Address.parse("sqlite:///mlflow.db")
+    assert address.database == tmp_path / name / "mlflow.db"
+    assert Address.parse(address.uri) == address
+    assert make_url(address.uri).database == str(address.database)
 
 
 def test_a_server_address_loses_its_credentials_to_the_environment() -> None:

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.tokenization import TokenizedExamples
-from whence.errors import DataError, ModelError
+from whence.errors import DataError, ModelError, ResourceError
 from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.language import LanguageModel
 from whence.models.loading import load_model
@@ -232,6 +232,14 @@ class _KillAt(list):  # type: ignore[type-arg]
         step, metrics = entry
         if step >= self.step and math.isfinite(metrics.get("loss", 0.0)):
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_too_little_disk_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    logged: list[Any] = []
+    with pytest.raises(ResourceError, match=r"not enough disk for checkpoints and model: .*training\.save_total_limit"):
+        run(tmp_path, logged=logged)
+    assert logged == []
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ from rich.console import Console
 from rich.markup import escape
 
 import whence
+from whence.cli.ask import ask
 from whence.cli.champion import champion_app
 from whence.cli.evaluate import evaluate
+from whence.cli.serve import serve
 from whence.cli.settings import config_app
 from whence.cli.stages import add_commands
-from whence.errors import WhenceError
+from whence.environment import strip_secrets
+from whence.errors import WhenceError, message_of, put_away
 
 # Not a dependency of the package: it declares torchvision, which it never imports and which breaks a CPU torch.
 KRONFLUENCE_MISSING = (
@@ -58,6 +61,8 @@ def build_app() -> typer.Typer:
         from whence.cli.pipelines import register
 
         register(app)
+    app.command()(ask)
+    app.command()(serve)
     app.command()(evaluate)
     app.add_typer(config_app, name="config")
     app.add_typer(champion_app, name="champion")
@@ -66,15 +71,16 @@ def build_app() -> typer.Typer:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: errors of ours end with their message and exit code 1, wrong usage with 2."""
+    """Entry point: errors end with a line and exit code 1, wrong usage with 2; no stack trace, no secret."""
+    strip_secrets()
     try:
         build_app()(args=list(sys.argv[1:] if arguments is None else arguments))
     except WhenceError as error:
-        _fail(str(error))
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "kronfluence":
-            raise
-        _fail(KRONFLUENCE_MISSING)
+        _fail(message_of(error))
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "kronfluence":
+            _fail(KRONFLUENCE_MISSING)
+        _fail(f"{message_of(error)}; {put_away(error)}")
 
 
 def _fail(message: str) -> NoReturn:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +23,9 @@ from whence.cli.cluster_options import (
     print_table,
 )
 from whence.cli.schedules import schedule_app
+from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings, print_outcomes
 from whence.errors import PipelineError, WhenceError
+from whence.pipelines.graphs.catalog import KindOption, PipelineKind
 
 if TYPE_CHECKING:
     from whence.pipelines.cluster.client import Client
@@ -34,6 +38,7 @@ FollowOption = Annotated[
     bool, typer.Option("--follow", help="Print every change until the run ends; exit code 1 if it fails.")
 ]
 
+cluster_app = typer.Typer(help="The cluster itself.", no_args_is_help=True, rich_markup_mode="rich")
 pipelines_app = typer.Typer(help="Pipelines in Kubeflow.", no_args_is_help=True, rich_markup_mode="rich")
 
 
@@ -42,7 +47,47 @@ def register(app: typer.Typer) -> None:
     for command in (submit, status, logs, cancel, retry):
         app.command(rich_help_panel=PANEL)(command)
     app.add_typer(schedule_app, name="schedule", rich_help_panel=PANEL)
+    app.add_typer(cluster_app, name="cluster", rich_help_panel=PANEL)
     app.add_typer(pipelines_app, name="pipelines", rich_help_panel=PANEL)
+
+
+@cluster_app.command()
+@grouped
+def check(
+    kubeflow: Kubeflow,
+    profile: ProfileOption = None,
+    config_file: ConfigOption = None,
+    set_: SetOption = None,
+    pipeline: KindOption = None,
+    experiment: ExperimentOption = "Default",
+    service_account: ServiceAccountOption = None,
+    minutes: Annotated[float, typer.Option(min=0, help="How long to wait for tasks that cannot start.")] = 10,
+) -> None:
+    """Try in two minutes what a pipeline needs: a short task in the image and place of each of its stages.
+
+    Images, the store, MLflow, the hub, accelerators, shared memory, volumes, rights; exit code 1 if anything fails.
+    """
+    from whence.pipelines.cluster import runs
+    from whence.pipelines.cluster.check import gather
+    from whence.pipelines.cluster.package import Package
+    from whence.pipelines.graphs.compile import compile_check
+
+    settings = find_settings(profile, config_file, set_)
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder) / "check.yaml"
+        compile_check(settings.file, compiled, settings.overrides, pipeline or PipelineKind.ATTRIBUTION)
+        client = kubeflow.connect()
+        version = runs.upload(client, Package.read(compiled))
+    run_id = runs.create_run(
+        client,
+        version,
+        name=f"check {datetime.now():%Y-%m-%d %H:%M:%S}",
+        experiment=runs.experiment_id(client, experiment),
+        arguments={},
+        service_account=service_account,
+    )
+    typer.echo(client.link(f"runs/details/{run_id}"), err=True)
+    print_outcomes(gather(_view(kubeflow, client, run_id), minutes * 60))
 
 
 @pipelines_app.command()

@@ -20,7 +20,6 @@ from whence.config_file import inline_prompts
 from whence.pipelines.graphs.catalog import KindOption, PipelineKind, stages_of
 from whence.pipelines.local.artifact_root import ArtifactRoot
 from whence.pipelines.local.warm import warm_processes
-from whence.tracking import settle_run
 
 INTERRUPTED = 130
 
@@ -63,14 +62,16 @@ def _run(kind: PipelineKind, config: Config, root: ArtifactRoot, console: Consol
         check(config, lambda subject: status.update(f"checking the settings: {subject}"))
         root.check()
         from whence.pipelines.local.run import RunFailed, run_locally
+        from whence.pipelines.local.summary import print_result, report_of
+        from whence.tracking import settle_run
 
         graph = kind.build(config)
     try:
         result = run_locally(graph, stages_of(graph), root.folder, console, verbose, partial(settle_run, config))
     except RunFailed as failure:
-        raise RunFailed(f"{failure}{root.keep_failed(failure.folder)}", failure.folder) from failure
-    from whence.pipelines.local.summary import print_result
-
+        place = report_of(failure.run)
+        message = f"{failure}\nThe report of everything else: {place}" if place else str(failure)
+        raise RunFailed(f"{message}{root.keep_failed(failure.run.folder)}", failure.run) from failure
     print_result(console, result, config)
     root.keep(result.folder, console)
 

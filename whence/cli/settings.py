@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -14,7 +14,11 @@ from rich.table import Table
 import whence
 from whence.config import Config
 from whence.config_file import dotted_keys, get_dotted, inline_prompts, load_config, parse_override
-from whence.errors import ConfigError
+from whence.environment import settings_of_the_network
+from whence.errors import ClusterError, ConfigError
+
+if TYPE_CHECKING:
+    from whence.running.cluster_checks import Outcome
 
 DEFAULT_PROFILE = "demo"
 
@@ -103,10 +107,23 @@ def config_show(
 
 
 @config_app.command("check")
-def config_check(profile: ProfileOption = None, config_file: ConfigOption = None, set_: SetOption = None) -> None:
+def config_check(
+    profile: ProfileOption = None,
+    config_file: ConfigOption = None,
+    set_: SetOption = None,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Also what `whence cluster check` tries, as far as it is seen from here.")
+    ] = False,
+) -> None:
     """Check the settings and what they name - prompts, questions, model, tracking server - without training."""
     settings = find_settings(profile, config_file, set_)
     config = settings.load()
+    if network := settings_of_the_network():
+        typer.echo(f"network: {network}", err=True)
+    if cluster:
+        from whence.running.cluster_checks import Place, look
+
+        print_outcomes({outcome: ["here"] for outcome in look(Place(config))})
     from whence.running.checks import check_portable
     from whence.stages.prepare import check
 
@@ -116,3 +133,25 @@ def config_check(profile: ProfileOption = None, config_file: ConfigOption = None
     except ConfigError as error:
         typer.echo(f"note: good for this machine alone: {error}", err=True)
     typer.echo(f"{settings.file}: nothing wrong found")
+
+
+def print_outcomes(found: Mapping[Outcome, Sequence[str]]) -> None:
+    """A row for every outcome of the checks, with where it was found.
+
+    Raises:
+        ClusterError: one has failed.
+    """
+    from whence.running.cluster_checks import CHECKS
+
+    order, everywhere = list(CHECKS), {place: None for places in found.values() for place in places}
+    table = Table("check", "", "where", "what", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for outcome, places in sorted(found.items(), key=lambda item: order.index(item[0].check)):
+        state = "[green]ok[/]" if outcome.passed else "[bold red]FAILED[/]"
+        rest = [place for place in everywhere if place not in places]
+        where = ", ".join(places)
+        if len(rest) < len(places) > 1:
+            where = f"all but {', '.join(rest)}" if rest else "all tasks"
+        table.add_row(outcome.check, state, escape(where), escape(outcome.found))
+    Console().print(table)
+    if failed := list(dict.fromkeys(outcome.check for outcome in found if not outcome.passed)):
+        raise ClusterError(f"{', '.join(failed)} failed; the table says where, and the way out")

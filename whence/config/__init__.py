@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from whence.config.base import Fraction, Positive, Section
 from whence.config.cluster import Cluster
+from whence.config.serving import Serving
 from whence.yaml_text import write_yaml
 
 BUILTIN_DEMO = "builtin:demo"
@@ -178,10 +179,10 @@ class Training(Section):
 
 class Factors(Section):
     strategy: Literal["ekfac", "kfac", "diagonal", "identity"] = Field("ekfac", description="Hessian approximation.")
-    modules: list[str] = Field(
-        default_factory=lambda: ["gate_proj", "up_proj", "down_proj"],
-        min_length=1,
-        description="Linear modules to track: last part of the module's name, or a glob over the full name.",
+    modules: Annotated[list[str], Field(min_length=1)] | Literal["mlp"] = Field(
+        "mlp",
+        description="Linear modules to track: last part of the module's name, or a glob over the full name; mlp: all "
+        "of the layers but those of attention.",
     )
     layers: list[int] | Literal["all"] = Field("all", description="Transformer layers to track.")
     num_samples: Positive | None = Field(None, description="Analysis samples the factors are fitted on; null: all.")
@@ -240,7 +241,7 @@ class Index(Section):
         16384, ge=64, multiple_of=64, description="Numbers in the sketch of an example's gradient; more rank better."
     )
     bits: int = Field(1, ge=1, le=8, description="Bits kept of each; an example takes dimensions x bits / 8 bytes.")
-    candidates: Positive = Field(50, description="Examples at each end of the first ranking that are scored exactly.")
+    candidates: int = Field(50, ge=2, description="Examples scored exactly, half of them at each end of the ranking.")
 
 
 class Generation(Section):
@@ -273,6 +274,9 @@ class Mmlu(Section):
     def _some_model(self) -> Mmlu:
         if self.enabled and not (self.base or self.finetuned):
             raise ValueError("evaluation.mmlu is enabled for neither the base nor the fine-tuned model")
+        twice = next((task for task in self.tasks if self.tasks.count(task) > 1), None)
+        if twice is not None:
+            raise ValueError(f"evaluation.mmlu.tasks has {twice!r} twice, whose questions would count twice; keep one")
         return self
 
 
@@ -371,6 +375,7 @@ class Config(Section):
     validation: Validation = Field(default_factory=lambda: Validation())
     tracking: Tracking = Field(default_factory=lambda: Tracking())
     retraining: Retraining = Field(default_factory=lambda: Retraining())
+    serving: Serving = Field(default_factory=lambda: Serving())
     cluster: Cluster = Field(default_factory=lambda: Cluster())
 
     @model_validator(mode="after")

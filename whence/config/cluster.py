@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from whence.config.base import Section
+from whence.errors import SECRET_NAME
 
 Cores = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?m?$")]
 Memory = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGTPE]i?$")]
@@ -34,14 +35,14 @@ class StageResources(Section):
     def _limits_allow_the_requests(self) -> StageResources:
         for name, limit in {"cpu": self.cpu_limit, "memory": self.memory_limit}.items():
             request = getattr(self, name)
-            if limit is not None and _amount(limit) < _amount(request):
+            if limit is not None and amount(limit) < amount(request):
                 raise ValueError(
                     f"{name}_limit {limit} is below {name} {request}, which Kubernetes refuses; raise the limit"
                 )
         return self
 
 
-def _amount(quantity: str) -> float:
+def amount(quantity: str) -> float:
     """A quantity of Kubernetes as a number."""
     number, unit = re.fullmatch(r"([0-9.]+)(m|[KMGTPE]i?)?", quantity).groups(default="")  # type: ignore[union-attr]
     if unit == "m":
@@ -87,6 +88,19 @@ class Cluster(Section):
     config_maps: dict[str, list[str]] = Field(
         default_factory=dict, description="Keys that every task gets as variables, by the name of their ConfigMap."
     )
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Variables of every task, such as HTTPS_PROXY, NO_PROXY or HF_ENDPOINT."
+    )
+    authorities: ObjectName | None = Field(
+        None,
+        description="ConfigMap whose ca.crt has all certificate authorities that tasks trust, for MLflow, S3 and the "
+        "hub; null: the image's.",
+    )
+    cache_claim: ObjectName | None = Field(
+        None,
+        description="PersistentVolumeClaim (ReadWriteMany) for what is downloaded from the hub, shared by all tasks; "
+        "null: each downloads for itself.",
+    )
     work_claim: ObjectName | None = Field(
         None,
         description="PersistentVolumeClaim (ReadWriteMany) mounted by every task at general.work_dir: a retried task "
@@ -99,6 +113,14 @@ class Cluster(Section):
     stages: dict[str, StageResources] = Field(
         default_factory=dict, description="Resources by stage; stages not named take the defaults of their kind."
     )
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secret_in_the_open(cls, values: dict[str, str]) -> dict[str, str]:
+        for name in values:
+            if re.search(SECRET_NAME, name):
+                raise ValueError(f"{name} would be in the pipeline for all to read; use a Secret: cluster.secrets")
+        return values
 
     def resources(self, stage: str, gpu: bool) -> StageResources:
         """What a task of ``stage`` asks for; ``gpu`` says whether it is a stage that runs on an accelerator."""

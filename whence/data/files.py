@@ -22,6 +22,7 @@ import numpy as np
 
 from whence.config import is_address
 from whence.errors import DataError
+from whence.files import unique_keys
 from whence.progress import progress
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _json_lines(stream: IO[str], origin: str, selection: Sequence[str]) -> Table
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_float=str)
+            row = json.loads(line, parse_float=str, object_pairs_hook=unique_keys)
         except ValueError as error:
             raise DataError(f"{origin}, line {number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):

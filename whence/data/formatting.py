@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 PLACE = "{input}"
+UNLIMITED = 2**31  # tokens: nothing is shortened
 
 GENERATED_SUFFIX = "/generated"  # of the ids of queries whose answer is the model's own, not the reference
 

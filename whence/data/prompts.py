@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from whence.config import Config, Dataset
 from whence.data.cleaning import clean_text, look
 from whence.data.files import open_text
-from whence.data.formatting import EXACT_IDS, GENERATED_SUFFIX, to_prompt
+from whence.data.formatting import EXACT_IDS, GENERATED_SUFFIX, UNLIMITED, tail_of, to_prompt
 from whence.errors import DataError
+from whence.files import unique_keys
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
-_UNLIMITED = 2**31
 QUERY_COLUMNS = ("query_id", "prompt", "completion", "source")
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -44,16 +44,25 @@ def load_prompts(config: Config) -> list[Prompt]:
     Raises:
         DataError: the file cannot be read, is no JSON list, an item has unknown or missing keys, an id is used twice.
     """
+    prompts = [prompt for prompt, _ in _parsed(config)]
+    (name, count), *_ = Counter(prompt.prompt_id for prompt in prompts).most_common(1)
+    if count > 1:
+        raise DataError(f"{_items(config)[0]}: prompt_id {name!r} is used more than once; ids must differ")
+    return prompts
+
+
+def prompt_changes(config: Config) -> dict[str, int]:
+    """How many prompts have seen each kind of change of their text or reference, as rows do by ``dataset.cleaning``."""
+    return Counter(change for _, changes in _parsed(config) for change in changes)
+
+
+def _parsed(config: Config) -> list[tuple[Prompt, set[str]]]:
     origin, items = _items(config)
     if not isinstance(items, list) or not items:
         raise DataError(f"{origin}: expected a JSON list with at least one prompt, found {_kind(items)}")
-    prompts = [
-        _parse(item, f"{origin}, prompt {number}", number, config.dataset) for number, item in enumerate(items, 1)
+    return [
+        parse_prompt(item, f"{origin}, prompt {number}", number, config.dataset) for number, item in enumerate(items, 1)
     ]
-    (name, count), *_ = Counter(prompt.prompt_id for prompt in prompts).most_common(1)
-    if count > 1:
-        raise DataError(f"{origin}: prompt_id {name!r} is used more than once; ids must differ")
-    return prompts
 
 
 def query_frame(config: Config, generations: pd.DataFrame) -> pd.DataFrame:
@@ -80,24 +89,33 @@ def query_frame(config: Config, generations: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True).reindex(columns=[*QUERY_COLUMNS, *EXACT_IDS])
 
 
-def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
-    """Refuse prompts that would have to be shortened: an influence on half a question explains nothing.
+def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, config: Config) -> int:
+    """How many prompts do not fit and are shortened as the rows of the data are.
 
     Raises:
-        DataError: a prompt and its reference, or ``generation.max_new_tokens``, exceed ``general.max_length``.
+        DataError: nothing would be left of one that asks what the rows do; or one asks something else and, with its
+            reference or ``generation.max_new_tokens``, exceeds ``general.max_length``: half of it explains nothing.
     """
     from whence.data.tokenization import encode, encode_prompt  # imports torch, which reading prompts does not need
 
-    longest = config.general.max_length
+    longest, tail, shortened = config.general.max_length, tail_of(config.dataset.template), 0
     for prompt in prompts:
-        length = len(encode_prompt(tokenizer, prompt.prompt, max_new_tokens=0, max_length=_UNLIMITED))
-        reference = len(encode(tokenizer, prompt.prompt, prompt.reference or "", _UNLIMITED).input_ids) - length
+        length = len(encode_prompt(tokenizer, prompt.prompt, max_new_tokens=0, max_length=UNLIMITED))
+        reference = len(encode(tokenizer, prompt.prompt, prompt.reference or "", UNLIMITED).input_ids) - length
         room = max(reference, config.generation.max_new_tokens)
-        if length + room > longest:
+        if length + room <= longest:
+            continue
+        if not prompt.prompt.endswith(tail):
             raise DataError(
                 f"prompt {prompt.prompt_id!r} has {length} tokens and needs {room} more for its answer, but "
                 f"general.max_length is {longest}; shorten the prompt, or raise general.max_length"
             )
+        try:
+            encode_prompt(tokenizer, prompt.prompt, room, longest, tail)
+        except DataError as error:
+            raise DataError(f"prompt {prompt.prompt_id!r}: {error}") from error
+        shortened += 1
+    return shortened
 
 
 def _items(config: Config) -> tuple[str, Any]:
@@ -106,23 +124,27 @@ def _items(config: Config) -> tuple[str, Any]:
     path = str(config.prompts.path)
     with open_text(path, "prompts.path") as stream:
         try:
-            return path, json.load(stream)
+            return path, json.load(stream, object_pairs_hook=unique_keys)
         except ValueError as error:
             raise DataError(f"prompts.path: {path} is not valid JSON: {error}") from error
 
 
-def _parse(item: Any, origin: str, number: int, settings: Dataset) -> Prompt:
+def parse_prompt(item: Any, origin: str, number: int, settings: Dataset) -> tuple[Prompt, set[str]]:
+    """One item, as :func:`load_prompts` has them, and how its text was changed; ``origin`` says where it stands."""
     if not isinstance(item, str | dict):
         raise DataError(f"{origin}: expected a string or an object, found {_kind(item)}")
     values = {"prompt": item} if isinstance(item, str) else dict(item)
     if ("prompt" in values) == ("input" in values):
         raise DataError(f"{origin}: give exactly one of `prompt` and `input`, found {', '.join(values) or 'neither'}")
+    changes: set[str] = set()
     if isinstance(values.get("input"), str):
-        text, _ = clean_text(values.pop("input"), settings.cleaning, is_input=True)
+        text, found = clean_text(values.pop("input"), settings.cleaning, is_input=True)
         values["prompt"] = to_prompt(settings.template, text) if look(text) else ""
+        changes |= {*found}
     if isinstance(values.get("reference"), str):
-        reference, _ = clean_text(values["reference"], settings.cleaning, is_input=False)
+        reference, found = clean_text(values["reference"], settings.cleaning, is_input=False)
         values["reference"] = reference if look(reference) else ""
+        changes |= {*found}
     values.setdefault("prompt_id", f"prompt-{number:03d}")
     try:
         prompt = Prompt.model_validate(values)
@@ -131,7 +153,7 @@ def _parse(item: Any, origin: str, number: int, settings: Dataset) -> Prompt:
         raise DataError(f"{origin}: {problems}; known keys are prompt or input, prompt_id, reference") from error
     if not prompt.prompt.strip():
         raise DataError(f"{origin}: the prompt is empty")
-    return prompt
+    return prompt, changes
 
 
 def _kind(value: Any) -> str:

@@ -126,8 +126,9 @@ def join_influences(
 
     Returns:
         One row per query and listed example, prompts in the order asked, helpful before harmful, strongest first:
-        ``prompt_id, query_id, scored_answer`` (``reference`` or ``generated``), ``prompt, reference, base_answer,
-        base_mean_logprob, finetuned_answer, finetuned_mean_logprob, direction, rank, example_id, score, z_score,
+        ``prompt_id, query_id, scored_answer`` (``reference`` or ``generated``), ``prompt, shortened, reference``, of
+        each role as in ``base_answer`` the ``answer``, its ``mean_logprob`` and how it ``ended``, ``direction, rank,
+        example_id, score, z_score,
         sign_in_words, example_prompt, example_completion, example_label``. A prompt without listed examples keeps one
         row, its example columns empty.
 
@@ -137,10 +138,12 @@ def join_influences(
     models = _models_present(generations, generations, config)
     by_role = _per_model(generations, models, "prompt_id", "generations.parquet")
     first = next(iter(by_role.values()))
-    answers = pd.DataFrame({"prompt_id": first.index, "prompt": first["prompt"].to_numpy()})
+    answers = pd.DataFrame(
+        {"prompt_id": first.index} | {name: first[name].to_numpy() for name in ("prompt", "shortened")}
+    )
     answers["reference"] = [references.get(prompt_id) for prompt_id in answers["prompt_id"]]
     for role in ("base", "finetuned"):
-        for column in ("answer", "mean_logprob"):
+        for column in ("answer", "mean_logprob", "ended"):
             answers[f"{role}_{column}"] = by_role[role][column].to_numpy() if role in by_role else None
     examples = influences.rename(columns=_INFLUENCE_COLUMNS)[["query_id", *_INFLUENCE_COLUMNS.values()]].copy()
     known = set(answers["prompt_id"])

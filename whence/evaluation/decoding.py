@@ -7,6 +7,7 @@ counted without it, which makes the result that of each prompt alone.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.generation.streamers import BaseStreamer
 
 from whence.config import Generation
 from whence.models.language import LanguageModel
@@ -75,9 +77,8 @@ def read_prompts(language: LanguageModel, prompts: Sequence[Sequence[int]]) -> P
         cache = language.model(
             input_ids=input_ids[:, :-1],
             attention_mask=mask[:, :-1],
-            position_ids=_positions(mask)[:, :-1],
             use_cache=True,
-            logits_to_keep=1,
+            **_accepted(language.model, position_ids=_positions(mask)[:, :-1], logits_to_keep=1),
         ).past_key_values
     return Prefix(input_ids, mask, cache)
 
@@ -111,18 +112,23 @@ def _logits_after(language: LanguageModel, prefix: Prefix, stem: Completion) -> 
     logits: torch.Tensor = language.model(
         input_ids=input_ids,
         attention_mask=mask,
-        position_ids=_positions(mask)[:, -input_ids.shape[1] :],
         past_key_values=copy.deepcopy(prefix.cache),
         use_cache=True,
+        **_accepted(language.model, position_ids=_positions(mask)[:, -input_ids.shape[1] :]),
     ).logits
     return logits
 
 
 @torch.inference_mode()
-def continue_prompts(language: LanguageModel, prefix: Prefix, settings: Generation) -> list[Generated]:
+def continue_prompts(
+    language: LanguageModel, prefix: Prefix, settings: Generation, streamer: BaseStreamer | None = None
+) -> list[Generated]:
     """Answers of at most ``settings.max_new_tokens`` tokens, one per prompt. Uses the prefix up.
 
     Sampling draws from torch's global generator; log-probabilities are the model's own, before temperature and top-p.
+
+    Args:
+        streamer: is given the tokens of a single prompt's answer as they come.
     """
     ends = _end_tokens(language)
     logprobs = _TokenLogprobs()
@@ -134,6 +140,7 @@ def continue_prompts(language: LanguageModel, prefix: Prefix, settings: Generati
             attention_mask=prefix.attention_mask,
             past_key_values=prefix.cache,
             logits_processor=LogitsProcessorList([logprobs]),
+            streamer=streamer,
             generation_config=GenerationConfig(
                 max_new_tokens=settings.max_new_tokens,
                 do_sample=settings.do_sample,
@@ -172,6 +179,11 @@ class _TokenLogprobs(LogitsProcessor):
     def _settle(self, chosen: torch.Tensor) -> None:
         if self._pending is not None:
             self._steps.append(self._pending.gather(1, chosen[:, None])[:, 0])
+
+
+def _accepted(model: PreTrainedModel, **inputs: Any) -> dict[str, Any]:
+    """Those of ``inputs`` that the model takes: one without position ids (ALiBi) counts from the mask, or distances."""
+    return {name: value for name, value in inputs.items() if name in inspect.signature(model.forward).parameters}
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
 from whence.data.batching import plan_batches
+from whence.data.formatting import UNLIMITED
 from whence.data.prompts import Prompt
-from whence.data.tokenization import IGNORED, encode
+from whence.data.tokenization import IGNORED, encode, encode_prompt
 from whence.evaluation.decoding import (
     Completion,
     Generated,
@@ -45,7 +47,8 @@ def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) 
         One row per prompt in the given order: ``prompt_id, model_id, prompt, answer, prompt_token_ids`` (as the model
         read it), ``token_ids`` (as it answered, the last being an end-of-text token if it produced one), ``ended``
         (``end of text``, ``cut off`` by ``generation.max_new_tokens``, or ``empty``: it ended at once),
-        ``mean_logprob`` (per generated token, end of text included), ``seconds`` (its share of the batch).
+        ``mean_logprob`` (per generated token, end of text included), ``seconds`` (its share of the batch),
+        ``shortened`` (whether the prompt was, to fit).
 
     Raises:
         DataError: a prompt's question leaves no room for ``generation.max_new_tokens`` in ``general.max_length``.
@@ -63,8 +66,37 @@ def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) 
             "ended": [answer.generated.ended for answer in answers],
             "mean_logprob": [answer.generated.mean_logprob for answer in answers],
             "seconds": [answer.seconds for answer in answers],
+            "shortened": [
+                len(answer.prompt_ids) < len(encode_prompt(language.tokenizer, text, 0, UNLIMITED))
+                for text, answer in zip(texts, answers, strict=True)
+            ],
         }
     )
+
+
+def stream_answer(language: LanguageModel, prompt: str) -> Iterator[str | Answer]:
+    """The pieces of the answer to one prompt as the model gives them, and then the :class:`Answer`.
+
+    Raises:
+        DataError: the prompt's question leaves no room for ``generation.max_new_tokens`` in ``general.max_length``.
+    """
+    config, started = language.config, time.perf_counter()
+    prompt_ids = language.encode_prompt(prompt, config.generation.max_new_tokens) or [language.eos_token_id]
+    streamer = TextIteratorStreamer(language.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    def run() -> Generated:
+        try:
+            with _seeded(config.general.seed):
+                prefix = read_prompts(language, [prompt_ids])
+                return continue_prompts(language, prefix, config.generation, streamer)[0]
+        finally:
+            streamer.end()  # also where nothing was generated: whoever listens must not wait for ever
+
+    with ThreadPoolExecutor(1) as thread:
+        generated = thread.submit(run)
+        yield from streamer
+        own = generated.result()
+    yield Answer(prompt_ids, own, language.decode(own.text_ids), time.perf_counter() - started, None)
 
 
 def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
@@ -110,7 +142,7 @@ def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequen
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Completion:
     """Token ids of an answer exactly as training sees it, end of text included."""
-    labels = encode(tokenizer, "", text, max_length=2**31).labels
+    labels = encode(tokenizer, "", text, UNLIMITED).labels
     return tuple(token for token in labels if token != IGNORED)
 
 

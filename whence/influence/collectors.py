@@ -86,7 +86,7 @@ class WhitenedCollector(Collector):
     def add(self, module: str, part: slice, whitened: torch.Tensor) -> None:
         """Take in whitened gradients ``[examples, outputs, inputs]`` of part of a batch, with the sketch's signs."""
         flat = whitened.flatten(1)
-        self.own[part] += torch.linalg.vecdot(flat, flat)
+        self.own[part] += torch.linalg.vector_norm(flat, dim=1).square_()
         if self.sketch is not None:
             self.sketch.add(self.sketches[part], flat, module)
 

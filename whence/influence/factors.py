@@ -24,7 +24,7 @@ from whence.files import digest_of, write_json
 from whence.influence import layout
 from whence.influence.fit import Factors, Fit
 from whence.influence.info import FactorsInfo, FitIdentity, load_factors_info, require_same
-from whence.influence.modules import select_modules
+from whence.influence.modules import coverage, select_modules
 from whence.influence.parts import Parts
 from whence.influence.plan import plan_fit
 from whence.influence.tracked import module_shapes
@@ -114,6 +114,7 @@ def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[s
     fit.assemble(folder)
     info = FactorsInfo(
         **identity.model_dump(),
+        coverage=coverage(fit.model, fit.modules),
         size_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         seconds=seconds,
         versions=versions(),

@@ -47,9 +47,27 @@ class FitIdentity(BaseModel):
         return digest_of(self.model_dump(include=set(FitIdentity.model_fields)))
 
 
+class Coverage(BaseModel):
+    """How much of a model the influence is over, in numbers of parameters.
+
+    Attributes:
+        kinds: what the tracked modules are called beside their layer.
+        tracked: parameters of the tracked modules; ``tracked_mlp`` those that are matrices of MLPs.
+        fused: names of experts' weights of three dimensions, which cannot be tracked.
+    """
+
+    kinds: list[str]
+    tracked: int
+    parameters: int
+    tracked_mlp: int
+    mlp_parameters: int
+    fused: list[str]
+
+
 class FactorsInfo(FitIdentity):
     """What ``factors.json`` says of the factors beside it."""
 
+    coverage: Coverage
     size_bytes: int
     seconds: dict[str, float]
     versions: dict[str, str]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from kronfluence.module.utils import make_modules_partition
 from transformers import PreTrainedModel
 
 from whence.errors import ResourceError
+from whence.files import readable
 from whence.influence.activations import kept_per_token
 from whence.influence.info import Shape
 from whence.influence.products import CHUNK_BYTES
@@ -230,22 +230,6 @@ def require_memory(phases: Sequence[Phase], room: int, hint: str) -> None:
         raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there; {hint}")
 
 
-def require_disk(folder: Path, needed: int, what: str) -> None:
-    """Refuse when ``needed`` bytes do not fit on the disk of ``folder`` (which need not exist yet).
-
-    Raises:
-        ResourceError: naming the folder, what is needed and what there is.
-    """
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    logger.info("disk for %s: %s, %s free at %s", what, readable(needed), readable(free), place)
-    if needed > free:
-        raise ResourceError(
-            f"not enough disk for {what}: {readable(needed)} are needed, {readable(free)} are free at {place}; "
-            "free some space, or track fewer modules (factors.modules, factors.layers)"
-        )
-
-
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be taken on ``device``; on the CPU within the container's limit."""
     if device.type == "cuda":
@@ -267,12 +251,3 @@ def give_back_freed() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def readable(size: float) -> str:
-    """1536 -> ``1.5 KiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -14,18 +15,22 @@ from transformers.pytorch_utils import Conv1D
 
 from whence.config import Factors
 from whence.errors import ConfigError, FactorError
-from whence.influence.layout import layer_of
+from whence.influence.info import Coverage
+from whence.influence.layout import layer_of, short_names
 from whence.influence.products import by_example
 
 logger = logging.getLogger(__name__)
 
 SUPPORTED = (nn.Linear, Conv1D)
+MLP = "mlp"
+_MIXES_TOKENS = re.compile(r"attn|attention|mamba|conv|mixer")
 
 
 def select_modules(model: nn.Module, factors: Factors) -> list[str]:
     """Names of the modules that ``factors.modules`` and ``factors.layers`` choose, in the model's order.
 
-    A pattern is the last part of a module's name (``up_proj``) or a glob over the whole name (``*.mlp.*``). Adapters
+    The word ``mlp`` stands for all linear modules of the layers but those of attention and the like. A pattern is the
+    last part of a module's name (``up_proj``) or a glob over the whole name (``*.mlp.*``). Adapters
     are chosen by their side: ``lora_A`` also is peft's ``up_proj.lora_A.default``. Works on models without weights
     (the meta device) too.
 
@@ -41,12 +46,13 @@ def select_modules(model: nn.Module, factors: Factors) -> list[str]:
     layers = None if factors.layers == "all" else _existing_layers(leaves, factors.layers)
     called = {name: _last_parts(model, name) for name in leaves}
     chosen: set[str] = set()
-    for pattern in factors.modules:
-        matched = {name for name in leaves if pattern in called[name] or fnmatchcase(name, pattern)}
+    mlp = {name for name, module in leaves.items() if isinstance(module, SUPPORTED) and _in_mlp(name)}
+    for pattern in [MLP] if factors.modules == MLP else factors.modules:
+        named = {name for name in leaves if pattern in called[name] or fnmatchcase(name, pattern)}
+        matched = mlp if factors.modules == MLP else named
         if not matched:
-            raise ConfigError(
-                f"factors.modules: {pattern!r} matches none of the model's modules; {_what_exists(leaves, called)}"
-            )
+            what_exists = _what_exists(model, leaves, called)
+            raise ConfigError(f"factors.modules: {pattern!r} matches none of the model's modules; {what_exists}")
         kept = {name for name in matched if layers is None or layer_of(name) in layers}
         if not kept:
             raise ConfigError(
@@ -54,7 +60,7 @@ def select_modules(model: nn.Module, factors: Factors) -> list[str]:
                 f"factors.layers {factors.layers}; add their layers, or set factors.layers to all"
             )
         chosen |= kept
-    _refuse_unsupported(leaves, called, chosen)
+    _refuse_unsupported(model, leaves, called, chosen)
     _refuse_shared(model, chosen)
     return [name for name in leaves if name in chosen]
 
@@ -105,6 +111,35 @@ def _last_parts(model: nn.Module, name: str) -> list[str]:
     return [parent.rsplit(".", 1)[-1], last] if keyed else [last]
 
 
+def coverage(model: nn.Module, modules: Sequence[str]) -> Coverage:
+    """How much of a model the influence over ``modules`` is over."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}  # each once, if tied
+    chosen = {name for name in sizes if name.rpartition(".")[0] in set(modules)}
+    mlp = {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and _in_mlp(name)}
+    return Coverage(
+        kinds=list(dict.fromkeys(short_names(modules).values())),
+        tracked=sum(sizes[name] for name in chosen),
+        parameters=sum(sizes.values()),
+        tracked_mlp=sum(sizes[name] for name in chosen & mlp),
+        mlp_parameters=sum(sizes[name] for name in mlp),
+        fused=fused_parameters(model),
+    )
+
+
+def fused_parameters(model: nn.Module) -> list[str]:
+    """Names of the weights of three dimensions, a matrix for every expert of a mixture, that no linear module has."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
+    ]
+
+
+def _in_mlp(name: str) -> bool:
+    """Whether a module or parameter of a layer is of none of the kinds that mix tokens."""
+    return layer_of(name) is not None and not _MIXES_TOKENS.search(name)
+
+
 def _existing_layers(leaves: dict[str, nn.Module], wanted: list[int]) -> set[int]:
     existing = {layer for name in leaves if (layer := layer_of(name)) is not None}
     missing = sorted(set(wanted) - existing)
@@ -114,13 +149,15 @@ def _existing_layers(leaves: dict[str, nn.Module], wanted: list[int]) -> set[int
     return set(wanted)
 
 
-def _refuse_unsupported(leaves: dict[str, nn.Module], called: dict[str, list[str]], chosen: set[str]) -> None:
+def _refuse_unsupported(
+    model: nn.Module, leaves: dict[str, nn.Module], called: dict[str, list[str]], chosen: set[str]
+) -> None:
     wrong = {name for name in chosen if not isinstance(leaves[name], SUPPORTED)}
     if wrong:
         kinds = sorted({type(leaves[name]).__name__ for name in wrong})
         raise ConfigError(
             f"factors.modules: {_some(wrong)} cannot be tracked, being of type {', '.join(kinds)}; only "
-            f"{', '.join(kind.__name__ for kind in SUPPORTED)} can. {_what_exists(leaves, called)}"
+            f"{', '.join(kind.__name__ for kind in SUPPORTED)} can. {_what_exists(model, leaves, called)}"
         )
 
 
@@ -140,10 +177,12 @@ def _refuse_shared(model: nn.Module, chosen: set[str]) -> None:
             )
 
 
-def _what_exists(leaves: dict[str, nn.Module], called: dict[str, list[str]]) -> str:
-    """The distinct short names of what can be tracked: what a user would write in the setting."""
+def _what_exists(model: nn.Module, leaves: dict[str, nn.Module], called: dict[str, list[str]]) -> str:
+    """The distinct short names of what can be tracked, what a user would write in the setting; and what cannot be."""
+    fused = fused_parameters(model)
+    fused_text = f"; its experts are fused parameters, which cannot be tracked ({_some(set(fused))})" if fused else ""
     names = sorted({called[name][0] for name, module in leaves.items() if isinstance(module, SUPPORTED)})
-    return f"the model has {', '.join(names) or 'nothing that can be tracked'}"
+    return f"the model has {', '.join(names) or 'nothing that can be tracked'}{fused_text}"
 
 
 def _some(names: set[str], at_most: int = 3) -> str:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from whence.config import Config
 from whence.data.batching import Batches, plan_batches
 from whence.data.tokenization import TokenizedExamples
+from whence.files import require_disk
 from whence.influence import memory
 from whence.influence.info import Shape
 from whence.influence.task import LanguageModelingTask
@@ -79,7 +80,7 @@ def plan_fit(trained: TrainedModel, shapes: Mapping[str, Shape], output: Path) -
     memory.require_memory([phase for phase in chosen if phase is not None], room, HINT)
     kept = sum(file.stat().st_size for file in output.rglob("*.safetensors"))  # by a fit that is to go on
     disk = memory.fit_disk(shapes, factors.strategy, plan.data_partitions) - kept
-    memory.require_disk(output, disk, "the factors")
+    require_disk(output, disk, "the factors", "track fewer modules (factors.modules, factors.layers)")
     return plan
 
 

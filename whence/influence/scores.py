@@ -169,6 +169,7 @@ def _write(folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: 
         "model": scoring.info.model,
         "tokenizer": trained.tokenizer_fingerprint,
         "train_data": trained.text.info.fingerprint,
+        "coverage": scoring.info.coverage.model_dump(),
         "loss_on": trained.config.dataset.loss_on,
         "arguments": settings.model_dump(mode="json"),
         "versions": versions(),

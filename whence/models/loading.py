@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,16 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from whence.config import BUILTIN_TINY_LLAMA, Config, General
-from whence.errors import ModelError
+from whence.errors import ConfigError, ModelError
 from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.language import LanguageModel, make_usable
 from whence.threads import use_threads
 
+logger = logging.getLogger(__name__)
+
 REFERENCE = "base.json"
+TAKES = ("input_ids", "attention_mask", "past_key_values", "use_cache")
+POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions?|position_embeddings?|positions_embed)(\.|$)")
 
 
 def choose_device(general: General) -> torch.device:
@@ -124,17 +131,72 @@ def load_base_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return load_tokenizer(*_base_source(folder))
 
 
-def empty_base(folder: Path) -> PreTrainedModel:
-    """The base model's modules without weights (on the meta device), to check settings against its structure.
+def empty_model(name: str, revision: str | None = None) -> PreTrainedModel:
+    """A model's modules without weights (on the meta device), to check settings against its structure.
 
     Attention and precision are those that run there: fused kernels look at values, or at what they are given.
     """
     with torch.device("meta"):
-        config = base_model_config(*_base_source(folder))
+        config = base_model_config(name, revision)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, trust_remote_code=False, dtype=torch.bfloat16, attn_implementation="eager"
         )
     return model
+
+
+def require_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, general: General) -> None:
+    """Refuse a model that cannot go through all stages; the log says where one has no fused attention.
+
+    Args:
+        model: with weights or without.
+
+    Raises:
+        ModelError: it is of another kind than the stages need, or the tokenizer is of another model.
+        ConfigError: ``general`` asks for what the model cannot do.
+    """
+    kind = type(model).__name__
+    flags = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    missing = [name for name in TAKES if name not in inspect.signature(model.forward).parameters]
+    if missing:
+        raise ModelError(
+            f"models.base.name: {kind} takes no {' and no '.join(missing)}: it reads a text as one state, not as "
+            "tokens that attend to one another, and padding would change it; take a model with attention"
+        )
+    if flags == {False}:
+        raise ModelError(f"models.base.name: {kind} reads a text in both directions, so it cannot go on with one")
+    if general.use_flash_attention and not model._supports_flash_attn:
+        raise ConfigError(f"general.use_flash_attention: {kind} has no FlashAttention in transformers; set it to false")
+    if not model._supports_sdpa and not general.use_flash_attention:
+        logger.warning("%s has no fused attention; its own is used, which takes more time and memory", kind)
+    _require_vocabulary(tokenizer, model.get_input_embeddings().get_parameter("weight").shape[0])
+    _require_positions(model, general.max_length)
+
+
+def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
+    """Every token that a text can become has an embedding."""
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    used = {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    added = tokenizer.added_tokens_decoder  # further marks, such as those for images, which no text has
+    wrong = {token: number for token, number in beyond.items() if number in used or number not in added}
+    if wrong:
+        first = sorted(wrong.items(), key=lambda item: item[1])[:3]
+        named = ", ".join(f"{token!r} ({number})" for token, number in first)
+        raise ModelError(
+            f"models.base.name: the tokenizer has {len(wrong)} tokens beyond the model's {rows:,} embeddings, ids "
+            f"0 to {rows - 1}: {named}; take the model's own tokenizer, or enlarge it (resize_token_embeddings)"
+        )
+
+
+def _require_positions(model: PreTrainedModel, longest: int) -> None:
+    """The longest sequence is within the model's table of positions; those that are computed have no end."""
+    named = [*(name for name, _ in model.named_parameters()), *(name for name, _ in model.named_buffers())]
+    config, table = model.config, next((name for name in named if POSITIONS.search(name)), None)
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+    computed = table is None and hasattr(config, "max_position_embeddings")
+    if most is not None and longest > most and not computed:
+        raise ConfigError(
+            f"general.max_length {longest} is beyond the {most} positions that {type(model).__name__} has; lower it"
+        )
 
 
 def _base_source(folder: Path) -> tuple[str, str | None]:
@@ -175,7 +237,7 @@ def load_model(
     """
     general = config.general
     device = choose_device(general)
-    attention = "flash_attention_2" if general.use_flash_attention else "sdpa"
+    attention = "flash_attention_2" if general.use_flash_attention else None  # fused where the model has it
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(name),

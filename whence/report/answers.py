@@ -60,6 +60,9 @@ class Entry:
     finetuned: list[Piece] | None
     base_confidence: float | None
     finetuned_confidence: float | None
+    base_ended: str | None
+    finetuned_ended: str | None
+    shortened: bool
     matches: bool | None
     scored: str | None
     helpful: list[Card]
@@ -190,6 +193,9 @@ def _entry(
         finetuned=pieces[1] if own is not None else None,
         base_confidence=_confidence(answer.base_mean_logprob),
         finetuned_confidence=_confidence(answer.finetuned_mean_logprob),
+        base_ended=answer.base_ended,
+        finetuned_ended=answer.finetuned_ended,
+        shortened=bool(answer.shortened),
         matches=same_text(own, reference) if own is not None and reference else None,
         scored=None if row is None else str(material.queries["source"].iloc[row]),
         **ends,

@@ -11,6 +11,7 @@ import base64
 import gzip
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -37,13 +38,13 @@ def environment() -> Environment:
     return made
 
 
-def render(template: str, script: str = "", **context: Any) -> str:
+def render(template: str, scripts: Sequence[str] = (), **context: Any) -> str:
     """A page from a template that extends ``base.html``.
 
     Args:
-        script: the name of its script among the assets; without one the policy forbids them all.
+        scripts: names of its scripts among the assets, in order; without one the policy forbids them all.
     """
-    style, code = asset("report.css"), asset(script) if script else ""
+    style, code = asset("report.css"), "".join(map(asset, scripts))
     hashes = {"style_hash": _hash(style), "script_hash": _hash(code) if code else ""}
     page = environment().get_template(template)
     return page.render(context, style=Markup(style), script=Markup(code), **hashes)

@@ -72,7 +72,7 @@ class Details:
         """By layer and by type of module, of all pairs together; None where one was not split."""
         if not pairs or any(pair not in self._by_layer for pair in pairs):
             return None, None
-        return _shares([self._by_layer[pair] for pair in pairs]), _shares([self._by_kind[pair] for pair in pairs])
+        return shares([self._by_layer[pair] for pair in pairs]), shares([self._by_kind[pair] for pair in pairs])
 
     def _read_tokens(self, table: pd.DataFrame) -> None:
         first = table.drop_duplicates("example_id")
@@ -96,7 +96,8 @@ def _sums(table: pd.DataFrame, parts: Sequence[object]) -> dict[Pair, np.ndarray
     return dict(zip(sums.index, sums[list(parts)].to_numpy(), strict=True))
 
 
-def _shares(values: Sequence[np.ndarray]) -> Shares:
+def shares(values: Sequence[np.ndarray]) -> Shares:
+    """The sum of ``values``, each of its parts as a share of all their sizes."""
     summed = np.sum(values, axis=0)
     whole = float(np.abs(summed).sum())
     return tuple(round(float(value / whole), 3) if whole > 0 else 0.0 for value in summed)

@@ -37,8 +37,8 @@ class Material:
     Attributes:
         history: what training logged: ``step`` and any of ``loss``, ``eval_loss``.
         measured: ``comparison.json``.
-        answers: a row per prompt, in the order asked: ``prompt_id, prompt, reference, base_answer, finetuned_answer``,
-            ``base_mean_logprob, finetuned_mean_logprob``, the mean log-probability of an answer's tokens.
+        answers: a row per prompt, in the order asked: ``prompt_id, prompt, shortened, reference``, and by role as in
+            ``base_answer``: the ``answer``, the ``mean_logprob`` of its tokens, and how it ``ended``.
         queries: a row per row of ``scores``: ``query_id, prompt, completion, source``.
         scores: ``[queries, examples]``, positive where the example helped.
         influences: the examples listed per query and direction, as ``influences.parquet``.
@@ -49,7 +49,8 @@ class Material:
         spectra: a row per module: ``module, layer, kind, size, ranks, values, effective_rank, ...``.
         pictures: PNG files of the spectra by name.
         benchmark: ``mmlu.json``: by model id.
-        absent: why ``evidence`` or ``benchmark`` was not made, where that is known.
+        absent: why ``spectra``, ``evidence`` or ``benchmark`` was not made, where that is known.
+        failures: what became of the stages that failed.
     """
 
     config: Config
@@ -69,6 +70,7 @@ class Material:
     evidence: Evidence | None = None
     benchmark: Mapping[str, Any] | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
+    failures: Sequence[str] = ()
     links: Links = Links()
 
     def __post_init__(self) -> None:

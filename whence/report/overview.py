@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from whence.data.dataset import DatasetInfo
+from whence.data.prompts import prompt_changes
 from whence.estimates import Estimate
 from whence.evaluation.comparison import PROMPTS
 from whence.report.material import Material
+from whence.report.words import covered
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -101,6 +103,8 @@ def facts(material: Material) -> list[tuple[str, str]]:
         training += f", {int(last['step']):,} steps"
     if "eval_loss" in last:
         training += f", evaluation loss {last['eval_loss']:.3g}"
+    coverage = material.origin["coverage"]
+    kinds = ", ".join(coverage["kinds"])
     layers = "all layers" if config.factors.layers == "all" else f"{len(config.factors.layers)} layers"
     return [
         (
@@ -109,18 +113,31 @@ def facts(material: Material) -> list[tuple[str, str]]:
         ),
         ("Fine-tuned on", _data(info)),
         ("Training", training),
-        ("Influence", f"{config.factors.strategy.upper()} over {', '.join(config.factors.modules)} of {layers}"),
-        ("Asked", f"{len(material.answers):,} prompts, {len(material.queries):,} answers scored"),
+        ("Influence", f"{config.factors.strategy.upper()} over {kinds} of {layers}: {covered(coverage)}"),
+        ("Asked", _asked(material)),
     ]
+
+
+def _asked(material: Material) -> str:
+    """How many prompts, and which were changed, shortened or answered in part: nothing of that in silence either."""
+    answers = material.answers
+    counted = prompt_changes(material.config) | {
+        "shortened": int(answers["shortened"].sum()),
+        "answers cut off": int((answers["finetuned_ended"] == "cut off").sum()),
+        "answers empty": int((answers["finetuned_ended"] == "empty").sum()),
+    }
+    return f"{len(answers):,} prompts{_noted(counted)}, {len(material.queries):,} answers scored"
 
 
 def _data(info: DatasetInfo) -> str:
     """How many examples of what, and which rows were left out or changed: nothing of that in silence."""
-    counted = {**info.dropped, **info.changed}
+    counted = {**info.dropped, **info.changed, f"shortened to {info.max_length:,} tokens": info.truncated}
+    return f"{info.rows:,} examples of {info.source}{_noted(counted)}"
+
+
+def _noted(counted: Mapping[str, int]) -> str:
     others = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in counted.items() if count]
-    shortened = [f"{info.truncated:,} shortened to {info.max_length:,} tokens"] if info.truncated else []
-    counts = [*others, *shortened]
-    return f"{info.rows:,} examples of {info.source}" + (f" ({', '.join(counts)})" if counts else "")
+    return f" ({', '.join(others)})" if others else ""
 
 
 def _last_part(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -17,7 +18,7 @@ from whence.report.model import (
     spectra_numbers,
     training_figures,
 )
-from whence.report.words import number
+from whence.report.words import covered, number
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,23 @@ def loss_curve_page(history: Sequence[Mapping[str, float]], metrics: Mapping[str
     return render("pages.html", title="Fine-tuning", sections=[Section("", numbers, figures, note=note)])
 
 
-def spectra_page(table: pd.DataFrame, spectra: Sequence[Spectrum], pictures: Mapping[str, bytes], layer: int) -> str:
+def spectra_page(
+    table: pd.DataFrame,
+    spectra: Sequence[Spectrum],
+    pictures: Mapping[str, bytes],
+    layer: int,
+    coverage: dict[str, Any],
+) -> str:
     """The curvature of all layers in short and of one in full.
 
     Args:
         table: as :func:`whence.influence.spectra.spectra_table` returns it.
         spectra: of the modules of ``layer``.
+        coverage: how much of the model all of them are (:class:`whence.influence.info.Coverage`).
         pictures: PNG files by name, ``all_layers`` and ``<module>.lambda`` for each of ``spectra``.
     """
-    short = Section("All layers", figures=spectra_figures(table, pictures)[0], spectra=spectra_numbers(table))
+    figures, numbers = spectra_figures(table, pictures)[0], spectra_numbers(table)
+    short = Section("All layers", figures=figures, spectra=numbers, note=f"Over {covered(coverage)}.")
     full = [
         Section(
             spectrum.module,
@@ -62,3 +71,8 @@ def spectra_page(table: pd.DataFrame, spectra: Sequence[Spectrum], pictures: Map
         for spectrum in spectra
     ]
     return render("pages.html", title=f"Spectra of all layers, and of layer {layer} in full", sections=[short, *full])
+
+
+def notice_page(title: str, text: str) -> str:
+    """A page in place of one that was not made, which says why."""
+    return render("pages.html", title=title, sections=[Section("", note=text)])

@@ -54,7 +54,9 @@ def report(material: Material, largest: int = LARGEST) -> Report:
         selection = [entry.first(limits.examples) for entry in answers[: limits.queries]]
         left_out = _left_out(material, answers, selection, limits, pictures_left_out)
         content = packed(script_data(material, details, selection, limits.characters))
-        html = render("report.html", "report.js", **fixed, entries=selection, left_out=left_out, data=content)
+        html = render(
+            "report.html", ["cards.js", "report.js"], **fixed, entries=selection, left_out=left_out, data=content
+        )
         return Report(html, left_out)
 
     def fits(limits: Limits) -> bool:
@@ -121,6 +123,7 @@ def _fixed(material: Material) -> tuple[dict[str, Any], list[str]]:
         "benchmark": overview.benchmark(material),
         "benchmark_name": overview.benchmark_name(material),
         "absent": material.absent,
+        "failures": material.failures,
         "evidence": material.evidence,
         "links": material.links,
         "without_script": WITHOUT_SCRIPT,

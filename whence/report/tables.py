@@ -15,6 +15,7 @@ from whence.report.details import Details
 from whence.report.material import Material
 from whence.report.words import Piece, bounds, percent, visible
 
+IN = "This run in "
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|~])")
 
 
@@ -81,6 +82,7 @@ def _joined(pieces: list[Piece] | None) -> str | None:
 def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
     """What was trained on what, the grade of the evidence and the headline numbers, in Markdown."""
     lines = [f"# {_plain(overview.title(material))}", ""]
+    lines += [f"**Not the whole run:** {_plain('; '.join(material.failures))}", ""] if material.failures else []
     lines += [f"- **{name}:** {_plain(text)}" for name, text in overview.facts(material)]
     lines += ["", "## Evidence", ""]
     if material.evidence is None:
@@ -97,10 +99,10 @@ def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
     benchmark = overview.benchmark(material)
     if benchmark:
         lines += ["", f"## {_plain(overview.benchmark_name(material))}", "", *_table(benchmark)]
-    links = [("MLflow", material.links.mlflow), ("Kubeflow Pipelines", material.links.kubeflow)]
-    lines += ["", *(f"[This run in {name}]({url})" for name, url in links if url)]
     lines += ["", *left_out] if left_out else []
     lines += ["", *(f"- **Not in MLflow:** {_plain(what)}" for what in material.links.not_recorded)]
+    links = [("MLflow", material.links.mlflow), ("Kubeflow Pipelines", material.links.kubeflow)]
+    lines += ["", *(f"[{IN}{name}]({url})" for name, url in links if url)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LONGEST_NAME = 80  # characters of an id, a label or a class
 SHARES = (0.1, 0.5, 1, 2, 5, 10, 25, 50)  # percent
@@ -118,3 +118,16 @@ def number(value: float) -> str:
         return f"{int(value):,}".replace("-", "−")
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return text.replace("-", "−")
+
+
+def covered(coverage: Mapping[str, Any]) -> str:
+    """How much of a model the influence is over (:class:`whence.influence.info.Coverage` as a dictionary)."""
+    share = percent(coverage["tracked"] / coverage["parameters"])
+    text = f"{share} of the model's parameters"
+    if coverage["mlp_parameters"]:
+        text += f", {percent(coverage['tracked_mlp'] / coverage['mlp_parameters'])} of its MLPs'"
+    fused = coverage["fused"]
+    if fused:
+        more = f" and {len(fused) - 1:,} more" if len(fused) > 1 else ""
+        text += f"; not over the fused experts ({fused[0]}{more})"
+    return text

@@ -1,13 +1,15 @@
 """What ``prepare`` and ``whence config check`` look at before anything expensive: settings against the real world.
 
-The cheapest check comes first, and torch and transformers are imported by those that need them alone.
+One list for both. The cheapest check comes first, and torch and transformers are imported by those that need them
+alone.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, get_args
 
 from whence.config import BUILTIN_TINY_LLAMA, Config
 from whence.config_file import dotted_keys, get_dotted, pack
@@ -17,22 +19,31 @@ from whence.evaluation.questions import check_questions
 from whence.influence.layout import layer_of
 from whence.tracking import check_tracking
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 SETTINGS = 48 * 1024  # characters of packed settings, of which a run's Workflow of 1 MiB has a dozen copies
 PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
+logger = logging.getLogger(__name__)
 
-def check_world(config: Config, announce: Callable[[str], None] = lambda subject: None) -> None:
-    """Everything that can be judged in seconds without loading data or weights.
+
+def check_world(
+    config: Config, announce: Callable[[str], None] = lambda subject: None, without: Collection[str] = ()
+) -> None:
+    """Everything that can be judged without loading weights.
 
     Args:
         announce: is told what is looked at next, before the imports and requests that this takes.
+        without: subjects that are left to whoever looks at them anyway.
 
     Raises:
         WhenceError: the first thing that is wrong, with its place and the way out.
     """
     for subject, look in CHECKS.items():
-        announce(subject)
-        look(config)
+        if subject not in without:
+            announce(subject)
+            look(config)
 
 
 def check_references(config: Config) -> None:
@@ -51,18 +62,35 @@ def check_benchmark(config: Config) -> None:
         check_questions(config.evaluation.mmlu)
 
 
+def check_data(config: Config) -> None:
+    """Every file of the data can be read; of a hub dataset that is left to whoever loads it."""
+    if config.dataset.name is None:
+        from whence.data.sources import Split, read_rows
+
+        for split in get_args(Split):
+            read_rows(config.dataset, split, config.general.seed)
+
+
 def check_model(config: Config) -> None:
-    """The device is there, and the base model is one that can be had; the built-in one always is."""
-    if config.models.base.name == BUILTIN_TINY_LLAMA and config.general.device != "cuda":
+    """The device is there, and the base model is one that can be had and used.
+
+    The built-in one always is; its tokenizer, and so its size, is made of the data.
+    """
+    base = config.models.base
+    if base.name == BUILTIN_TINY_LLAMA and config.general.device != "cuda":
         return
     from whence.models import loading
 
     loading.check_model(config)
+    if base.name != BUILTIN_TINY_LLAMA:
+        tokenizer = loading.load_tokenizer(base.name, base.revision)
+        check_base_model(config, loading.empty_model(base.name, base.revision), tokenizer)
 
 
 CHECKS: dict[str, Callable[[Config], None]] = {
     "prompts": check_references,
     "benchmark": check_benchmark,
+    "data": check_data,
     "tracking": check_tracking,
     "base model": check_model,
 }
@@ -88,19 +116,24 @@ def check_portable(config: Config) -> None:
         )
 
 
-def check_base_model(config: Config, base_model: Path) -> None:
+def check_base_model(config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Settings that depend on the model's structure and tokenizer: prompts fit, modules exist, the layer is there.
 
     Args:
-        base_model: the base-model artifact.
+        model: without weights.
     """
-    from whence.influence.modules import require_examples, select_modules
-    from whence.models.loading import empty_base, load_base_tokenizer
+    from whence.influence.modules import fused_parameters, require_examples, select_modules
+    from whence.models.loading import require_usable
 
-    check_prompts(load_prompts(config), load_base_tokenizer(base_model), config)
-    model = empty_base(base_model)
+    require_usable(model, tokenizer, config.general)
+    shortened = check_prompts(load_prompts(config), tokenizer, config)
+    if shortened:
+        logger.warning("%d prompts are shortened to fit general.max_length, as rows of the data are", shortened)
     modules = select_modules(model, config.factors)
     require_examples(model, modules)
+    fused = fused_parameters(model)
+    if fused:
+        logger.warning("the influence is not over fused experts (%s and the like), which cannot be tracked", fused[0])
     layers = sorted({layer for name in modules if (layer := layer_of(name)) is not None})
     if config.inspection.layer not in layers:
         raise ConfigError(f"inspection.layer: {config.inspection.layer} has no tracked module; the model has {layers}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from whence.config import Config
+    from whence.running.lineage import Absence
     from whence.tracking import StageRun
 
 
@@ -79,7 +80,7 @@ class Work:
         config: the resolved configuration.
         inputs: the input artifacts by name; optional ones that were not made are left out.
         lists: the inputs that are lists of artifacts, by name; empty where there are none.
-        absent: the reason why an optional input was not made, by name, where its stage gives one.
+        absent: why an optional input was not made, by name, where its stage says so.
         parameters: the arguments by name.
         outputs: where to write each output.
         scratch: a folder for what need not be kept; a stage that is resumed after a crash has it again.
@@ -91,7 +92,7 @@ class Work:
     config: Config
     inputs: Mapping[str, Path]
     lists: Mapping[str, list[Path]]
-    absent: Mapping[str, str]
+    absent: Mapping[str, Absence]
     parameters: Mapping[str, Any]
     outputs: Mapping[str, Path]
     scratch: Path
@@ -118,6 +119,7 @@ class Stage:
         returns: its results that are plain values.
         resolve: makes the configuration from the arguments, for the stage that begins a pipeline.
         switch: the setting that switches the stage off when false.
+        side: whether a run goes on without it: where it fails its outputs say why, and the report comes before that.
         reuse: false for a stage that looks at the outside world and must look every time.
     """
 
@@ -134,6 +136,7 @@ class Stage:
     returns: tuple[Parameter, ...] = ()
     resolve: Callable[[Mapping[str, Any]], Config] | None = None
     switch: str | None = None
+    side: bool = False
     reuse: bool = True
 
     @property

@@ -1,8 +1,9 @@
 """What every artifact carries of its origin, so that one line in the graph brings everything along.
 
 ``lineage/config.yaml`` is the resolved configuration, ``lineage/training.json`` what was logged while training; the
-fine-tuned model has its base model, or the reference to it, as ``lineage/base``. A stage
-that was switched off leaves ``absent.json`` with the reason for the stages that take its output.
+fine-tuned model has its base model, or the reference to it, as ``lineage/base``. A stage that was switched off, or has
+failed and is none of those that a run cannot do without, leaves ``absent.json`` with the reason for whoever takes its
+output.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from whence.config import Config
 from whence.config_file import load_config
@@ -24,6 +25,13 @@ BASE = f"{LINEAGE}/base"
 CONFIG_FILE = f"{LINEAGE}/config.yaml"
 TRAINING = f"{LINEAGE}/{TRAINING_FILE}"
 ABSENT = "absent.json"
+
+
+class Absence(NamedTuple):
+    """Why an output was not made: nobody wanted it, or its stage ``failed``."""
+
+    why: str
+    failed: bool = False
 
 
 def config_of(folder: Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -75,12 +83,12 @@ def content_digests(path: Path) -> dict[str, str]:
     return {name: sha for name, sha in digests(path).items() if name not in (CONFIG_FILE, TRAINING)}
 
 
-def write_absent(folder: Path, why: str) -> None:
+def write_absent(folder: Path, why: str, failed: bool = False) -> None:
     """Say that an output was not made, and why."""
-    write_json(folder / ABSENT, {"why": why})
+    write_json(folder / ABSENT, Absence(why, failed)._asdict())
 
 
-def why_absent(path: Path) -> str | None:
+def absence_of(path: Path) -> Absence | None:
     """Why an artifact was not made; None for one that was."""
     file = path / ABSENT
-    return str(json.loads(file.read_text(encoding="utf-8"))["why"]) if file.is_file() else None
+    return Absence(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None

@@ -35,11 +35,15 @@ def compute(work: Work) -> dict[str, float]:
     import pandas as pd
 
     from whence.data.prompts import load_prompts
+    from whence.errors import DataError
     from whence.evaluation.comparison import compare_benchmark, compare_models
     from whence.evaluation.gate import decide
     from whence.files import write_atomically
     from whence.running.provenance import judged_by
 
+    missing, rules = work.absent.get("benchmark"), work.config.retraining
+    if missing is not None and missing.failed and "mmlu" in (rules.metric, *rules.max_loss):
+        raise DataError(f"nothing can be decided on mmlu, because {missing.why}; mend that and run again")
     generations, version = work.inputs["generations"], work.parameters["champion_version"]
     config = with_model_names(work.config, generations)
     answers, eval_answers = (
@@ -121,7 +125,7 @@ def record(work: Work) -> None:
     work.run.log_table(pd.DataFrame(decision["checks"]), "gate.json")
     work.run.log_parent_metrics({"gate.passed": float(decision["passed"])})
     work.run.log_artifacts(folder, "gate")
-    work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md", parent=True)
+    work.run.log_artifact(work.outputs["verdict"], "gate", name="verdict.md")
     work.run.describe(work.outputs["verdict"].read_text(encoding="utf-8"))
     last = "promote" if decision["passed"] else "report" if work.returns[EXPLAIN.name] else "gate"
     work.run.set_parent_tags({ENDS_WITH_TAG: last, CHAMPION_TAG: "candidate" if decision["passed"] else "refused"})

@@ -16,7 +16,7 @@ def compute(work: Work) -> dict[str, float]:
     for name in FILES:
         link_tree(work.inputs["scores"] / name, folder / name)
     index, scores = Index.read(folder), Scores(work.inputs["scores"])
-    found = recall(index, scores.matrix, scores.query_sketches, work.config.index.candidates)
+    found = recall(index, scores.matrix, scores.query_sketches, work.config.index.candidates // 2)
     return {"rows": float(index.info.rows), "bytes_per_row": float(index.codes.shape[1])} | found
 
 

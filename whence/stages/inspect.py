@@ -8,10 +8,17 @@ from whence.running.declaration import Stage, Work
 
 def compute(work: Work) -> dict[str, float]:
     from whence import plots
+    from whence.influence.info import load_factors_info
     from whence.influence.spectra import load_spectra, spectra_table
-    from whence.report.pages import spectra_page
+    from whence.report.pages import notice_page, spectra_page
+    from whence.running.lineage import write_absent
 
-    folder = work.outputs["spectra"]
+    folder, page = work.outputs["spectra"], work.outputs["spectra_page"]
+    if work.config.factors.strategy == "identity":
+        why = "factors.strategy is identity, which fits no curvature"
+        write_absent(folder, why)
+        page.write_text(notice_page("No spectra", why), encoding="utf-8")
+        return {}
     folder.mkdir(parents=True, exist_ok=True)
     table = spectra_table(work.inputs["factors"])
     table.to_parquet(folder / artifacts.SPECTRA_FILE, index=False)
@@ -21,8 +28,9 @@ def compute(work: Work) -> dict[str, float]:
         for name, draw in plots.SPECTRUM_PLOTS.items():
             draw(spectrum).savefig(folder / f"{spectrum.module}.{name}.png", dpi=120)
     pictures = {file.stem: file.read_bytes() for file in folder.glob("*.png")}
-    page = spectra_page(table, spectra, pictures, work.config.inspection.layer)
-    work.outputs["spectra_page"].write_text(page, encoding="utf-8")
+    coverage = load_factors_info(work.inputs["factors"]).coverage.model_dump()
+    html = spectra_page(table, spectra, pictures, work.config.inspection.layer, coverage)
+    page.write_text(html, encoding="utf-8")
     return {f"{spectrum.short_name}_{key}": value for spectrum in spectra for key, value in spectrum.numbers.items()}
 
 
@@ -40,4 +48,5 @@ STAGE = Stage(
     compute=compute,
     record=record,
     group="pages",
+    side=True,
 )

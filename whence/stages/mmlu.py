@@ -43,6 +43,7 @@ STAGE = Stage(
     outputs=(artifacts.BENCHMARK,),
     settings=("general", "models.base.id", "models.finetuned.id", "evaluation.mmlu", "evaluation.batch_size"),
     switch="evaluation.mmlu.enabled",
+    side=True,
     compute=compute,
     record=record,
     group="benchmark",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from whence.config import BUILTIN_TINY_LLAMA
 from whence.running import artifacts
 from whence.running.declaration import Parameter, Stage, Work
 from whence.running.form import FORM, form_help, merge_form
@@ -19,19 +20,14 @@ if TYPE_CHECKING:
 TASKS = Parameter("tasks", list[int], "The numbers of the tasks that share the work.")
 
 
-def check(config: Config, announce: Callable[[str], None] = lambda subject: None) -> None:
-    """Everything that can be judged in seconds without loading data or weights.
-
-    Args:
-        announce: is told what is looked at next, before the imports and requests that this takes.
-
-    Raises:
-        WhenceError: the first thing that is wrong, with its place and the way out.
-    """
+def check(
+    config: Config, announce: Callable[[str], None] = lambda subject: None, without: Collection[str] = ()
+) -> None:
+    """Everything that can be judged without loading weights; see :func:`whence.running.checks.check_world`."""
     from whence.running.checks import check_world
 
     check_stage_names(config)
-    check_world(config, announce)
+    check_world(config, announce, without)
 
 
 def resolve(arguments: Mapping[str, Any]) -> Config:
@@ -40,13 +36,13 @@ def resolve(arguments: Mapping[str, Any]) -> Config:
 
     overrides = merge_form(arguments, arguments.get("overrides") or {})
     config = parse_config(unpack(arguments["settings"]), overrides, origin="the profile with its overrides")
-    check(config)
+    check(config, without=["data"])  # which `compute` reads
     return inline_prompts(config, from_storage=True)  # so that all stages ask the same
 
 
 def compute(work: Work) -> dict[str, float]:
     from whence.data.preparation import prepare_datasets
-    from whence.models.loading import load_base_tokenizer, write_base
+    from whence.models.loading import empty_model, load_base_tokenizer, write_base
     from whence.running.checks import check_base_model
 
     base_model = work.outputs["base_model"]
@@ -56,7 +52,8 @@ def compute(work: Work) -> dict[str, float]:
         return load_base_tokenizer(base_model)
 
     train, evaluation = prepare_datasets(work.config, tokenizer_for)
-    check_base_model(work.config, base_model)
+    if work.config.models.base.name == BUILTIN_TINY_LLAMA:  # any other was looked at before its data was read
+        check_base_model(work.config, empty_model(str(base_model)), load_base_tokenizer(base_model))
     train.write(work.outputs["train_data"])
     evaluation.write(work.outputs["eval_data"])
     work.returns[TASKS.name] = list(range(work.config.general.parallel_tasks or 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,6 @@ from whence.running.lineage import training_of
 from whence.running.roles import with_model_names
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from whence.report.material import Links, Material
 
 SUMMARY_FILE = "summary.md"
@@ -27,7 +26,8 @@ def compute(work: Work) -> dict[str, float]:
 
     tracking = Address.parse(work.config.tracking.uri).uri
     run = work.run
-    links = Links(run.pipeline_url, run.kubeflow_url, tracking, run.run_id, tuple(run.not_recorded()))
+    run_id = (run.pipeline_path or "").rpartition("/")[2] or None
+    links = Links(run.pipeline_url, run.kubeflow_url, tracking, run_id, tuple(run.not_recorded()))
     material = _material(work, links)
     page = make_report(material)
     work.outputs["report"].write_text(page.html, encoding="utf-8")
@@ -46,7 +46,7 @@ def _material(work: Work, links: Links) -> Material:
     from whence.influence.results import Scores
     from whence.report.material import Material, read_evidence, read_json
 
-    scores, comparison, spectra = Scores(work.inputs["scores"]), work.inputs["comparison"], work.inputs["spectra"]
+    scores, comparison, spectra = Scores(work.inputs["scores"]), work.inputs["comparison"], work.inputs.get("spectra")
     evidence, benchmark = work.inputs.get("evidence"), work.inputs.get("benchmark")
     return Material(
         config=with_model_names(work.config, comparison),
@@ -61,23 +61,30 @@ def _material(work: Work, links: Links) -> Material:
         tokens=scores.tokens,
         modules=scores.modules,
         self_influence=scores.self_influence,
-        spectra=_table(spectra / artifacts.SPECTRA_FILE),
-        pictures={file.stem: file.read_bytes() for file in sorted(spectra.glob("*.png"))},
+        spectra=None if spectra is None else pd.read_parquet(spectra / artifacts.SPECTRA_FILE),
+        pictures={file.stem: file.read_bytes() for file in sorted(spectra.glob("*.png"))} if spectra else {},
         evidence=None if evidence is None else read_evidence(evidence / artifacts.EVIDENCE_FILE, scores.origin),
         benchmark=None if benchmark is None else read_json(benchmark / artifacts.MMLU_FILE),
-        absent=work.absent,
+        absent={name: absence.why for name, absence in work.absent.items()},
+        failures=_failures(work),
         links=links,
     )
 
 
-def _table(path: Path) -> pd.DataFrame | None:
-    import pandas as pd
-
-    return pd.read_parquet(path) if path.exists() else None
+def _failures(work: Work) -> list[str]:
+    """What became of the stages that this run went on without."""
+    return [absence.why for absence in work.absent.values() if absence.failed]
 
 
 def record(work: Work) -> None:
+    """Log page and tables; where a stage has failed, the run fails now, with everything else in place.
+
+    Raises:
+        PipelineError: naming the stages, and why.
+    """
     import pandas as pd
+
+    from whence.errors import PipelineError
 
     tables = work.outputs["tables"]
     work.run.log_artifact(work.outputs["report"], name="report.html", parent=True)
@@ -85,23 +92,38 @@ def record(work: Work) -> None:
     for name in COMPARABLE:
         if (tables / name).exists():
             work.run.log_table(pd.read_csv(tables / name), f"{Path(name).stem}.json", parent=True)
-    _, _, summary = (tables / SUMMARY_FILE).read_text(encoding="utf-8").partition("\n")  # below the title
-    work.run.describe("\n\n".join([" · ".join(_links(work)), summary.strip()]))
+    work.run.describe(_description(work))
+    if _failures(work):
+        raise PipelineError(
+            f"{'; '.join(_failures(work))}. The report of everything else is with this run in MLflow; mend that and "
+            "run again for the whole: what is finished in general.work_dir is reused"
+        )
 
 
-def _links(work: Work) -> list[str]:
-    """Where a reviewer goes on, as Markdown, by links that hold wherever MLflow's pages are opened."""
+def _description(work: Work) -> str:
+    """The headline with links, which hold wherever MLflow's pages are opened, and the summary without its own."""
     from urllib.parse import quote
 
+    from whence.report.tables import IN
+    from whence.report.words import percent
     from whence.tracking.server import VERSION_TAG
 
     name, version = work.config.tracking.registered_model, work.run.pipeline_tags().get(VERSION_TAG)
+    measured = json.loads((work.inputs["comparison"] / artifacts.COMPARISON_FILE).read_text(encoding="utf-8"))
+    accuracy = measured["metrics"].get("accuracy", {})
+    evidence = work.inputs.get("evidence")
+    grade = evidence and json.loads((evidence / artifacts.EVIDENCE_FILE).read_text(encoding="utf-8"))["grade"]["word"]
     pages = {
         "The report": work.run.pipeline_path and f"{work.run.pipeline_path}/artifacts/report.html",
         f"Version {version} of {name}": version and f"#/models/{quote(name)}/versions/{version}",
         "Kubeflow": work.run.kubeflow_url,
     }
-    return [f"[{title}]({page})" for title, page in pages.items() if page]
+    head = [f"**Evidence: {grade or 'not measured'}**"]
+    if {"base", "finetuned"} <= accuracy.keys():
+        head.append(" → ".join(f"{percent(accuracy[role]['value'])}" for role in ("base", "finetuned")) + " accuracy")
+    head += [f"[{title}]({page})" for title, page in pages.items() if page]
+    text = (work.outputs["tables"] / SUMMARY_FILE).read_text(encoding="utf-8")
+    return " · ".join(head) + "\n\n" + text.partition("\n")[2].partition(f"\n[{IN}")[0].strip()
 
 
 STAGE = Stage(
@@ -110,9 +132,9 @@ STAGE = Stage(
     inputs=(
         artifacts.SCORES,
         artifacts.COMPARISON,
-        artifacts.SPECTRA,
+        artifacts.SPECTRA.without("Without it the page says why."),
         artifacts.EVIDENCE.without("Without it the page says that nobody has measured it."),
-        artifacts.BENCHMARK.without("Left out where it is switched off."),
+        artifacts.BENCHMARK.without("Without it the page says why."),
     ),
     outputs=(artifacts.REPORT, artifacts.TABLES),
     settings=("profile", "evaluation.confidence", "scores.top_k"),

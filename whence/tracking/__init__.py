@@ -11,5 +11,6 @@ mlflow is imported when the first stage run opens, not before.
 """
 
 from whence.tracking.run import StageRun, check_tracking, settle_run, stage_run, upload_spool
+from whence.tracking.trial import try_tracking
 
-__all__ = ["StageRun", "check_tracking", "settle_run", "stage_run", "upload_spool"]
+__all__ = ["StageRun", "check_tracking", "settle_run", "stage_run", "try_tracking", "upload_spool"]

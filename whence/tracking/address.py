@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import requests
 
@@ -40,7 +40,9 @@ class Address:
         parts = urlsplit(uri)
         if parts.scheme == "sqlite" and not parts.netloc and len(parts.path) > 1:
             database = Path(unquote(parts.path[1:])).absolute()
-            return cls(f"sqlite:///{database}", database)
+            # Only what would end the path: MLflow makes the folders of the address as it is written.
+            path = "".join(quote(sign) if sign in "%?#" else sign for sign in str(database))
+            return cls(f"sqlite:///{path}", database)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise TrackingError(
                 f"tracking.uri: {urlunsplit(_bare(parts))!r} is not a tracking address; "

@@ -22,7 +22,7 @@ from whence.tracking.address import Address
 from whence.tracking.faults import explained, none_if_absent, retrying
 from whence.tracking.lock import Lock
 from whence.tracking.run import PIPELINE_VARIABLE
-from whence.tracking.server import open_client
+from whence.tracking.server import PARENT_TAG, STAGE_TAG, open_client
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -45,12 +45,14 @@ class Version:
         number: as MLflow counts, from "1".
         source: where its files are.
         created: milliseconds since the epoch.
+        run_id: of the MLflow run that registered it.
     """
 
     number: str
     source: str
     created: int
     tags: Mapping[str, str]
+    run_id: str = ""
 
     @property
     def rolled_back(self) -> bool:
@@ -128,16 +130,40 @@ class Registry:
 
     def download(self, version: Version, folder: Path) -> None:
         """Fetch the files of a version into ``folder``, in place of what is there."""
+        self._download(version.source, folder)
+
+    def _download(self, address: str, folder: Path) -> None:
         from mlflow.artifacts import download_artifacts
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
             # MLflow makes a folder of its own in there.
             fetched = self._request(
-                lambda: download_artifacts(version.source, dst_path=scratch, tracking_uri=self.address.uri)
+                lambda: download_artifacts(address, dst_path=scratch, tracking_uri=self.address.uri)
             )
             shutil.rmtree(folder, ignore_errors=True)
             os.rename(fetched, folder)
+
+    def fetch(self, version: Version, stage: str, artifact: str, folder: Path) -> bool:
+        """Fetch what a stage recorded in the run that made a version, in place of what is in ``folder``.
+
+        Returns:
+            False when there is no such artifact.
+        """
+
+        def find() -> str | None:
+            run = self._client.get_run(version.run_id)
+            parent = run.data.tags.get(PARENT_TAG, version.run_id)
+            query = f"tags.`{PARENT_TAG}` = '{parent}' and tags.`{STAGE_TAG}` = '{stage}'"
+            for child in self._client.search_runs([run.info.experiment_id], query):
+                if self._client.list_artifacts(child.info.run_id, artifact):
+                    return f"runs:/{child.info.run_id}/{artifact}"
+            return None
+
+        address = self._request(find)
+        if address is not None:
+            self._download(address, folder)
+        return address is not None
 
     def promote(self, candidate: Version, over: str | None) -> bool:
         """Make ``candidate`` the champion, if ``over`` (None: none) still is; may be repeated.
@@ -248,4 +274,10 @@ class Registry:
 
 
 def _version(version: ModelVersion) -> Version:
-    return Version(str(version.version), str(version.source), int(version.creation_timestamp), dict(version.tags))
+    return Version(
+        str(version.version),
+        str(version.source),
+        int(version.creation_timestamp),
+        dict(version.tags),
+        str(version.run_id),
+    )

@@ -72,8 +72,9 @@ def stage_run(config: Config, stage: str) -> Iterator[StageRun]:
     """Record a stage: a run nested under the pipeline's, FAILED when the body raises.
 
     The parent run is the one tagged ``kfp.pipeline_run_id`` = ``$KFP_RUN_ID``, created when there is none; without
-    that variable the stage's run stands alone. ``$MLFLOW_RUN_ID``, as Kubeflow's MLflow plugin sets it for each task,
-    is resumed; when it names a run that is nested under none, it is taken as the parent.
+    that variable the stage's run stands alone. A stage of a pipeline run that is tried again goes on in the run of its
+    first attempt. ``$MLFLOW_RUN_ID``, as Kubeflow's MLflow plugin sets it for each task, is resumed; when it names a
+    run that is nested under none, it is taken as the parent.
 
     Raises:
         TrackingError: the server refuses to open the run. Being unreachable is no error here: see the package.
@@ -94,6 +95,8 @@ def settle_run(config: Config, pipeline_run: str, status: str) -> None:
         status: FAILED or KILLED.
     """
     address = Address.parse(config.tracking.uri)
+    if address.database is not None and not address.database.exists():
+        return
     try:
         address.probe()
         MlflowServer(address, config.tracking.experiment).settle(pipeline_run, status, _now())

@@ -48,10 +48,9 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # the U
 VIEW = "whence"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"  # as MLflow's UI keeps the views that people save
 COLUMNS = (
-    "attributes.`Duration`", "attributes.`Models`", "tags.`whence.evidence`", "tags.`whence.champion`",
-    "metrics.`base.accuracy`", "metrics.`finetuned.accuracy`", "metrics.`final_eval_loss`",
-    "metrics.`planted_recall.influence`", "metrics.`gate.passed`", "tags.`whence.failed_stage`",
-)  # fmt: skip
+    *(f"metrics.`{name}`" for name in ("base.accuracy", "finetuned.accuracy", "final_eval_loss", "gate.passed")),
+    *(f"tags.`whence.{name}`" for name in ("evidence", "champion", "model_version", "failed_stage")),
+)
 DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",

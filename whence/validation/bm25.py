@@ -26,16 +26,25 @@ def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> np.ndarray:
     Common words are not left out: the inverse document frequency weighs them down. A word that stands twice in a query
     counts twice.
     """
-    import bm25s  # only where it is used: the models of the evidence are read without it
+    index = WordIndex(documents)
+    return np.stack([index.scores(query) for query in queries]) if queries else np.zeros((0, len(documents)))
 
-    corpus = [words(document) for document in documents]
-    scores = np.zeros((len(queries), len(documents)))
-    if not any(corpus):
-        return scores
-    index = bm25s.BM25(k1=K1, b=B, method="lucene", dtype="float64")
-    index.index(corpus, show_progress=False)
-    for row, query in enumerate(queries):
+
+class WordIndex:
+    """Documents, ready to be compared with one query after another."""
+
+    def __init__(self, documents: Sequence[str]) -> None:
+        import bm25s  # only where it is used: the models of the evidence are read without it
+
+        corpus = [words(document) for document in documents]
+        self._size, self._index = len(documents), None
+        if any(corpus):
+            self._index = bm25s.BM25(k1=K1, b=B, method="lucene", dtype="float64")
+            self._index.index(corpus, show_progress=False)
+
+    def scores(self, query: str) -> np.ndarray:
+        """BM25 of every document, ``[documents]`` float64."""
         terms = words(query)
-        if terms:
-            scores[row] = index.get_scores(terms)
-    return scores
+        if self._index is None or not terms:
+            return np.zeros(self._size)
+        return np.asarray(self._index.get_scores(terms))

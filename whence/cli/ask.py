@@ -1,0 +1,108 @@
+"""``whence ask``: a question to the last run, its answer, and the training examples behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from whence.asking import Answer, Explanation
+    from whence.validation.evidence import Grade
+
+EXCERPT = 70  # characters
+TITLES = {"helpful": "Behind the answer", "harmful": "Against the answer"}
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The prompt, as the model is to read it.")],
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of a finished run.")] = Path(
+        "whence-output/latest"
+    ),
+    answer: Annotated[str | None, typer.Option(help="Explain this answer in place of the model's own.")] = None,
+    as_input: Annotated[bool, typer.Option("--input", help="The question is a text for dataset.template.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="Training examples to list at each end.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the exact rows, and nothing else, as JSON.")] = False,
+) -> None:
+    """Ask a finished run something new, and see the training examples behind the answer."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of a second's work
+    console = Console(stderr=as_json)
+    with console.status("loading the run"):
+        from whence.asking import Asking
+        from whence.run_folder import load_run
+
+        folder = load_run(run)
+        asking = Asking(folder)
+        grade = folder.grade
+    with console.status("answering"):
+        said = asking.answer(question, answer, as_input)
+    if not as_json:
+        _print_answer(console, said)
+    with console.status("looking for the training examples behind it"):
+        found = asking.first(said)
+    if not as_json:
+        console.print(_table(found, rows), "[dim]Estimates by the index; exact scores follow.[/]")
+    with console.status("scoring them exactly"):
+        found = asking.exact(found)
+    if as_json:
+        typer.echo(json.dumps(_plain(found, rows, grade), indent=1, ensure_ascii=False))
+        return
+    console.print(_table(found, rows))
+    _print_trust(console, found, grade)
+
+
+def _print_answer(console: Console, said: Answer) -> None:
+    lines = {"Asked": said.prompt, "Answer" if said.own else "Given answer": said.text or "(nothing)"}
+    for title, text in lines.items():
+        console.print(f"[dim]{title:<13}[/]{escape(text)}", highlight=False, soft_wrap=True)
+    console.print()
+
+
+def _table(found: Explanation, rows: int) -> Table:
+    kind = "score" if found.detail else "estimate"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("Training example", "", kind, "z-score", "BM25 rank", "text"):
+        table.add_column(column, justify="right" if column in (kind, "z-score", "BM25 rank") else "left")
+    for direction, title in TITLES.items():
+        for row in found.best(direction, rows).itertuples():
+            text = _excerpt(f"{row.prompt} {row.completion}")
+            table.add_row(title if row.rank == 1 else "", escape(row.example_id), f"{row.score:.4g}",
+                          f"{row.z_score:+.1f}", str(row.bm25_rank), escape(text))  # fmt: skip
+    for row in found.by_words.head(rows).itertuples():
+        text = _excerpt(f"{row.prompt} {row.completion}")
+        table.add_row("Most words shared" if row.rank == 1 else "", escape(row.example_id), "", "", str(row.rank),
+                      escape(text))  # fmt: skip
+    return table
+
+
+def _print_trust(console: Console, found: Explanation, grade: Grade | None) -> None:
+    console.print()
+    console.print(escape(found.in_words), highlight=False, soft_wrap=True)
+    if grade is not None:
+        console.print(f"[bold]Evidence of the run: {grade.word}.[/] {escape(grade.sentence)}", highlight=False)
+
+
+def _plain(found: Explanation, rows: int, grade: Grade | None) -> dict[str, Any]:
+    """Everything in plain types."""
+    listed = {direction: found.best(direction, rows).to_dict("records") for direction in TITLES}
+    return {
+        "question": found.answer.prompt,
+        "answer": found.answer.text,
+        "own_answer": found.answer.own,
+        **listed,
+        "most_words_shared": found.by_words.head(rows).to_dict("records"),
+        "stands_out": found.stands_out,
+        "in_words": found.in_words,
+        "evidence": None if grade is None else {"grade": grade.word, "sentence": grade.sentence},
+    }
+
+
+def _excerpt(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= EXCERPT else f"{line[: EXCERPT // 2]} … {line[-EXCERPT // 2 :]}"

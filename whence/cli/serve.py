@@ -1,0 +1,56 @@
+"""``whence serve``: a page and an HTTP interface that answer questions and show the training examples behind them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
+
+
+def serve(
+    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of a finished run.")] = Path(
+        "whence-output/latest"
+    ),
+    champion: Annotated[
+        bool, typer.Option("--champion", help="Answer with the champion of the registry, and follow it when it moves.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for other machines, too.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8750,
+    cache: Annotated[Path, typer.Option(metavar="DIR", help="Where a champion's files are kept.")] = Path(
+        ".whence/champion"
+    ),
+    profile: ProfileOption = None,
+    config_file: ConfigOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Serve a page where a model is asked, and shows the training examples behind each answer."""
+    import uvicorn
+
+    from whence.config.serving import Serving
+    from whence.config_file import parse_override
+    from whence.models.trained import own_config
+    from whence.serving.app import create_app
+    from whence.serving.source import Champion, Keeper, LocalRun
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("whence").setLevel(logging.INFO)
+    if champion:
+        named = profile or config_file
+        config = (
+            find_settings(profile, config_file, set_).load()
+            if named
+            else own_config(dict(map(parse_override, set_ or [])))
+        )
+        settings: Serving = config.serving
+        keeper = Keeper(Champion(config, cache))
+        keeper.follow(settings.follow_seconds)
+    else:
+        settings = Serving()
+        keeper = Keeper(LocalRun(run))
+        keeper.refresh()
+        typer.echo(f"Ask at http://{host}:{port}/ (Ctrl-C ends it)")
+    uvicorn.run(create_app(lambda: keeper.service, settings), host=host, port=port, log_level="warning")

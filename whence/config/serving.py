@@ -1,0 +1,17 @@
+"""Settings of the service that answers questions."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from whence.config.base import Section
+
+
+class Serving(Section):
+    waiting: int = Field(
+        20, ge=0, description="Questions that may wait while another is answered; more are told when to come back."
+    )
+    seconds: float = Field(60, gt=0, description="Longest time for a question, but for a single step of the model.")
+    follow_seconds: float = Field(
+        30, gt=0, description="How often the service looks whether another model has become the champion."
+    )

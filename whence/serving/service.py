@@ -1,0 +1,74 @@
+"""A run that answers questions over HTTP: what is asked of it, in the words of the interface."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from whence.asking import Answer as Asked
+from whence.asking import Asking
+from whence.evaluation.generation import stream_answer
+from whence.report.words import number, visible
+from whence.run_folder import RunFolder
+from whence.serving.events import Answer, BaseAnswer, Event, Example, Question, Token
+from whence.serving.rows import RowWriter
+
+
+class Service:
+    """A run, loaded; answers one question at a time.
+
+    Attributes:
+        profile, title, facts, example: what people see of it, and a question that it can be asked.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        """Load what is needed.
+
+        Raises:
+            DataError: the run has no index.
+            FactorError: model, factors and index do not belong together.
+        """
+        self._asking = Asking(run)
+        config, data = self._asking.language.config, self._asking.index.data
+        self._run = run
+        self._writer = RowWriter(self._asking.language, data.frame, run)
+        grade = run.grade
+        self._evidence = grade.sentence if grade else "How far influences can be trusted was not measured in this run."
+        self.profile = config.profile
+        self.title = f"What {config.models.base.name} learned from {config.dataset.name}"
+        self.facts = {
+            "Fine-tuned model": config.models.finetuned.id,
+            "Training examples": number(len(data.frame)),
+            "Evidence": grade.word.capitalize() if grade else "Not measured",
+        }
+        self.example = data.frame["prompt"].iloc[0]
+
+    def explain(self, question: Question) -> Generator[Event]:
+        """The answer piece by piece, then the rows behind it: estimated, and then exact.
+
+        Raises:
+            DataError: question and answer do not fit, the answer is empty, or has not the words asked about.
+        """
+        answer: Asked | None = None
+        for piece in self._asking.stream(question.question, question.answer, question.as_input):
+            if isinstance(piece, str):
+                yield Token(text=visible(piece))
+            else:
+                answer = piece
+        assert answer is not None
+        yield Answer(text=visible(answer.text), ended=answer.ended or "given")
+        if question.base:
+            yield BaseAnswer(text=visible(self._base_answer(answer.prompt)))
+        if question.about:
+            answer = self._asking.about(answer, question.about)
+        found = self._asking.first(answer)
+        yield self._writer.rows(found, question.rows, self._evidence)
+        yield self._writer.rows(self._asking.exact(found), question.rows, self._evidence)
+
+    def open(self, example_id: str) -> Example | None:
+        """A training example in full; None where there is none of this id."""
+        return self._writer.open(example_id)
+
+    def _base_answer(self, prompt: str) -> str:
+        *_, answer = stream_answer(self._run.base, prompt)  # loaded when it is first asked
+        assert not isinstance(answer, str)
+        return answer.text
