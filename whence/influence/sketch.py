@@ -63,7 +63,7 @@ class Sketch:
 
         A bit of each says most then. Their products stay as they are; that of a sketch with itself, too.
         """
-        waves = torch.fft.fft(sketches, norm="ortho")
+        waves: torch.Tensor = torch.fft.fft(sketches, norm="ortho")
         return waves.real - waves.imag
 
     def encode(self, sketches: torch.Tensor) -> torch.Tensor:
