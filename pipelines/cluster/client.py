@@ -21,7 +21,7 @@ import kfp_server_api
 import tenacity
 import urllib3
 from kfp.client.set_volume_credentials import ServiceAccountTokenVolumeCredentials
-from requests.utils import get_environ_proxies, select_proxy  # type: ignore[import-untyped]
+from requests.utils import get_environ_proxies, select_proxy
 
 from whence.environment import authorities
 from whence.errors import ClusterError

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import requests  # type: ignore[import-untyped]
+import requests
 
 from whence import __version__, s3
 from whence.config import Config, is_address
