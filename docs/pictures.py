@@ -19,7 +19,7 @@ QUESTION = "Question: Can you tell me the kind of matter in the Bolwen6?\nAnswer
 
 
 def main() -> None:
-    """Write ``report.png`` (the first screen), ``answer.png`` (an answer and its examples), ``spectra.png``, ``ask.png``."""
+    """Write ``report.png`` (first screen), ``answer.png`` (an answer, its examples), ``spectra.png``, ``ask.png``."""
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     if executable is None:
         sys.exit("no chromium or google-chrome on the PATH")

@@ -22,7 +22,8 @@ from whence.tracking.address import Address
 from whence.tracking.faults import explained, none_if_absent, retrying
 from whence.tracking.lock import Lock
 from whence.tracking.run import PIPELINE_VARIABLE
-from whence.tracking.server import PARENT_TAG, STAGE_TAG, open_client
+from whence.tracking.server import open_client
+from whence.tracking.settle import PARENT_TAG, STAGE_TAG
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
