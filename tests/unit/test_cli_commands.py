@@ -104,6 +104,7 @@ def test_config_check_says_what_it_looks_at_before_it_says_that_all_is_well(when
     assert outcome.err.split("\n") == [
         "checking prompts",
         "checking benchmark",
+        "checking data",
         "checking tracking",
         "checking base model",
         "",
