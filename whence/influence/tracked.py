@@ -36,17 +36,20 @@ def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterato
             yield network.to(device)
     finally:
         hook.remove()
-        wrapped = {name: module for name, module in model.named_modules() if isinstance(module, FastLinear)}
-        for name, module in wrapped.items():
-            model.set_submodule(name, module.original_module)
-            module.collectors, module.source = (), None  # whoever still has the module has not all that was collected
-        wrapped.clear()
+        _unwrap(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(gradients[name])
         model.train(training)
-        module = None
         gc.collect()  # tracked modules hold gradients and one another; only what was made since is walked
         gc.unfreeze()
+
+
+def _unwrap(model: nn.Module) -> None:
+    """Put the model's own modules back; no tracked one is held by a name when this is done."""
+    wrapped = {name: module for name, module in model.named_modules() if isinstance(module, FastLinear)}
+    for name, module in wrapped.items():
+        model.set_submodule(name, module.original_module)
+        module.collectors, module.source = (), None  # whoever still has the module has not all that was collected
 
 
 def _tell_shape(model: nn.Module, _: tuple[torch.Tensor, ...], inputs: dict[str, torch.Tensor]) -> None:
