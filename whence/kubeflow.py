@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -97,6 +98,33 @@ def run_checks(name: str, settings: KfpArtifact) -> None:
         failed += [] if outcome.passed else [outcome.check]
     if failed:
         raise PipelineError(f"{name}: {', '.join(failed)} failed; what was found is above")
+
+
+@_in_words()
+def tell(variable: str, profile: str, run: str, page: str, state: str) -> None:
+    """Tell a webhook how a run ended: JSON with ``text``, as chat services show it, and its parts.
+
+    Args:
+        variable: holds the webhook's address, which is as good as a key.
+        page: where the run is shown; empty where nobody knows.
+        state: as Kubeflow calls it, e.g. ``SUCCEEDED``.
+
+    Raises:
+        PipelineError: the webhook cannot be reached, or refuses.
+    """
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3 import Retry
+
+    words = f"Whence {profile}: the run {state.lower()} {page or run}"
+    told = {"text": words, "profile": profile, "run": run, "state": state, "page": page}
+    with requests.Session() as session:
+        session.mount("http", HTTPAdapter(max_retries=Retry(3, backoff_factor=2, allowed_methods=None)))
+        try:
+            session.post(os.environ[variable], json=told, timeout=30).raise_for_status()
+        except requests.RequestException as error:  # its text has the address
+            status = "" if error.response is None else f" {error.response.status_code}"
+            raise PipelineError(f"the webhook in {variable} was not told: {type(error).__name__}{status}") from None
 
 
 def _paths(value: KfpArtifact | list[KfpArtifact] | None) -> Path | list[Path] | None:

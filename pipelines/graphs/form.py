@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import Parameter, Signature
 from typing import Any
 
 from kfp import dsl
 from kfp.dsl.graph_component import GraphComponent
 
+from whence.components.notify import STAGE, notify
 from whence.config import Config
 from whence.pipelines.graphs.placement import FORM_HELP, Placement
-from whence.pipelines.graphs.tasks import Tasks
+from whence.pipelines.graphs.tasks import Tasks, named
 from whence.running.form import GUIDE, form_default, form_help, form_of
 
 OVERRIDES_HELP = "Any other settings by dotted key, e.g. training.warmup_steps; `prepare` refuses wrong ones."
@@ -40,7 +42,8 @@ def with_form(
     def pipeline(*arguments: Any) -> None:
         values = dict(zip(names, arguments, strict=True))
         placing = {field: values.pop(field) for field in placement_form}
-        graph(values, Tasks(placement, placing))
+        with notified(config, placement, placing):
+            graph(values, Tasks(placement, placing))
 
     # kfp reads the signature and the docstring, which are generated since the form is derived from one table.
     pipeline.__signature__ = Signature(  # type: ignore[attr-defined]
@@ -54,6 +57,22 @@ def with_form(
     helps += [f"    {field}: {FORM_HELP[field]}" for field in placement_form]
     pipeline.__doc__ = "\n".join([f"{summary} {GUIDE}", "", "Args:", *helps, f"    overrides: {OVERRIDES_HELP}"])
     return dsl.pipeline(name=name, display_name=display_name)(pipeline)
+
+
+@contextmanager
+def notified(config: Config, placement: Placement, placing: Mapping[str, Any]) -> Iterator[None]:
+    """Have a webhook told how the graph within ended; kfp's local runner knows no exit handlers."""
+    variable = placement.cluster and placement.cluster.notify
+    if not variable:
+        yield
+        return
+    run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+    page = config.tracking.run_page(run) or ""
+    task = notify(variable=variable, profile=config.profile, run=run, page=page)
+    task.set_caching_options(False)
+    placement.place(STAGE, task, placing)
+    with named(dsl.ExitHandler(task), "run"):
+        yield
 
 
 def _parameter(name: str, kind: type, default: Any) -> Parameter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -425,8 +426,13 @@ def test_every_layer_has_names_for_people(profile: str) -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_value_that_a_task_reads_from_its_layer_is_an_input_of_that_layer(profile: str) -> None:
-    """Kubeflow's driver resolves a task's resources, selectors and inputs among those of the component around it."""
-    pipeline, platform = checked_in(profile)
+    assert undeclared(*checked_in(profile)) == []
+
+
+def undeclared(pipeline: dict[str, Any], platform: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What tasks read and their layers do not declare: Kubeflow's driver resolves a task's resources, selectors and
+    inputs among those of the component around it.
+    """
     executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     containers = pipeline["deploymentSpec"]["executors"]
     missing = []
@@ -447,7 +453,7 @@ def test_every_value_that_a_task_reads_from_its_layer_is_an_input_of_that_layer(
             read = set(re.findall(r"'componentInputParameter': '([^']+)'", str(executors[label])))
             around = known | ({f"pipelinechannel--{value}" for value in known} if layer_name == "root" else set())
             missing += [(layer_name, name, value) for value in read - around]
-    assert missing == []
+    return missing
 
 
 def dag_of(pipeline: dict[str, Any], *path: str) -> dict[str, Any]:
@@ -457,6 +463,29 @@ def dag_of(pipeline: dict[str, Any], *path: str) -> dict[str, Any]:
         inner = tasks[name]
         tasks = pipeline["components"][inner["componentRef"]["name"]]["dag"]["tasks"]
     return tasks
+
+
+def test_a_webhook_is_told_by_a_task_that_runs_however_the_run_ends(tmp_path: Path) -> None:
+    asked = {
+        "cluster.secrets": {"chat": ["WEBHOOK"]},
+        "cluster.notify": "WEBHOOK",
+        "tracking.kubeflow_url": "https://kfp/pipeline",
+    }
+    file = tmp_path / "pipeline.yaml"
+    for profile, kind in itertools.product(["demo", "patents-tinyllama"], PipelineKind):
+        compile_pipeline(profile_file(profile), file, asked, kind)
+        spec, platform = parsed(file)
+        assert undeclared(spec, platform) == []
+        root = spec["root"]["dag"]["tasks"]
+        assert set(root) == {"run", "notify"}, "the graph is one layer down"
+        assert root["notify"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+        assert root["notify"]["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": "run"}}
+        page = root["notify"]["inputs"]["parameters"]["page"]["runtimeValue"]["constant"]
+        assert page == "https://kfp/pipeline/#/runs/details/{{$.pipeline_job_uuid}}"
+        executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+        assert executors["exec-notify"]["secretAsEnv"][0]["keyToEnv"] == [{"envVar": "WEBHOOK", "secretKey": "WEBHOOK"}]
+    with pytest.raises(ConfigError, match=r"no key of cluster\.secrets"):
+        compile_pipeline(profile_file("demo"), file, {"cluster.notify": "WEBHOOK"})
 
 
 def test_retraining_trains_after_a_change_explains_what_passed_and_promotes_last() -> None:

@@ -337,6 +337,10 @@ class Tracking(Section):
     )
     wandb: bool = Field(False, description="Also report training to Weights & Biases when wandb is installed.")
 
+    def run_page(self, run: str) -> str | None:
+        """Where Kubeflow's UI shows a run; None without ``kubeflow_url``."""
+        return f"{self.kubeflow_url.rstrip('/')}/#/runs/details/{run}" if self.kubeflow_url else None
+
 
 class Retraining(Section):
     """When a new model takes the champion's place; the rule is that of :func:`whence.evaluation.gate.decide`."""

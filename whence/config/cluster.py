@@ -106,6 +106,11 @@ class Cluster(Section):
         description="PersistentVolumeClaim (ReadWriteMany) mounted by every task at general.work_dir: a retried task "
         "goes on from its checkpoints, and a later run reuses what has not changed; null: none.",
     )
+    notify: str | None = Field(
+        None,
+        description="Variable, a key of cluster.secrets, with the address of a webhook that is told how every run ended; "
+        "null: nobody is told. It puts the graph one layer down in Kubeflow's UI.",
+    )
     cpu_stages: StageResources = Field(
         default_factory=StageResources,
         description="Resources of the stages without an accelerator, but of those that stages names.",
@@ -121,6 +126,14 @@ class Cluster(Section):
             if re.search(SECRET_NAME, name):
                 raise ValueError(f"{name} would be in the pipeline for all to read; use a Secret: cluster.secrets")
         return values
+
+    @model_validator(mode="after")
+    def _webhook_is_secret(self) -> Cluster:
+        if self.notify is not None and self.notify not in {key for keys in self.secrets.values() for key in keys}:
+            raise ValueError(
+                f"notify: {self.notify!r} is no key of cluster.secrets, where the webhook's address has to be"
+            )
+        return self
 
     def resources(self, stage: str, gpu: bool) -> StageResources:
         """What a task of ``stage`` asks for; ``gpu`` says whether it is a stage that runs on an accelerator."""

@@ -446,8 +446,8 @@ def _send_unless_refused(server: MlflowServer, ids: RunIds, refused: list[str], 
 
 
 def _pipeline_page(config: Config) -> str | None:
-    kubeflow, run = config.tracking.kubeflow_url, os.environ.get(PIPELINE_VARIABLE)
-    return f"{kubeflow.rstrip('/')}/#/runs/details/{quote(run)}" if kubeflow and run else None
+    run = os.environ.get(PIPELINE_VARIABLE)
+    return config.tracking.run_page(quote(run)) if run else None
 
 
 def _existing(path: Path) -> Path:
