@@ -66,7 +66,7 @@ class ScoreCollector(Collector):
 class WhitenedCollector(Collector):
     """Of whitened gradients their squared length, which is self-influence, and with ``sketch`` their sketches.
 
-    Gives ``self`` ``[examples]`` and ``norms``, the squared lengths before whitening; and ``codes`` ``[examples, bytes]``
+    Gives ``self`` ``[examples]``; ``norms``, the squared lengths before whitening; and ``codes`` ``[examples, bytes]``
     uint8 or, not ``coded``, the ``sketches`` ``[examples, dimensions]`` fp32 themselves. The factors of all modules are
     held, as every batch needs them.
     """
