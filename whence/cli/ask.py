@@ -66,15 +66,15 @@ def _print_answer(console: Console, said: Answer) -> None:
 
 def _table(found: Explanation, rows: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("    score" if found.detail else " estimate", "z-score", "BM25 rank"):
-        table.add_column(column, justify="right", min_width=len(column), no_wrap=True)
-    table.add_column("training example", no_wrap=True)
-    table.add_column("", no_wrap=True, overflow="ellipsis")
+    for column in ("score" if found.detail else "estimate", "z-score", "BM25 rank"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("example", no_wrap=True)
+    table.add_column()
     for direction, title in TITLES.items():
-        table.add_row("", "", "", f"[bold]{title}[/]")
+        table.add_row("", "", "", "", f"[bold]{title}[/]")
         for row in found.best(direction, rows).itertuples():
             table.add_row(f"{row.score:.4g}", f"{row.z_score:+.1f}", str(row.bm25_rank), *_shown(row))
-    table.add_row("", "", "", "[bold]Most words shared[/]")
+    table.add_row("", "", "", "", "[bold]Most words shared[/]")
     for row in found.by_words.head(rows).itertuples():
         table.add_row("", "", str(row.rank), *_shown(row))
     return table
