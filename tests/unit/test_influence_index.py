@@ -142,7 +142,7 @@ def test_the_sketch_is_of_the_whitened_gradient_written_out(tmp_path: Path) -> N
     assert np.std(found) < 1.5 * (2 / 4096) ** 0.5 * expected
 
 
-def test_scores_leave_the_same_index_as_a_pass_of_its_own(tmp_path: Path) -> None:
+def test_scores_leave_the_same_index_as_a_pass_of_its_own_and_the_lengths_of_gradients(tmp_path: Path) -> None:
     model, queries = lettered(settings(scores__query_batch_size=1, **SMALL)), worded(3, 2)
     fit_factors(model, tmp_path / "f")
     steps = settings(scores__query_batch_size=1, scores__query_gradient_accumulation_steps=1, **SMALL)
@@ -152,6 +152,9 @@ def test_scores_leave_the_same_index_as_a_pass_of_its_own(tmp_path: Path) -> Non
     together = Index.read(tmp_path / "scores")
     assert np.array_equal(together.codes, alone.codes)
     assert together.info == alone.info
+    norms = [sum(float(one.square().sum()) for one in of.values()) for of in Reference(
+        tiny_llama(), MODULES).gradients(model.examples)]  # fmt: skip
+    np.testing.assert_allclose(scores.gradient_norms, norms, rtol=1e-4)
     explainer = Explainer(model, tmp_path / "f", alone)
     sketches = [explainer.query(model.tokenize(queries).subset([row])).sketch for row in range(3)]
     np.testing.assert_allclose(scores.query_sketches, sketches, rtol=1e-4, atol=1e-4 * np.std(sketches))

@@ -47,7 +47,7 @@ def ask(
     with console.status("looking for the training examples behind it"):
         found = asking.first(said)
     if not as_json:
-        console.print(_table(found, rows), "[dim]Estimates by the index; exact scores follow.[/]")
+        console.print(_table(found, rows), "[dim]Estimates by the index; exact scores follow.[/]\n")
     with console.status("scoring them exactly"):
         found = asking.exact(found)
     if as_json:
@@ -65,20 +65,26 @@ def _print_answer(console: Console, said: Answer) -> None:
 
 
 def _table(found: Explanation, rows: int) -> Table:
-    kind = "score" if found.detail else "estimate"
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("Training example", "", kind, "z-score", "BM25 rank", "text"):
-        table.add_column(column, justify="right" if column in (kind, "z-score", "BM25 rank") else "left")
+    for column in ("score" if found.detail else "estimate", "z-score", "BM25 rank"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("example", no_wrap=True)
+    table.add_column()
     for direction, title in TITLES.items():
+        table.add_row("", "", "", "", f"[bold]{title}[/]")
         for row in found.best(direction, rows).itertuples():
-            text = _excerpt(f"{row.prompt} {row.completion}")
-            table.add_row(title if row.rank == 1 else "", escape(row.example_id), f"{row.score:.4g}",
-                          f"{row.z_score:+.1f}", str(row.bm25_rank), escape(text))  # fmt: skip
+            table.add_row(f"{row.score:.4g}", f"{row.z_score:+.1f}", str(row.bm25_rank), *_shown(row))
+    table.add_row("", "", "", "", "[bold]Most words shared[/]")
     for row in found.by_words.head(rows).itertuples():
-        text = _excerpt(f"{row.prompt} {row.completion}")
-        table.add_row("Most words shared" if row.rank == 1 else "", escape(row.example_id), "", "", str(row.rank),
-                      escape(text))  # fmt: skip
+        table.add_row("", "", str(row.rank), *_shown(row))
     return table
+
+
+def _shown(row: Any) -> tuple[str, str]:
+    """An example's id and its text, the beginning and the end where it is long."""
+    line = " ".join(f"{row.prompt} {row.completion}".split())
+    short = line if len(line) <= EXCERPT else f"{line[: EXCERPT // 2]} … {line[-EXCERPT // 2 :]}"
+    return escape(row.example_id), escape(short)
 
 
 def _print_trust(console: Console, found: Explanation, grade: Grade | None) -> None:
@@ -101,8 +107,3 @@ def _plain(found: Explanation, rows: int, grade: Grade | None) -> dict[str, Any]
         "in_words": found.in_words,
         "evidence": None if grade is None else {"grade": grade.word, "sentence": grade.sentence},
     }
-
-
-def _excerpt(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= EXCERPT else f"{line[: EXCERPT // 2]} … {line[-EXCERPT // 2 :]}"

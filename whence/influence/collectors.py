@@ -24,7 +24,7 @@ from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import tracked_modules
 from whence.influence.trackers import basis_of
 
-SCORES, OWN, CODES, SKETCHES = "scores", "self", "codes", "sketches"  # tensors of a pass, examples along dimension 0
+SCORES, OWN, NORMS, CODES, SKETCHES = "scores", "self", "norms", "codes", "sketches"  # examples along dimension 0
 
 
 class Collector:
@@ -66,8 +66,9 @@ class ScoreCollector(Collector):
 class WhitenedCollector(Collector):
     """Of whitened gradients their squared length, which is self-influence, and with ``sketch`` their sketches.
 
-    Gives ``self`` ``[examples]``, and ``codes`` ``[examples, bytes]`` uint8 or, not ``coded``, the ``sketches``
-    ``[examples, dimensions]`` fp32 themselves. The factors of all modules are held, as every batch needs them.
+    Gives ``self`` ``[examples]``; ``norms``, the squared lengths before whitening; and ``codes`` ``[examples, bytes]``
+    uint8 or, not ``coded``, the ``sketches`` ``[examples, dimensions]`` fp32 themselves. The factors of all modules are
+    held, as every batch needs them.
     """
 
     def __init__(self, sketch: Sketch | None = None, coded: bool = True) -> None:
@@ -75,12 +76,13 @@ class WhitenedCollector(Collector):
         self.factors: dict[str, tuple[Basis, torch.Tensor | None]] = {}
 
     def begin(self, indices: Sequence[int], tokens: int, device: torch.device) -> None:
-        self.own = torch.zeros(len(indices), device=device)
+        self.own, self.norms = torch.zeros(2, len(indices), device=device)
         self.sketches = torch.zeros(len(indices), self.sketch.dimensions if self.sketch else 0, device=device)
 
     def take(self, module: FastLinear, activations: torch.Tensor, gradients: torch.Tensor) -> None:
         basis, root = self._whitening(module, (gradients.shape[-1], activations.shape[-1]))
         for part, piece in gradient_chunks(activations, gradients, basis):
+            self.norms[part] += torch.linalg.vector_norm(piece, dim=(1, 2)).square_()
             self.add(module.name, part, piece if root is None else piece.mul_(root))
 
     def add(self, module: str, part: slice, whitened: torch.Tensor) -> None:
@@ -91,7 +93,7 @@ class WhitenedCollector(Collector):
             self.sketch.add(self.sketches[part], flat, module)
 
     def results(self) -> dict[str, torch.Tensor]:
-        found = {OWN: self.own.cpu()}
+        found = {OWN: self.own.cpu(), NORMS: self.norms.cpu()}
         if self.sketch is not None:
             sketches = self.sketch.turned(self.sketches).cpu()
             found |= {CODES: self.sketch.encode(sketches)} if self.coded else {SKETCHES: sketches}

@@ -70,6 +70,12 @@ class Scores:
         return None if table is None else table["self_influence"].to_numpy()
 
     @cached_property
+    def gradient_norms(self) -> np.ndarray | None:
+        """Squared length of every example's gradient, without any curvature, ``[examples]``; None as above."""
+        table = self._table(SELF_INFLUENCE)
+        return None if table is None or "gradient_norm" not in table else table["gradient_norm"].to_numpy()
+
+    @cached_property
     def query_sketches(self) -> np.ndarray:
         """Of the queries' whitened gradients, ``[queries, index.dimensions]`` fp32, where there is an index."""
         return np.asarray(load_file(self.folder / QUERY_SKETCHES)[MATRIX])

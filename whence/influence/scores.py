@@ -15,7 +15,7 @@ from whence.data.dataset import numbers
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import FactorError
 from whence.files import write_json
-from whence.influence.collectors import CODES, OWN
+from whence.influence.collectors import CODES, NORMS, OWN
 from whence.influence.collectors import SCORES as PAIRS
 from whence.influence.detail import divide_scores, module_table, token_table
 from whence.influence.factors import WORK, versions
@@ -158,8 +158,9 @@ def _write(folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: 
     if settings.detail:
         _write_detail(folder, trained, queries, scoring, listed)
     if settings.self_influence:
-        values = require_finite(scoring.joined(OWN)).numpy()
-        own_scores = pd.DataFrame({"example_id": frame["example_id"], "self_influence": values})
+        own, norms = (require_finite(scoring.joined(name)).numpy() for name in (OWN, NORMS))
+        columns = {"example_id": frame["example_id"], "self_influence": own, "gradient_norm": norms}
+        own_scores = pd.DataFrame(columns)
         own_scores.to_parquet(folder / SELF_INFLUENCE, index=False)
     if scoring.sketch is not None:
         _write_codes(folder, trained, scoring)

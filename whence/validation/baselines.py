@@ -35,12 +35,15 @@ class Gradients:
         return np.asarray(np.divide(self.products, norms, out=np.zeros_like(self.products), where=norms > 0))
 
 
-def plain_gradients(trained: TrainedModel, queries: TokenizedExamples, scratch: Path) -> Gradients:
+def plain_gradients(
+    trained: TrainedModel, queries: TokenizedExamples, scratch: Path, train_norms: np.ndarray | None = None
+) -> Gradients:
     """Gradients of the tracked modules, met as in influence but without factors (kronfluence's ``identity``):
     influence without the curvature that EKFAC brings in.
 
     Args:
         scratch: folder for finished parts, from which the same call goes on.
+        train_norms: of the training examples, where a pass has taken them already.
     """
     config = trained.config
     factors = config.factors.model_copy(update={"strategy": "identity"})
@@ -50,8 +53,9 @@ def plain_gradients(trained: TrainedModel, queries: TokenizedExamples, scratch: 
     fit_factors(plain, identity)
     products = pairwise_scores(plain, identity, queries, scratch / "products")
     of_queries = self_influence(plain.with_examples(queries), identity, scratch / "query_norms")
-    of_examples = self_influence(plain, identity, scratch / "train_norms")
-    return Gradients(*(values.double().numpy() for values in (products, of_queries, of_examples)))
+    if train_norms is None:
+        train_norms = self_influence(plain, identity, scratch / "train_norms").numpy()
+    return Gradients(*(np.asarray(values, np.float64) for values in (products, of_queries, train_norms)))
 
 
 def embedding_scores(

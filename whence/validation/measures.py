@@ -221,7 +221,7 @@ class Measures:
 
     @cached_property
     def _gradients(self) -> Gradients:
-        return plain_gradients(self.trained, self._queries, self.scratch / "gradients")
+        return plain_gradients(self.trained, self._queries, self.scratch / "gradients", self.scores.gradient_norms)
 
     @cached_property
     def _subsets(self) -> list[tuple[int, ...]]:
