@@ -108,7 +108,7 @@ class Cluster(Section):
     )
     notify: str | None = Field(
         None,
-        description="Variable, a key of cluster.secrets, with the address of a webhook that is told how every run ended; "
+        description="Variable, a key of cluster.secrets, with the address of a webhook that is told how runs ended; "
         "null: nobody is told. It puts the graph one layer down in Kubeflow's UI.",
     )
     cpu_stages: StageResources = Field(
