@@ -102,6 +102,16 @@ def test_the_command_prints_the_answer_the_rows_and_how_far_to_believe_them(aske
     assert said["evidence"] == {"grade": "weak", "sentence": "Weak evidence."}
 
 
+def test_words_of_the_answer_are_explained_alone(asked_run, capsys) -> None:
+    found = []
+    for about in ((), ("--about", "loom"), ("--about", "boat")):
+        code = asked("The lens is", "--run", asked_run, "--answer", "valve and loom", "--json", "--rows", 3, *about)
+        said = capsys.readouterr()
+        found.append(json.loads(said.out)["helpful"][0]["score"] if code == 0 else said.err)
+    assert found[0] != found[1]
+    assert "the answer has no words 'boat'" in found[2]
+
+
 def test_a_run_without_an_index_says_how_to_have_one(asked_run, capsys) -> None:
     (asked_run / "artifacts" / "index" / "index" / "index.json").unlink()
     assert asked("The lens is", "--run", asked_run) == 1

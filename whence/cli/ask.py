@@ -26,6 +26,7 @@ def ask(
         "whence-output/latest"
     ),
     answer: Annotated[str | None, typer.Option(help="Explain this answer in place of the model's own.")] = None,
+    about: Annotated[str | None, typer.Option(help="Explain only these words of the answer.")] = None,
     as_input: Annotated[bool, typer.Option("--input", help="The question is a text for dataset.template.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Training examples to list at each end.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the exact rows, and nothing else, as JSON.")] = False,
@@ -42,6 +43,7 @@ def ask(
         grade = folder.grade
     with console.status("answering"):
         said = asking.answer(question, answer, as_input)
+        said = asking.about(said, about) if about else said
     if not as_json:
         _print_answer(console, said)
     with console.status("looking for the training examples behind it"):
