@@ -30,6 +30,7 @@ def serve(
     """Serve a page where a model is asked, and shows the training examples behind each answer."""
     import uvicorn
 
+    import whence.progress  # noqa: F401  (before transformers, whose bars it turns off in a log)
     from whence.config.serving import Serving
     from whence.config_file import parse_override
     from whence.models.trained import own_config

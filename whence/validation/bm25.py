@@ -6,6 +6,7 @@ bm25s (Lù, 2024, arXiv:2407.03618). Needs no torch.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -36,6 +37,7 @@ class WordIndex:
     def __init__(self, documents: Sequence[str]) -> None:
         import bm25s  # only where it is used: the models of the evidence are read without it
 
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
         corpus = [words(document) for document in documents]
         self._size, self._index = len(documents), None
         if any(corpus):
