@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import typer
 from manifests import (
     OVERLAYS,
     ROOT,
     Network,
+    Pod,
     build,
     built,
     copy,
@@ -26,6 +29,7 @@ from manifests import (
 )
 
 from whence import __version__
+from whence.cli import build_app
 
 KUBERNETES = ("1.33", "1.35", "1.37")
 
@@ -53,23 +57,27 @@ def test_every_pod_meets_the_restricted_standard_and_more(overlay: str) -> None:
     levels = only(items, "Namespace", "whence")["metadata"]["labels"]
     assert levels["pod-security.kubernetes.io/enforce"] == "restricted"
     for pod in pods(items):
-        context = pod.spec["securityContext"]
-        assert context["runAsNonRoot"] is True, pod.owner
-        assert context["runAsUser"] > 0, pod.owner
-        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, pod.owner
-        assert pod.spec["automountServiceAccountToken"] is False, pod.owner
-        assert pod.spec["enableServiceLinks"] is False, f"{pod.owner}: a service's address would arrive as MLFLOW_PORT"
-        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.spec.keys(), pod.owner
-        kinds = {kind for volume in pod.spec.get("volumes", []) for kind in volume.keys() - {"name"}}
-        assert kinds <= {"emptyDir", "secret", "configMap"}, pod.owner
-        for container in pod.containers:
-            own = container["securityContext"]
-            assert own["allowPrivilegeEscalation"] is False, pod.owner
-            assert own["readOnlyRootFilesystem"] is True, pod.owner
-            assert own["capabilities"] == {"drop": ["ALL"]}, pod.owner
-            assert own.keys() == {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}, pod.owner
-            for side in ("requests", "limits"):
-                assert container["resources"][side].keys() >= {"cpu", "memory"}, f"{pod.owner} {side}"
+        assert_restricted(pod)
+
+
+def assert_restricted(pod: Pod) -> None:
+    context = pod.spec["securityContext"]
+    assert context["runAsNonRoot"] is True, pod.owner
+    assert context["runAsUser"] > 0, pod.owner
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}, pod.owner
+    assert pod.spec["automountServiceAccountToken"] is False, pod.owner
+    assert pod.spec["enableServiceLinks"] is False, f"{pod.owner}: a service's address would arrive as MLFLOW_PORT"
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.spec.keys(), pod.owner
+    kinds = {kind for volume in pod.spec.get("volumes", []) for kind in volume.keys() - {"name"}}
+    assert kinds <= {"emptyDir", "secret", "configMap"}, pod.owner
+    for container in pod.containers:
+        own = container["securityContext"]
+        assert own["allowPrivilegeEscalation"] is False, pod.owner
+        assert own["readOnlyRootFilesystem"] is True, pod.owner
+        assert own["capabilities"] == {"drop": ["ALL"]}, pod.owner
+        assert own.keys() == {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"}, pod.owner
+        for side in ("requests", "limits"):
+            assert container["resources"][side].keys() >= {"cpu", "memory"}, f"{pod.owner} {side}"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -273,6 +281,27 @@ def test_the_backup_reaches_the_database_and_the_store_and_nothing_reaches_it(tm
     images = {container["name"]: container["image"] for container in backup.containers}
     assert images["dump"] == pod_of(items, "postgres").containers[0]["image"], "a dump is read by no older version"
     assert all(container["securityContext"]["readOnlyRootFilesystem"] for container in backup.containers)
+
+
+def test_the_service_that_answers_questions_reaches_mlflow_and_who_may_ask_reaches_it(tmp_path: Path) -> None:
+    items = with_components(copy(tmp_path / "k8s"), "seaweedfs", "serve")
+    for item in items:
+        kubernetes_validate.validate(item, KUBERNETES[0], strict=True)
+    network, serve = Network(items), pod_of(items, "serve")
+    assert_restricted(serve)
+    assert network.allows(serve, pod_of(items, "mlflow"), 5000)
+    assert not network.allows(serve, pod_of(items, "postgres"), 5432)
+    assert not network.allows(pod_of(items, "mlflow"), serve, 8750)
+    client = replace(serve, namespace="team-a", labels={"whence/serve-client": "true"})
+    assert network.allows(client, serve, 8750)
+    assert not network.allows(replace(client, labels={}), serve, 8750)
+    [container] = serve.containers
+    assert registry_image(container["image"]) == ("whence/serve", __version__)
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz", "not before a champion is loaded"
+    arguments = [*container["command"], *container["args"]]
+    chosen = typer.main.get_command(build_app()).commands["serve"]
+    chosen.make_context("serve", arguments[2:])  # raises for what the command does not take
+    assert serve.listens_on() == {"http": 8750}
 
 
 def test_no_secret_has_a_value_in_the_repository() -> None:
