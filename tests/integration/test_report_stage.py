@@ -65,7 +65,7 @@ def test_a_failed_stage_is_named_in_the_first_lines_and_fails_the_run_once_the_r
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     [run] = client.search_runs([client.get_experiment_by_name("whence").experiment_id])
     assert run.info.status == "FAILED"
-    assert "report/report.html" in {item.path for item in client.list_artifacts(run.info.run_id, "report")}
+    assert "report.html" in {item.path for item in client.list_artifacts(run.info.run_id)}
 
 
 def test_the_stage_keeps_the_page_and_its_tables_in_mlflow(tmp_path: Path, outputs: dict[str, Path]) -> None:

@@ -247,7 +247,10 @@ def test_the_certificate_authority_of_aws_ca_bundle_is_taken(
     assert bucket.contents("x/") == contents(small)
 
 
-def test_a_log_says_how_far_it_is_and_how_fast(bucket: Bucket, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_says_how_far_it_is_and_how_fast(
+    bucket: Bucket, small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whence.progress.SECONDS", 0.0)  # a line is due at once
     upload_folder(small, f"s3://{bucket.name}/x")
     lines = capsys.readouterr().err.splitlines()
     assert re.search(r"upload: 100%.* 41\.9M/41\.9M \[.*B/s\]", lines[-1])
