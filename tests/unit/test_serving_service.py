@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 from asking_helpers import THINGS
 
-from whence.asking import Asking
+from whence.asking import Answer, Asking
 from whence.data.tokenization import IGNORED, Encoded, TokenizedExamples
 from whence.errors import DataError
 from whence.report.words import visible
 from whence.run_folder import load_run
 from whence.serving.events import Question, Rows
 from whence.serving.service import Service
+from whence.serving.source import Keeper, LocalRun
 
 
 @pytest.fixture
@@ -88,3 +90,17 @@ def test_an_example_is_opened_with_its_nearest_by_words(service: Service) -> Non
     assert example.id not in [near.id for near in example.nearest]
     assert example.influences == [], "this run has scored no queries"
     assert service.open("no such row") is None
+
+
+def test_a_model_that_answers_nothing_to_the_first_question_serves_all_the_same(
+    asked_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(self: Asking, question: str, *_: object) -> Iterator[Answer]:
+        yield Answer(question, "", "empty", TokenizedExamples([Encoded([5, 6], [IGNORED, IGNORED], 0)], 0))
+
+    monkeypatch.setattr(Asking, "stream", silent)
+    keeper = Keeper(LocalRun(asked_run))
+    keeper.refresh()
+    assert keeper.service is not None
+    with pytest.raises(DataError, match="the answer is empty"):
+        list(keeper.service.explain(Question(question="The lens is")))

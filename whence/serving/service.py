@@ -9,7 +9,7 @@ from whence.asking import Asking
 from whence.evaluation.generation import stream_answer
 from whence.report.words import number, visible
 from whence.run_folder import RunFolder
-from whence.serving.events import Answer, BaseAnswer, Event, Example, Question, Token
+from whence.serving.events import LONGEST_TEXT, Answer, BaseAnswer, Event, Example, Question, Token
 from whence.serving.rows import RowWriter
 
 
@@ -40,7 +40,7 @@ class Service:
             "Training examples": number(len(data.frame)),
             "Evidence": grade.word.capitalize() if grade else "Not measured",
         }
-        self.example = data.frame["prompt"].iloc[0]
+        self.example = data.frame["prompt"].iloc[0][:LONGEST_TEXT]
 
     def explain(self, question: Question) -> Generator[Event]:
         """The answer piece by piece, then the rows behind it: estimated, and then exact.

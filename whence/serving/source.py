@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -102,8 +103,8 @@ class Keeper:
         newest = self._source.newest()
         if newest != self._name:
             service = Service(self._source.open(newest))
-            for _ in service.explain(Question(question=service.example, rows=1)):
-                pass
+            with suppress(DataError):  # an empty answer has no rows behind it, and the next question may have
+                list(service.explain(Question(question=service.example, rows=1)))
             self.service, self._name = service, newest
             logger.info("answers are now those of %s", newest)
 
