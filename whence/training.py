@@ -36,6 +36,7 @@ from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.errors import DataError, ModelError
 from whence.files import require_disk, write_json
 from whence.models.language import LanguageModel
+from whence.models.loading import model_bytes, require_checkpoint_disk
 from whence.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ def train(
             f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}",
             hint="lower it, or set training.dataloader_drop_last to false",
         )
-    _require_disk(base, len(examples), output, checkpoints)
+    require_checkpoint_disk(base.model, config, len(examples), checkpoints)
+    require_disk(output, model_bytes(base.model), "the model", "write it elsewhere")
     set_seed(config.general.seed)
     bf16 = _bf16(config, device)
     network: nn.Module = base.model
@@ -125,17 +127,6 @@ def train(
     record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
     write_json(output / TRAINING_JSON, record)
     return TrainingResult(metrics, history, resumed_from)
-
-
-def _require_disk(base: LanguageModel, examples: int, output: Path, checkpoints: Path) -> None:
-    """Room for the model in float32, and for its checkpoints: each as much three times, with what AdamW keeps."""
-    settings, size = base.config.training, 4 * sum(parameter.numel() for parameter in base.model.parameters())
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
-    saved = math.ceil(settings.num_train_epochs * examples / batch / settings.save_steps)
-    there = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())  # by a run that is to go on
-    needed = 3 * size * min(saved, settings.save_total_limit + 1) - there
-    require_disk(checkpoints, needed + size, "checkpoints and model", "lower training.save_total_limit")
-    require_disk(output, size, "the model", "write it elsewhere")
 
 
 def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bool) -> TrainingArguments:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from whence.cli import main
 from whence.config import Config
 from whence.config_file import pack
-from whence.errors import ConfigError, DataError, WhenceError
+from whence.errors import ConfigError, DataError, ResourceError, WhenceError
 from whence.running.checks import CHECKS, check_world
 from whence.stages import prepare
 
@@ -39,6 +42,20 @@ def own(folder: Path, **changes: Any) -> dict[str, Any]:
     benchmark = {"evaluation.mmlu.source": "builtin:demo", "evaluation.mmlu.tasks": ["everyday_law"]}
     own = {key.replace("__", "."): value for key, value in changes.items()}
     return files | {"dataset.name": None} | asked | where | benchmark | own
+
+
+def test_a_disk_too_small_for_model_and_checkpoints_is_found_before_training(
+    folder: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as it is known: without a number of rows, the model alone."""
+    size = 4 * sum(tensor.numel() for tensor in load_file(folder / "model" / "model.safetensors").values())
+    rows = {"dataset.num_samples": 5000, "training.save_steps": 10, "training.save_total_limit": 2}
+    for more, needed in (({}, size), (rows, 10 * size)):
+        config = make_config(own(folder) | {"general.work_dir": str(tmp_path)} | more)
+        for free, fits in ((needed, True), (needed - 1, False)):
+            monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+            with nullcontext() if fits else pytest.raises(ResourceError, match=r"not enough disk for checkpoints"):
+                check_world(config)
 
 
 def test_what_is_right_passes_every_check(folder: Path, make_config: MakeConfig) -> None:

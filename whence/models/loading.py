@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from whence.config import BUILTIN_TINY_LLAMA, Config, General
 from whence.errors import ConfigError, ModelError
+from whence.files import require_disk
 from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.language import LanguageModel, make_usable
 from whence.threads import use_threads
@@ -263,6 +266,25 @@ def load_model(
         raise ModelError(f"the weights of {str(name)!r} lack {missing}; the model would answer from random weights")
     use_threads(model)
     return LanguageModel(model.to(device).eval(), load_tokenizer(name, revision), config)
+
+
+def require_checkpoint_disk(model: nn.Module, config: Config, examples: int, checkpoints: Path) -> None:
+    """Refuse where a model in float32 and its checkpoints do not fit: each as much three times, with what AdamW keeps.
+
+    Raises:
+        ResourceError: naming the folder, what is needed and what there is.
+    """
+    settings, size = config.training, model_bytes(model)
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    saved = math.ceil(settings.num_train_epochs * examples / batch / settings.save_steps)
+    there = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())  # by a run that is to go on
+    needed = 3 * size * min(saved, settings.save_total_limit + 1) - there
+    require_disk(checkpoints, needed + size, "checkpoints and model", "lower training.save_total_limit")
+
+
+def model_bytes(model: nn.Module) -> int:
+    """What a model takes as a file in float32."""
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from whence.config import BUILTIN_TINY_LLAMA, Config
@@ -123,7 +124,7 @@ def check_base_model(config: Config, model: PreTrainedModel, tokenizer: PreTrain
         model: without weights.
     """
     from whence.influence.modules import fused_parameters, require_examples, select_modules
-    from whence.models.loading import require_usable
+    from whence.models.loading import require_checkpoint_disk, require_usable
 
     require_usable(model, tokenizer, config.general)
     shortened = check_prompts(load_prompts(config), tokenizer, config)
@@ -134,6 +135,8 @@ def check_base_model(config: Config, model: PreTrainedModel, tokenizer: PreTrain
     fused = fused_parameters(model)
     if fused:
         logger.warning("the influence is not over fused experts (%s and the like), which cannot be tracked", fused[0])
+    if config.general.work_dir:  # where checkpoints will be; a pod's own disk is looked at by the task that has it
+        require_checkpoint_disk(model, config, config.dataset.num_samples or 0, Path(config.general.work_dir))
     layers = sorted({layer for name in modules if (layer := layer_of(name)) is not None})
     if config.inspection.layer not in layers:
         raise ConfigError(f"inspection.layer: {config.inspection.layer} has no tracked module; the model has {layers}")

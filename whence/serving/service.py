@@ -7,7 +7,7 @@ from collections.abc import Generator
 from whence.asking import Answer as Asked
 from whence.asking import Asking
 from whence.evaluation.generation import stream_answer
-from whence.report.words import number, visible
+from whence.report.words import covered, number, visible
 from whence.run_folder import RunFolder
 from whence.serving.events import LONGEST_TEXT, Answer, BaseAnswer, Event, Example, Question, Token
 from whence.serving.rows import RowWriter
@@ -38,6 +38,7 @@ class Service:
         self.facts = {
             "Fine-tuned model": config.models.finetuned.id,
             "Training examples": number(len(data.frame)),
+            "Influence over": covered(self._asking.explainer.info.coverage.model_dump()),
             "Evidence": grade.word.capitalize() if grade else "Not measured",
         }
         self.example = data.frame["prompt"].iloc[0][:LONGEST_TEXT]
