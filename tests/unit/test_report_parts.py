@@ -131,7 +131,7 @@ def test_a_scale_of_powers_puts_each_at_the_same_distance_and_points_need_no_lin
 
 
 def test_cards_carry_the_influences_of_their_query(material: Material) -> None:
-    found = entries(material, Details(material))
+    found = entries(material, Details(material.tokens, material.modules))
     first = found[0]
     wanted = material.influences.query("query_id == 'q0' and direction == 'helpful'")
     assert [material.examples[card.place].example_id for card in first.helpful] == wanted["example_id"].tolist()
@@ -153,7 +153,7 @@ def test_a_prompt_scored_twice_has_an_entry_for_each_of_its_answers(material: Ma
             [material.influences, material.influences.query("query_id == 'q0'").assign(query_id="q0/generated")]
         ),
     )
-    found = entries(both, Details(both))
+    found = entries(both, Details(both.tokens, both.modules))
     assert [(entry.slug, entry.scored) for entry in found[:3]] == [
         ("q0", "reference"), ("q0-generated", "generated"), ("q1", "reference")
     ]  # fmt: skip
@@ -161,7 +161,7 @@ def test_a_prompt_scored_twice_has_an_entry_for_each_of_its_answers(material: Ma
 
 
 def test_influence_is_split_by_layer_and_by_type_of_module(material: Material) -> None:
-    card = entries(material, Details(material))[0].helpful[0]
+    card = entries(material, Details(material.tokens, material.modules))[0].helpful[0]
     assert card.layers is not None
     assert card.kinds is not None
     assert card.layers == pytest.approx((0.5, 0.5))
@@ -172,13 +172,13 @@ def test_modules_outside_layers_have_a_place_of_their_own(material: Material) ->
     table = material.modules
     assert table is not None
     outside = table.assign(layer=table["layer"].mask(table["layer"] == 1))
-    details = Details(replace(material, modules=outside))
+    details = Details(material.tokens, outside)
     assert details.layers == ["layer 0", "outside layers"]
 
 
 def test_the_overlap_with_bm25_is_counted_from_both_rankings(material: Material) -> None:
     overlap = material.word_overlap
-    for row, entry in enumerate(entries(material, Details(material))[:3]):
+    for row, entry in enumerate(entries(material, Details(material.tokens, material.modules))[:3]):
         count = len(entry.helpful)
         first = set(np.argsort(-overlap[row], kind="stable")[:count])
         assert entry.shared == len(first & set(np.argsort(-material.scores[row], kind="stable")[:count]))
@@ -189,7 +189,7 @@ def test_the_overlap_with_bm25_is_counted_from_both_rankings(material: Material)
 def test_an_answer_that_shares_no_word_with_an_example_gives_it_no_rank() -> None:
     made = report_helpers.material(texts=["alpha", "beta", "gamma"])
     queries = made.queries.assign(prompt=["unheard", "of", "words"], completion=["x", "y", "z"])
-    found = entries(replace(made, queries=queries), Details(made))
+    found = entries(replace(made, queries=queries), Details(made.tokens, made.modules))
     assert {card.overlap_rank for entry in found for card in entry.helpful} == {None}
     assert found[0].neighbours == []
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from whence.report.material import Material
 from whence.report.words import gap, parts_kept, visible
 
 OUTSIDE = "outside layers"
@@ -56,23 +55,24 @@ class Details:
         token_scores: a pair's score, split by these tokens.
     """
 
-    def __init__(self, material: Material) -> None:
+    def __init__(self, tokens: pd.DataFrame | None, modules: pd.DataFrame | None) -> None:
+        """Read tables as :mod:`whence.influence.detail` makes them; None where nothing was split."""
         self.layers: list[str] = []
         self.kinds: list[str] = []
         self.pieces: dict[str, Sequence[str]] = {}
         self.token_scores: dict[Pair, Sequence[float]] = {}
         self._by_layer: dict[Pair, np.ndarray] = {}
         self._by_kind: dict[Pair, np.ndarray] = {}
-        if material.tokens is not None:
-            self._read_tokens(material.tokens)
-        if material.modules is not None and len(material.modules):
-            self._read_modules(material.modules)
+        if tokens is not None:
+            self._read_tokens(tokens)
+        if modules is not None and len(modules):
+            self._read_modules(modules)
 
     def split(self, pairs: Sequence[Pair]) -> tuple[Shares | None, Shares | None]:
         """By layer and by type of module, of all pairs together; None where one was not split."""
         if not pairs or any(pair not in self._by_layer for pair in pairs):
             return None, None
-        return shares([self._by_layer[pair] for pair in pairs]), shares([self._by_kind[pair] for pair in pairs])
+        return _shares([self._by_layer[pair] for pair in pairs]), _shares([self._by_kind[pair] for pair in pairs])
 
     def _read_tokens(self, table: pd.DataFrame) -> None:
         first = table.drop_duplicates("example_id")
@@ -96,8 +96,7 @@ def _sums(table: pd.DataFrame, parts: Sequence[object]) -> dict[Pair, np.ndarray
     return dict(zip(sums.index, sums[list(parts)].to_numpy(), strict=True))
 
 
-def shares(values: Sequence[np.ndarray]) -> Shares:
-    """The sum of ``values``, each of its parts as a share of all their sizes."""
+def _shares(values: Sequence[np.ndarray]) -> Shares:
     summed = np.sum(values, axis=0)
     whole = float(np.abs(summed).sum())
     return tuple(round(float(value / whole), 3) if whole > 0 else 0.0 for value in summed)

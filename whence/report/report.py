@@ -45,7 +45,7 @@ class Report:
 
 def report(material: Material, largest: int = LARGEST) -> Report:
     """The report of a run, smaller than ``largest`` bytes where that can be had by showing less."""
-    details = Details(material)
+    details = Details(material.tokens, material.modules)
     answers = entries(material, details)
     fixed, pictures_left_out = _fixed(material)
 

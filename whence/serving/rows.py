@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +11,10 @@ import pandas as pd
 
 from whence.asking import Explanation
 from whence.errors import DataError
-from whence.influence.detail import Detail
-from whence.influence.layout import layer_of, short_names
+from whence.influence.detail import module_table
 from whence.influence.ranking import z_scores
 from whence.models.language import LanguageModel
-from whence.report.details import OUTSIDE, TokenText, shares
+from whence.report.details import Details, TokenText
 from whence.report.words import LONGEST_NAME, shortened, standing, visible
 from whence.run_folder import RunFolder
 from whence.serving.events import End, Example, Influenced, Near, Row, Rows
@@ -37,22 +36,23 @@ class RowWriter:
 
     def rows(self, found: Explanation, count: int, evidence: str) -> Rows:
         """The first ``count`` of each end, and the first by word overlap."""
-        divided = Divided(found.detail) if found.detail else None
+        detail, table = found.detail, found.table.assign(query_id="")  # the one query that there is
+        details = Details(None, module_table(table, detail) if detail else None)
         listed: dict[End, pd.DataFrame] = {
             "helpful": found.best("helpful", count),
             "harmful": found.best("harmful", count),
             "overlap": found.by_words.head(BY_WORDS),
         }
         return Rows(
-            exact=divided is not None,
+            exact=detail is not None,
             count=found.examples,
             stands_out=found.stands_out,
             in_words=found.in_words,
             evidence=evidence,
-            layers=divided.layers if divided else [],
-            kinds=divided.kinds if divided else [],
+            layers=details.layers,
+            kinds=details.kinds,
             rows=[
-                self._row(end, number, row, found, divided)
+                self._row(end, number, row, found, details)
                 for end, table in listed.items()
                 for number, row in enumerate(table.reset_index(names="place").to_dict("records"), 1)
             ],
@@ -72,9 +72,10 @@ class RowWriter:
             **_names(example),
         )
 
-    def _row(self, end: End, number: int, row: dict[str, Any], found: Explanation, divided: Divided | None) -> Row:
+    def _row(self, end: End, number: int, row: dict[str, Any], found: Explanation, details: Details) -> Row:
         text = TokenText.of(self._language.token_texts(row["prompt"], row["completion"]), LONGEST_EXAMPLE)
-        place = None if end == "overlap" else int(row["place"])
+        tokens = found.detail.tokens[row["place"]] if found.detail and end != "overlap" else None
+        layers, kinds = details.split([] if tokens is None else [("", row["example_id"])])
         return Row(
             end=end,
             rank=number,
@@ -85,9 +86,9 @@ class RowWriter:
             z_score=None if end == "overlap" else row["z_score"],
             overlap_rank=row["rank"] if end == "overlap" else row["bm25_rank"],
             influence_rank=found.rank_of(row["row"]),
-            parts=text.parts(divided.tokens[place].tolist()) if divided and place is not None else [],
-            layers=divided.by_layer(place) if divided and place is not None else None,
-            kinds=divided.by_kind(place) if divided and place is not None else None,
+            parts=[] if tokens is None else text.parts(tokens.tolist()),
+            layers=None if layers is None else list(layers),
+            kinds=None if kinds is None else list(kinds),
             **_names(row),
         )
 
@@ -122,31 +123,6 @@ class RowWriter:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         return TfidfVectorizer(analyzer=words).fit_transform([_text(row) for row in self._frame.to_dict("records")])
-
-
-class Divided:
-    """Scores divided among tokens, layers and types of module, by row of the explanation's table."""
-
-    def __init__(self, detail: Detail) -> None:
-        names = detail.module_names
-        layers = [OUTSIDE if layer_of(name) is None else f"layer {layer_of(name)}" for name in names]
-        kinds = [short.rsplit(".", 1)[-1] for short in short_names(names).values()]
-        self.layers, self.kinds = list(dict.fromkeys(layers)), list(dict.fromkeys(kinds))
-        self.tokens, self._modules = detail.tokens, detail.modules.astype(np.float64)
-        self._by_layer, self._by_kind = _sums(layers, self.layers), _sums(kinds, self.kinds)
-
-    def by_layer(self, place: int) -> list[float]:
-        """Shares in the order of ``layers``."""
-        return list(shares([self._by_layer @ self._modules[place]]))
-
-    def by_kind(self, place: int) -> list[float]:
-        """Shares in the order of ``kinds``."""
-        return list(shares([self._by_kind @ self._modules[place]]))
-
-
-def _sums(parts: Sequence[str], order: Sequence[str]) -> np.ndarray:
-    """``[order, parts]``: its product with a value for each part sums those of one name."""
-    return np.array([[part == name for part in parts] for name in order], dtype=np.float64)
 
 
 def _names(row: Mapping[str, Any] | pd.Series) -> dict[str, Any]:
