@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from whence.asking import Answer, Explanation
     from whence.validation.evidence import Grade
 
+LAST_RUN = Path("whence-output/latest")
+RunOption = Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of a finished run.")]
 EXCERPT = 70  # characters
 TITLES = {"helpful": "Behind the answer", "harmful": "Against the answer"}
 
 
 def ask(
     question: Annotated[str, typer.Argument(help="The prompt, as the model is to read it.")],
-    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of a finished run.")] = Path(
-        "whence-output/latest"
-    ),
+    run: RunOption = LAST_RUN,
     answer: Annotated[str | None, typer.Option(help="Explain this answer in place of the model's own.")] = None,
     about: Annotated[str | None, typer.Option(help="Explain only these words of the answer.")] = None,
     as_input: Annotated[bool, typer.Option("--input", help="The question is a text for dataset.template.")] = False,

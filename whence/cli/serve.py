@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
+from whence.cli.ask import LAST_RUN, RunOption
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
 
 
 def serve(
-    run: Annotated[Path, typer.Option("--run", metavar="DIR", help="Folder of a finished run.")] = Path(
-        "whence-output/latest"
-    ),
+    run: RunOption = LAST_RUN,
     champion: Annotated[
         bool, typer.Option("--champion", help="Answer with the champion of the registry, and follow it when it moves.")
     ] = False,

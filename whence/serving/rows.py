@@ -106,16 +106,20 @@ class RowWriter:
 
     def _influences(self, place: int) -> list[Influenced]:
         try:
-            scores = self._run.scores
-        except DataError:  # a champion comes without those of the run that made it
+            queries, column = self._run.scores.queries, self._standard[:, place]
+        except DataError:  # a champion comes without the scores of the run that made it
             return []
-        queries, column = scores.queries, z_scores(scores.matrix.astype(np.float64))[:, place]
         strongest = np.argsort(-np.abs(column))[:OPENED].tolist()
         return [
             Influenced(id=visible(query["query_id"]), prompt=visible(query["prompt"]), z_score=float(column[number]))
             for number in strongest
             for query in [queries.iloc[number]]
         ]
+
+    @cached_property
+    def _standard(self) -> np.ndarray:
+        """The z-scores of the run's own queries, ``[queries, examples]``."""
+        return z_scores(self._run.scores.matrix.astype(np.float64))
 
     @cached_property
     def _words(self) -> Any:
