@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evidence test lint types unit integration e2e ui compiled component-docs surface lock docs \
+.PHONY: help setup demo evidence test lint types unit integration e2e gpu ui compiled component-docs surface lock docs \
   images test-containers pictures clean
 
 help: ## List the targets
@@ -55,6 +55,9 @@ integration: setup ## Tests against real servers, real data and a real small mod
 
 e2e: setup ## The real pipeline, end to end
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/e2e -n $(JOBS) --dist loadfile -q
+
+gpu: setup ## What must hold on a CUDA device, beside a CPU (not in `make test`: needs one, and 30 GB of disk)
+	$(BIN)/pytest tests/gpu -q -s
 
 compiled: setup ## Compile the checked-in pipelines again
 	$(BIN)/whence compile --profile demo -o pipelines/compiled/demo.yaml
