@@ -47,10 +47,11 @@ lint: setup ## Style, common mistakes, and the layers' imports
 types: setup ## Static types
 	$(BIN)/mypy
 
-unit: setup ## Fast tests of each module, and how much of the code they run (a process per core, so one thread each)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n $(JOBS) -q --cov --cov-report=
+# A process per core, so one thread each. In CI also how much of the code they run, which takes a third longer.
+unit: setup ## Fast tests of each module
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit -n $(JOBS) -q $(if $(CI),--cov --cov-report=)
 
-integration: setup ## Tests against real servers, real data and a real small model
+integration: setup ## What trains or starts processes; real servers, real data and a real small model
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/integration -n $(JOBS) --dist loadfile -q
 
 e2e: setup ## The real pipeline, end to end
