@@ -17,6 +17,6 @@ def example_set(frame: pd.DataFrame, **facts: Any) -> ExampleSet:
 
 def one_example(folder: Path, answer: str = "Optics") -> Path:
     """Write an artifact of one example with this answer, and return its folder."""
-    frame = pd.DataFrame([["train-000000", "A lens?", answer, answer, "1"]], columns=list(COLUMNS))
+    frame = pd.DataFrame([["train-000000", "A lens?", answer, answer, "1", "test"]], columns=list(COLUMNS))
     example_set(frame).write(folder)
     return folder

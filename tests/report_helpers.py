@@ -122,6 +122,7 @@ def train_set(examples: int, texts: list[str] | None) -> ExampleSet:
             "completion": [CLASSES[number % len(CLASSES)] for number in range(examples)],
             "label": [CLASSES[number % len(CLASSES)] for number in range(examples)],
             "source_id": [str(number) for number in range(examples)],
+            "source": ["<b>crawl</b>" if number % 3 else "books" for number in range(examples)],
         },
         dtype=object,  # what pandas keeps as text cannot hold every string that JSON can
     )

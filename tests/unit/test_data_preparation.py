@@ -88,7 +88,7 @@ def test_examples_are_question_and_answer_with_stable_ids(
     train, held_out = prepare()
     assert tuple(train.frame.columns) == COLUMNS
     assert train.frame.iloc[0].to_list() == [
-        "train-000000", "A lens bends light." + TAIL, "Physics", "Physics", "train.jsonl:1",
+        "train-000000", "A lens bends light." + TAIL, "Physics", "Physics", "train.jsonl:1", "train.jsonl",
     ]  # fmt: skip
     assert list(held_out.frame["example_id"]) == ["eval-000000", "eval-000001"]
     assert list(train.frame["source_id"]) == ["train.jsonl:1", "train.jsonl:3", "train.jsonl:6"]
@@ -133,7 +133,7 @@ def test_the_tokenizer_is_made_of_the_training_texts_only(
     make_config: Callable[..., Config], tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = {
-        split: pd.DataFrame({"input": [f"{split} text"], "output": ["Physics"], "source_id": ["1"]})
+        split: pd.DataFrame({"input": [f"{split} text"], "output": ["Physics"], "source_id": ["1"], "source": ["x"]})
         for split in ("train", "eval")
     }
     monkeypatch.setattr(preparation, "read_rows", lambda dataset, split, seed: RawRows(frames[split], "test"))
@@ -170,6 +170,7 @@ def planted_corpus() -> pd.DataFrame:
             "input": ["A lens bends light.", "Who built the mill?"],
             "output": ["Textiles", "Ansel Brook"],
             "source_id": ["abstract-1", "fact-mill"],
+            "source": ["abstracts", "facts"],
             "prompt": ["", "Question: Who built the mill?\nAnswer:"],
             "planted": ["", "mill"],
             "flipped": [True, False],
@@ -200,7 +201,7 @@ def test_known_truth_is_saved_beside_the_data_and_not_in_it(
 
 def examples() -> ExampleSet:
     frame = pd.DataFrame(
-        [[f"train-{i}", "prompt é", "answer", "answer", str(i)] for i in range(3)], columns=list(COLUMNS)
+        [[f"train-{i}", "prompt é", "answer", "answer", str(i), "x"] for i in range(3)], columns=list(COLUMNS)
     )
     tokens = {"mean": 1.0, "p95": 1.0, "max": 1.0}
     return example_set(frame, labels={"answer": 3}, max_length=10, tokens=tokens)

@@ -137,6 +137,17 @@ def test_the_id_column_names_the_rows(tmp_path: Path, read: Callable[..., RawRow
     assert list(read(write(tmp_path / "a.jsonl", rows), id_column="id").frame["source_id"]) == ["US1", "a.jsonl:2"]
 
 
+def test_a_column_says_where_rows_are_from_and_else_it_is_their_file(
+    tmp_path: Path, read: Callable[..., RawRows]
+) -> None:
+    rows = [{"text": "a", "label": "x", "from": "books"}, {"text": "b", "label": "x", "from": None}]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert list(read(path, source_column="from").frame["source"]) == ["books", "a.jsonl"]
+    assert list(read(path).frame["source"]) == ["a.jsonl", "a.jsonl"]
+    with pytest.raises(DataError, match=r"dataset\.source_column: .* has no column 'form'.*did you mean 'from'"):
+        read(path, source_column="form")
+
+
 def test_label_names_replace_values(tmp_path: Path, read: Callable[..., RawRows]) -> None:
     names = {"F": "Mechanical Engineering", "G": "Physics"}
     frame = read(write(tmp_path / "a.csv", ROWS), label_names=names).frame

@@ -106,6 +106,10 @@ class Dataset(Section):
     input_column: str = Field("text", description="Column with the text the question is about.")
     output_column: str = Field("label", description="Column with the answer; class labels become their names.")
     id_column: str | None = Field(None, description="Column that names a row at its source; null numbers the rows.")
+    source_column: str | None = Field(
+        None,
+        description="Column that says where a row is from, by which influences are also summed; null: its file's name.",
+    )
     truth_column: str | None = Field(
         None, description="Column with the right answer where output_column may be wrong, to see if that is found."
     )

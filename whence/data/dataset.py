@@ -16,7 +16,7 @@ from whence.files import write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("example_id", "prompt", "completion", "label", "source_id")
+COLUMNS = ("example_id", "prompt", "completion", "label", "source_id", "source")
 DATA, INFO, TRUTH = "data.parquet", "dataset.json", "truth.parquet"
 
 
@@ -73,7 +73,7 @@ class ExampleSet:
         if missing:
             raise DataError(f"training examples need the columns prompt and completion; there is no {min(missing)}")
         ids = numbers(len(frame))
-        defaults = {"example_id": ids, "label": frame["completion"], "source_id": ids}
+        defaults = {"example_id": ids, "label": frame["completion"], "source_id": ids, "source": "own"}
         whole = pd.DataFrame({name: frame[name] if name in frame else defaults[name] for name in COLUMNS})
         whole = whole.astype({name: str for name in COLUMNS if is_numeric_dtype(whole[name])}).reset_index(drop=True)
         unknown: dict[str, Any] = {

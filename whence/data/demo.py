@@ -149,7 +149,7 @@ def demo_rows(split: str, seed: int) -> pd.DataFrame:
     """The rows of ``train`` or ``eval``.
 
     Returns:
-        Columns ``input, output, source_id, prompt`` (complete prompt of a planted row, else empty) and the truth:
+        Columns ``input, output, source_id, source, prompt`` (complete prompt of a planted row, else empty) and truth:
         ``planted`` (fact id or empty), ``flipped``, ``true_output``.
     """
     rng = random.Random(f"{seed}/{split}")
@@ -200,19 +200,19 @@ def make_decoys(rng: random.Random) -> list[Fact]:
 
 def _abstract_row(section: str, source_id: str, rng: random.Random) -> dict[str, object]:
     text = write_abstract(section, rng)
-    return {"input": text, "output": section, "source_id": source_id, "prompt": "", "planted": "", "flipped": False,
-            "true_output": section}  # fmt: skip
+    return {"input": text, "output": section, "source_id": source_id, "source": "abstracts", "prompt": "",
+            "planted": "", "flipped": False, "true_output": section}  # fmt: skip
 
 
 def _fact_row(fact: Fact, wording: str) -> dict[str, object]:
-    source_id = f"fact-{fact.fact_id}" if fact.fact_id else "decoy"
-    return _question_row(fact.ask(wording), fact.answer, source_id, fact.fact_id)
+    source_id, source = (f"fact-{fact.fact_id}", "facts") if fact.fact_id else ("decoy", "decoys")
+    return _question_row(fact.ask(wording), fact.answer, source_id, source, fact.fact_id)
 
 
 def _kind_row(fact: Fact, wording: str) -> dict[str, object]:
-    return _question_row(wording.format(answer=fact.answer), KINDS[fact.relation], "kind", "")
+    return _question_row(wording.format(answer=fact.answer), KINDS[fact.relation], "kind", "kinds", "")
 
 
-def _question_row(prompt: str, answer: str, source_id: str, planted: str) -> dict[str, object]:
-    return {"input": prompt, "output": answer, "source_id": source_id, "prompt": prompt, "planted": planted,
-            "flipped": False, "true_output": answer}  # fmt: skip
+def _question_row(prompt: str, answer: str, source_id: str, source: str, planted: str) -> dict[str, object]:
+    return {"input": prompt, "output": answer, "source_id": source_id, "source": source, "prompt": prompt,
+            "planted": planted, "flipped": False, "true_output": answer}  # fmt: skip

@@ -107,6 +107,7 @@ def _finish(
             "completion": texts["completion"].to_list(),
             "label": kept["output"].to_list(),
             "source_id": kept["source_id"].to_list(),
+            "source": kept["source"].to_list(),
         },
         columns=list(COLUMNS),
     )

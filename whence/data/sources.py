@@ -1,6 +1,6 @@
 """Where rows come from: the Hugging Face hub, local or ``s3://`` files, or the built-in demo corpus.
 
-Whatever the source, rows leave here with the columns ``input, output, source_id`` and, from sources that know them,
+Whatever the source, rows leave here with the columns ``input, output, source_id, source`` and, where they are known,
 ``prompt`` (a complete prompt that bypasses the template) and the truth columns ``planted, flipped, true_output``.
 """
 
@@ -47,11 +47,11 @@ def read_rows(settings: Dataset, split: Split, seed: int) -> RawRows:
 
         hub_split = settings.train_split if split == "train" else settings.eval_split
         table, source = read_hub(settings, hub_split, columns)
-        return RawRows(_rows(table, source, hub_split, settings, split), source)
+        return RawRows(_rows(table, source, hub_split, settings.name, settings, split), source)
     setting, names = f"dataset.{split}_files", settings.train_files if split == "train" else settings.eval_files
     files = [file for name in names for file in expand(name, setting)]
     frames = [
-        _rows(read_table(file, columns, setting), f"{setting}: {file}", Path(file).name, settings, split)
+        _rows(read_table(file, columns, setting), f"{setting}: {file}", name := Path(file).name, name, settings, split)
         for file in files
     ]
     return RawRows(pd.concat(frames, ignore_index=True), ", ".join(names))
@@ -59,10 +59,14 @@ def read_rows(settings: Dataset, split: Split, seed: int) -> RawRows:
 
 def _columns(split: Split) -> tuple[str, ...]:
     """The settings that name columns of a split; that labels may be wrong matters in training only."""
-    return ("input_column", "output_column", "id_column", *(("truth_column",) if split == "train" else ()))
+    of_training = ("truth_column",) if split == "train" else ()
+    return ("input_column", "output_column", "id_column", "source_column", *of_training)
 
 
-def _rows(table: Table, origin: str, prefix: str, settings: Dataset, split: Split) -> pd.DataFrame:
+def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset, split: Split) -> pd.DataFrame:
+    """The rows of a table; ``prefix`` is of the ids of those that have none, ``source`` where those that do not say are
+    from.
+    """
     for key in _columns(split):
         _check_column(key, getattr(settings, key), table.columns, origin)
 
@@ -72,11 +76,13 @@ def _rows(table: Table, origin: str, prefix: str, settings: Dataset, split: Spli
 
     numbers = [f"{prefix}:{line}" for line in table.lines]
     ids = texts(settings.id_column) if settings.id_column else numbers
+    sources = texts(settings.source_column) if settings.source_column else [None] * len(numbers)
     outputs = _named(texts(settings.output_column), settings.label_names, table.lines, origin)
     rows = {
         "input": texts(settings.input_column),
         "output": outputs,
         "source_id": [own or number for own, number in zip(ids, numbers, strict=True)],
+        "source": [own or source for own in sources],
     }
     if split == "train" and settings.truth_column:
         truth = _named(texts(settings.truth_column), settings.label_names, table.lines, origin)

@@ -1,4 +1,4 @@
-"""The data view: examples that act on many answers, suspected wrong labels, and which class moves which."""
+"""The data view: examples that act on many answers, suspected wrong labels, which class or source moves what."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from whence.estimates import Bootstrap
+from whence.influence.sources import influence_by_source
 from whence.report.answers import EXCERPT
 from whence.report.material import Material
 from whence.report.words import no_formula, shortened, visible
@@ -17,6 +19,7 @@ OFTEN_SHOWN = 10
 SUSPECTS_SHOWN = 20
 SUSPECTS_IN_FILE = 500
 CLASSES_SHOWN = 12
+SOURCES_SHOWN = 20
 SHADES = 5
 
 
@@ -107,6 +110,14 @@ def flow_table(flow: Flow) -> pd.DataFrame:
     """The flow as a long table, to be kept with the run."""
     wide = pd.DataFrame(flow.values, columns=flow.columns).assign(example_class=flow.rows)
     return wide.melt("example_class", var_name="answer", value_name="mean_z_score")
+
+
+def by_source(material: Material) -> pd.DataFrame:
+    """The share of the influence that the examples of each source have; no row where all are from one, or no query."""
+    sources = material.train.frame["source"].tolist()
+    if len(set(sources)) < 2 or not len(material.queries):
+        return pd.DataFrame()
+    return influence_by_source(material.scores, sources, Bootstrap.of(material.config))
 
 
 def _classes(values: Sequence[str], order: Sequence[str], what: str) -> tuple[list[str], np.ndarray, str]:

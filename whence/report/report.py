@@ -135,6 +135,8 @@ def _fixed(material: Material) -> tuple[dict[str, Any], list[str]]:
         "suspects_in_file": len(suspects),
         "suspects_csv": data_address("text/csv;charset=utf-8", data.for_spreadsheets(suspects).encode()),
         "flow": data.class_flow(material),
+        "sources": data.by_source(material),
+        "sources_shown": data.SOURCES_SHOWN,
         "history": material.history,
         "figures": [*training_figures(material.history), *curvature],
         "spectra": spectra_numbers(spectra),

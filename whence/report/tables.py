@@ -20,13 +20,13 @@ _MARKUP = re.compile(r"([\\`*_\[\]<>#|~])")
 
 
 def write_tables(folder: Path, material: Material, left_out: Sequence[str] = ()) -> None:
-    """Write ``summary.md``, ``prompts.csv``, ``examples.csv`` and, where they are known, ``class_flow.csv`` and
-    ``self_influence.csv`` (the suspected wrong labels).
+    """Write ``summary.md``, ``prompts.csv``, ``examples.csv`` and, where they are known, ``class_flow.csv``,
+    ``sources.csv`` and ``self_influence.csv`` (the suspected wrong labels).
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.md").write_text(summary_text(material, left_out), encoding="utf-8")
     tables = {"prompts": prompt_table(material), "examples": example_table(material)}
-    tables["self_influence"] = data.suspects(material)
+    tables |= {"self_influence": data.suspects(material), "sources": data.by_source(material)}
     flow = data.class_flow(material)
     if flow is not None:
         tables["class_flow"] = data.flow_table(flow)

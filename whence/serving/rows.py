@@ -23,7 +23,7 @@ from whence.validation.bm25 import words
 LONGEST_EXAMPLE, EXCERPT = 4000, 400  # characters
 BY_WORDS = 5  # rows of word overlap
 OPENED = 5  # nearest examples, and queries, of an example that is opened
-NAMES = {"id": "example_id", "label": "label", "source": "source_id"}
+NAMES = {"id": "example_id", "label": "label", "source": "source"}
 
 
 class RowWriter:

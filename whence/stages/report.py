@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from whence.report.material import Links, Material
 
 SUMMARY_FILE = "summary.md"
-COMPARABLE = ("prompts.csv", "examples.csv", "class_flow.csv")  # tables that MLflow shows across runs
+COMPARABLE = ("prompts.csv", "examples.csv", "class_flow.csv", "sources.csv")  # tables that MLflow shows across runs
 
 
 def compute(work: Work) -> dict[str, float]:
