@@ -9,17 +9,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     PrinterCallback,
+    SchedulerType,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -30,11 +33,13 @@ from transformers import (
 from transformers.integrations import is_wandb_available
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.training_args import OptimizerNames
 
-from whence.config import Config
+from whence.config import Config, Training
 from whence.data.tokenization import IGNORED, TokenizedExamples
-from whence.errors import DataError, ModelError
+from whence.errors import ConfigError, DataError, ModelError
 from whence.files import require_disk, write_json
+from whence.models.adapters import add_adapter, save_adapted
 from whence.models.language import LanguageModel
 from whence.models.loading import model_bytes, require_checkpoint_disk
 from whence.progress import progress
@@ -45,6 +50,12 @@ TRAINING_JSON = "training.json"
 COMPLETE = "complete"
 LOGGED = ("loss", "grad_norm", "learning_rate", "epoch", "eval_loss",
           "samples_per_second", "tokens_per_second", "memory_bytes")  # fmt: skip
+# TrainingArguments that are none of a user's: what the pipeline relies on, and other places to report to.
+OURS = frozenset(
+    "output_dir do_train do_eval do_predict eval_strategy save_strategy seed data_seed use_cpu remove_unused_columns "
+    "logging_nan_inf_filter include_num_input_tokens_seen report_to disable_tqdm label_names resume_from_checkpoint "
+    "push_to_hub hub_token hub_model_id run_name logging_dir train_sampling_strategy length_column_name".split()
+)
 OnLog = Callable[[int, dict[str, float]], None]
 
 
@@ -70,7 +81,8 @@ def train(
 
     A run that goes on from a checkpoint ends with the same weights as one that was never interrupted: the order of the
     examples hangs on seed and epoch alone, and the checkpoint holds everything else. (Bit for bit on a CPU with the
-    same number of threads.) Weights are kept in float32; under ``training.bf16`` the forward pass casts them.
+    same number of threads.) Weights that are trained are kept in float32; under ``training.bf16`` the forward pass
+    casts them. With ``training.lora`` these are an adapter's, which is what is written, unless it is to be merged.
 
     Args:
         held_out: examples whose loss is watched, never learned from.
@@ -90,14 +102,13 @@ def train(
             f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}",
             hint="lower it, or set training.dataloader_drop_last to false",
         )
-    require_checkpoint_disk(base.model, config, len(examples), checkpoints)
-    require_disk(output, model_bytes(base.model), "the model", "write it elsewhere")
     set_seed(config.general.seed)
+    network = _trainable(base)
+    require_checkpoint_disk(network, config, len(examples), checkpoints)
+    require_disk(output, model_bytes(network), "the model", "write it elsewhere")
     bf16 = _bf16(config, device)
-    network: nn.Module = base.model
-    network.to(torch.float32)
     trainer = _Trainer(
-        model=base.model,
+        model=network,
         args=_arguments(config, checkpoints, device, bf16),
         train_dataset=examples,
         eval_dataset=held_out,
@@ -122,11 +133,22 @@ def train(
         "steps": float(step),
         "train_seconds": seconds,
     }
-    base.model.save_pretrained(output)
+    if config.training.lora.enabled:
+        save_adapted(network, config, output)
+    else:
+        base.model.save_pretrained(output)
     base.tokenizer.save_pretrained(output)
     record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
     write_json(output / TRAINING_JSON, record)
     return TrainingResult(metrics, history, resumed_from)
+
+
+def _trainable(base: LanguageModel) -> nn.Module:
+    """The model with an adapter, or itself in float32; where it was not on purpose, weights are in float32 already."""
+    if base.config.training.lora.enabled:
+        return add_adapter(base.model, base.config)
+    network: nn.Module = base.model
+    return network.to(torch.float32)
 
 
 def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bool) -> TrainingArguments:
@@ -134,7 +156,7 @@ def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bo
     clip = settings.max_grad_norm
     if clip == "auto":
         clip = 0.0 if bf16 else 1.0
-    same = settings.model_dump(exclude={"bf16", "max_grad_norm", "eval_steps"})
+    same = settings.model_dump(exclude={"bf16", "max_grad_norm", "eval_steps", "lora", "extra"})
     return TrainingArguments(
         output_dir=str(checkpoints),
         **same,
@@ -150,7 +172,34 @@ def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bo
         include_num_input_tokens_seen="non_padding",
         report_to=_reporters(config),
         disable_tqdm=True,  # _Report draws the one bar
+        label_names=["labels"],
+        **settings.extra,
     )
+
+
+def check_arguments(settings: Training) -> None:
+    """The words of ``training`` that are transformers' own are among those it knows.
+
+    Raises:
+        ConfigError: naming the setting, and what is near.
+    """
+    for key, names in (("optim", OptimizerNames), ("lr_scheduler_type", SchedulerType)):
+        value, words = getattr(settings, key), [str(name.value) for name in names]
+        if value not in words:
+            raise ConfigError(f"training.{key}: transformers has no {value!r}", hint=_near(value, words))
+    known = [field.name for field in fields(TrainingArguments)]
+    for name in settings.extra:
+        if name in Training.model_fields:
+            raise ConfigError(f"training.extra: {name} has a setting of its own", hint=f"set training.{name}")
+        if name in OURS:
+            raise ConfigError(f"training.extra: {name} is decided by the pipeline", hint="leave it out")
+        if name not in known:
+            raise ConfigError(f"training.extra: TrainingArguments has no {name!r}", hint=_near(name, known))
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=3)
+    return f"did you mean {', '.join(near)}?" if near else "see transformers.TrainingArguments"
 
 
 def _reporters(config: Config) -> list[str]:
@@ -209,7 +258,7 @@ class _Trainer(Trainer):
         targets = inputs["labels"][:, 1:]  # the token at t is predicted from those before it
         counted = targets != IGNORED
         if model.training and not counted.any():
-            return next(model.parameters()).sum() * 0.0
+            return sum(weight.sum() for weight in model.parameters() if weight.requires_grad) * 0.0
         if self._keeps_logits:
             columns = counted.any(dim=0).nonzero().squeeze(1)
             inputs = inputs | {"logits_to_keep": columns, "shift_labels": targets[:, columns]}
@@ -219,6 +268,8 @@ class _Trainer(Trainer):
     def _keeps_logits(self) -> bool:
         """Whether the model has transformers' own loss, which takes labels that are shifted already."""
         network: Any = self.model
+        if isinstance(network, PeftModel):
+            network = network.get_base_model()
         return "logits_to_keep" in inspect.signature(network.forward).parameters and (
             network.loss_function is ForCausalLMLoss
         )

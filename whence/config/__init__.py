@@ -154,6 +154,29 @@ class Prompts(Section):
         return self
 
 
+class Lora(Section):
+    """Adapters in place of new weights: low-rank matrices beside those of the base model, which stay as they are."""
+
+    enabled: bool = Field(False, description="Train a LoRA adapter (peft) in place of all weights.")
+    r: Positive = Field(16, description="Rank of the adapter's matrices.")
+    alpha: float = Field(32.0, gt=0, description="Their product is scaled by alpha / r.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter while training.")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear",
+        description="Modules that get one: last parts of their names; all-linear: every linear one but the head.",
+    )
+    merge: bool = Field(False, description="Save the model with the adapter merged into its weights.")
+    quantize: Literal["4bit"] | None = Field(
+        None, description="Keep the base model in 4 bits (QLoRA; CUDA and the extra qlora); null: as it is."
+    )
+
+    @model_validator(mode="after")
+    def _merged_in_full(self) -> Lora:
+        if self.merge and self.quantize:
+            raise ValueError("training.lora.merge needs the base's weights in full, and quantize keeps 4 bits of them")
+        return self
+
+
 class Training(Section):
     """Names and meanings are those of ``transformers.TrainingArguments``."""
 
@@ -163,11 +186,11 @@ class Training(Section):
     gradient_accumulation_steps: Positive = Field(1, description="Steps whose gradients are summed before an update.")
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of AdamW.")
-    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_restarts", "constant", "constant_with_warmup"] = Field(
-        "cosine_with_restarts", description="Shape of the learning rate over time."
+    lr_scheduler_type: str = Field(
+        "cosine_with_restarts", description="Shape of the learning rate over time, one of transformers' SchedulerType."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    optim: Literal["adamw_torch", "adamw_torch_fused"] = Field("adamw_torch_fused", description="Optimizer.")
+    optim: str = Field("adamw_torch_fused", description="Optimizer, one of transformers' OptimizerNames.")
     bf16: bool | Literal["auto"] = Field("auto", description="Mixed bfloat16 training; auto where the device has it.")
     max_grad_norm: float | Literal["auto"] = Field(
         "auto", description="Gradient clipping; auto is none under bf16 and 1.0 otherwise; 0 is none."
@@ -179,6 +202,10 @@ class Training(Section):
     dataloader_num_workers: int = Field(4, ge=0, description="Processes that prepare batches.")
     dataloader_drop_last: bool = Field(True, description="Drop the last incomplete batch of an epoch.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    lora: Lora = Field(default_factory=lambda: Lora())
+    extra: dict[str, Any] = Field(
+        default_factory=dict, description="Further TrainingArguments by name, e.g. {neftune_noise_alpha: 5}."
+    )
 
 
 class Factors(Section):
@@ -186,7 +213,10 @@ class Factors(Section):
     modules: Annotated[list[str], Field(min_length=1)] | Literal["mlp"] = Field(
         "mlp",
         description="Linear modules to track: last part of the module's name, or a glob over the full name; mlp: all "
-        "of the layers but those of attention.",
+        "of the layers but those of attention, and of a model with an adapter all of the adapter's.",
+    )
+    merge_adapter: bool = Field(
+        False, description="Track the base's modules with the adapter merged into them, not the adapter's own."
     )
     layers: list[int] | Literal["all"] = Field("all", description="Transformer layers to track.")
     num_samples: Positive | None = Field(None, description="Analysis samples the factors are fitted on; null: all.")
@@ -392,6 +422,10 @@ class Config(Section):
             raise ValueError(
                 f"inspection.layer {self.inspection.layer} is not among factors.layers {self.factors.layers}; "
                 "inspect a layer whose factors are fitted"
+            )
+        if self.factors.merge_adapter and self.training.lora.quantize:
+            raise ValueError(
+                "factors.merge_adapter needs the base's weights in full, and training.lora.quantize keeps 4 bits"
             )
         if self.retraining.metric == "mmlu" and not self.evaluation.mmlu.enabled:
             raise ValueError("retraining.metric is mmlu, and evaluation.mmlu.enabled is false; enable it")

@@ -18,6 +18,7 @@ from whence.errors import ConfigError, FactorError
 from whence.influence.info import Coverage
 from whence.influence.layout import layer_of, short_names
 from whence.influence.products import by_example
+from whence.models.adapters import SIDES
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ _MIXES_TOKENS = re.compile(r"attn|attention|mamba|conv|mixer")
 def select_modules(model: nn.Module, factors: Factors) -> list[str]:
     """Names of the modules that ``factors.modules`` and ``factors.layers`` choose, in the model's order.
 
-    The word ``mlp`` stands for all linear modules of the layers but those of attention and the like. A pattern is the
+    The word ``mlp`` stands for all linear modules of the layers but those of attention and the like, or, where the
+    model has an adapter, for the adapter's matrices, which are what was trained. A pattern is the
     last part of a module's name (``up_proj``) or a glob over the whole name (``*.mlp.*``). Adapters
     are chosen by their side: ``lora_A`` also is peft's ``up_proj.lora_A.default``. Works on models without weights
     (the meta device) too.
@@ -46,7 +48,8 @@ def select_modules(model: nn.Module, factors: Factors) -> list[str]:
     layers = None if factors.layers == "all" else _existing_layers(leaves, factors.layers)
     called = {name: _last_parts(model, name) for name in leaves}
     chosen: set[str] = set()
-    mlp = {name for name, module in leaves.items() if isinstance(module, SUPPORTED) and _in_mlp(name)}
+    adapter = {name for name, module in leaves.items() if isinstance(module, SUPPORTED) and _in_adapter(name)}
+    mlp = adapter or {name for name, module in leaves.items() if isinstance(module, SUPPORTED) and _in_mlp(name)}
     for pattern in [MLP] if factors.modules == MLP else factors.modules:
         named = {name for name in leaves if pattern in called[name] or fnmatchcase(name, pattern)}
         matched = mlp if factors.modules == MLP else named
@@ -138,6 +141,10 @@ def fused_parameters(model: nn.Module) -> list[str]:
 def _in_mlp(name: str) -> bool:
     """Whether a module or parameter of a layer is of none of the kinds that mix tokens."""
     return layer_of(name) is not None and not _MIXES_TOKENS.search(name)
+
+
+def _in_adapter(name: str) -> bool:
+    return any(side in f".{name}." for side in SIDES)
 
 
 def _existing_layers(leaves: dict[str, nn.Module], wanted: list[int]) -> set[int]:

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from whence.config import BUILTIN_TINY_LLAMA, Config, General
 from whence.errors import ConfigError, ModelError
 from whence.files import require_disk
+from whence.models import adapters
 from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.language import LanguageModel, make_usable
 from whence.threads import use_threads
@@ -231,15 +232,16 @@ def load_model(
     From now on torch computes on as many threads as pay for it, see :func:`whence.threads.use_threads`.
 
     Args:
-        name: hub name or folder.
-        dtype: precision that wins over ``general.dtype``: training wants float32 to begin with, since weights once
-            rounded to bfloat16 do not come back.
+        name: hub name or folder; that of an adapter gives its base model with the adapter in place.
+        dtype: precision that wins over ``general.dtype``.
 
     Raises:
         ModelError: model or tokenizer cannot be read or lack weights, or FlashAttention is asked for and not there.
     """
+    if adapters.is_adapter(name):
+        return _load_adapted(Path(name), config, dtype)
     general = config.general
-    device = choose_device(general)
+    device, quantized = choose_device(general), adapters.quantization(config)
     attention = "flash_attention_2" if general.use_flash_attention else None  # fused where the model has it
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -250,6 +252,7 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **quantized,
         )
     except ImportError as error:
         raise ModelError(
@@ -268,6 +271,21 @@ def load_model(
     return LanguageModel(model.to(device).eval(), load_tokenizer(name, revision), config)
 
 
+def load_trainable(folder: Path, config: Config) -> LanguageModel:
+    """Load the base model as it is to be trained: in float32, or in the precision of compute under an adapter.
+
+    Weights that are trained and were once rounded to bfloat16 do not come back; those under an adapter stay.
+    """
+    return load_base(folder, config, None if config.training.lora.enabled else torch.float32)
+
+
+def _load_adapted(folder: Path, config: Config, dtype: torch.dtype | None) -> LanguageModel:
+    base = adapters.base_of(folder)
+    loaded = load_base(base, config, dtype) if isinstance(base, Path) else load_model(base[0], config, base[1], dtype)
+    model = adapters.load_adapter(loaded.model, folder, config.factors.merge_adapter)
+    return LanguageModel(model.to(loaded.device).eval(), load_tokenizer(folder), config)
+
+
 def require_checkpoint_disk(model: nn.Module, config: Config, examples: int, checkpoints: Path) -> None:
     """Refuse where a model in float32 and its checkpoints do not fit: each as much three times, with what AdamW keeps.
 
@@ -283,8 +301,8 @@ def require_checkpoint_disk(model: nn.Module, config: Config, examples: int, che
 
 
 def model_bytes(model: nn.Module) -> int:
-    """What a model takes as a file in float32."""
-    return 4 * sum(parameter.numel() for parameter in model.parameters())
+    """What the weights of a model that are trained take as a file in float32."""
+    return 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from whence.config import BUILTIN_TINY_LLAMA, Config
+from whence.config import BUILTIN_TINY_LLAMA, Config, Training
 from whence.config_file import dotted_keys, get_dotted, pack
 from whence.data.prompts import check_prompts, load_prompts
 from whence.errors import ConfigError, DataError
@@ -88,11 +88,22 @@ def check_model(config: Config) -> None:
         check_base_model(config, loading.empty_model(base.name, base.revision), tokenizer)
 
 
+def check_training(config: Config) -> None:
+    """What of the training's settings is transformers' own is known to it."""
+    fresh = Training()
+    own = config.training.optim, config.training.lr_scheduler_type, config.training.extra
+    if own != (fresh.optim, fresh.lr_scheduler_type, fresh.extra):  # else transformers need not be imported for it
+        from whence.training import check_arguments
+
+        check_arguments(config.training)
+
+
 CHECKS: dict[str, Callable[[Config], None]] = {
     "prompts": check_references,
     "benchmark": check_benchmark,
     "data": check_data,
     "tracking": check_tracking,
+    "training": check_training,
     "base model": check_model,
 }
 
@@ -124,17 +135,24 @@ def check_base_model(config: Config, model: PreTrainedModel, tokenizer: PreTrain
         model: without weights.
     """
     from whence.influence.modules import fused_parameters, require_examples, select_modules
+    from whence.models.adapters import add_adapter
     from whence.models.loading import require_checkpoint_disk, require_usable
 
     require_usable(model, tokenizer, config.general)
     shortened = check_prompts(load_prompts(config), tokenizer, config)
     if shortened:
         logger.warning("%d prompts are shortened to fit general.max_length, as rows of the data are", shortened)
+    lora = config.training.lora
+    analysed_merged = lora.merge or config.factors.merge_adapter
+    if lora.enabled and not analysed_merged:
+        add_adapter(model, config)
     modules = select_modules(model, config.factors)
     require_examples(model, modules)
     fused = fused_parameters(model)
     if fused:
         logger.warning("the influence is not over fused experts (%s and the like), which cannot be tracked", fused[0])
+    if lora.enabled and analysed_merged:
+        add_adapter(model, config)  # which is what checkpoints hold
     if config.general.work_dir:  # where checkpoints will be; a pod's own disk is looked at by the task that has it
         require_checkpoint_disk(model, config, config.dataset.num_samples or 0, Path(config.general.work_dir))
     layers = sorted({layer for name in modules if (layer := layer_of(name)) is not None})

@@ -18,10 +18,10 @@ from whence.config import Config
 from whence.config_file import load_config
 from whence.errors import DataError
 from whence.files import digests, write_atomically, write_json
+from whence.models import BASE
 from whence.running.artifacts import TRAINING_FILE
 
 LINEAGE = "lineage"
-BASE = f"{LINEAGE}/base"
 CONFIG_FILE = f"{LINEAGE}/config.yaml"
 TRAINING = f"{LINEAGE}/{TRAINING_FILE}"
 ABSENT = "absent.json"

@@ -11,12 +11,12 @@ from whence.running.lineage import TRAINING, hand_on_base, training_of
 
 def compute(work: Work) -> dict[str, float]:
     from whence.data.dataset import ExampleSet
-    from whence.models.loading import load_base
+    from whence.models.loading import load_trainable
     from whence.report.pages import loss_curve_page
     from whence.training import train
 
     base_model, model = work.inputs["base_model"], work.outputs["model"]
-    base = load_base(base_model, work.config)
+    base = load_trainable(base_model, work.config)
     examples, held_out = (
         base.tokenize(ExampleSet.read(work.inputs[name]).frame) for name in ("train_data", "eval_data")
     )

@@ -15,13 +15,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
 from whence.environment import environment
 from whence.files import digest_of, write_json
-from whence.models.loading import choose_device, load_base
+from whence.models.loading import choose_device, load_trainable
 from whence.progress import progress
 from whence.threads import available_cpus
 from whence.training import train
@@ -111,7 +110,7 @@ class Retrainer:
                 "tracking": self.config.tracking.model_copy(update={"wandb": False}),
             }
         )
-        base = load_base(self.base_model, config, dtype=torch.float32)
+        base = load_trainable(self.base_model, config)
         try:
             train(
                 base, examples, self.queries,
