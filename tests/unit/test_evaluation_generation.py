@@ -11,10 +11,10 @@ import torch
 from transformers import GenerationConfig
 
 from whence.data.prompts import Prompt
-from whence.data.tokenization import encode_prompt
+from whence.data.tokenization import answer_ids, encode_prompt
 from whence.errors import DataError
 from whence.evaluation.decoding import completion_logprobs, continue_prompts, read_prompts
-from whence.evaluation.generation import answer_examples, completion_ids, generate
+from whence.evaluation.generation import answer_examples, generate
 from whence.models.language import LanguageModel
 
 TEXTS = [
@@ -97,7 +97,7 @@ def test_answers_stop_at_the_end_token_and_padding_after_it_does_not_count(tiny_
 def test_ranking_equals_the_summed_logprobability_of_prompt_and_answer(tiny_model, tiny_tokenizer, make_config):
     language = LanguageModel(tiny_model, tiny_tokenizer, make_config())
     ids = [tiny_tokenizer(text)["input_ids"] for text in TEXTS]
-    completions = [completion_ids(tiny_tokenizer, label) for label in LABELS] + [(5,), (9,)]
+    completions = [answer_ids(tiny_tokenizer, label) for label in LABELS] + [(5,), (9,)]
     scores = completion_logprobs(language, read_prompts(language, ids), completions)
     expected = [[logprob_alone(tiny_model, row, completion) for completion in completions] for row in ids]
     np.testing.assert_allclose(scores.numpy(), expected, atol=1e-4)
@@ -133,7 +133,7 @@ def test_held_out_rows_get_the_most_probable_label_and_a_greedy_answer(
     assert table["ranked"].all()
     for row, text in zip(table.itertuples(), TEXTS, strict=True):
         ids = tiny_tokenizer(text)["input_ids"]
-        scores = [logprob_alone(tiny_model, ids, completion_ids(tiny_tokenizer, label)) for label in LABELS]
+        scores = [logprob_alone(tiny_model, ids, answer_ids(tiny_tokenizer, label)) for label in LABELS]
         assert row.predicted == LABELS[int(np.argmax(scores))]
         assert row.correct == (row.predicted == row.label)
         new, _ = greedy_alone(tiny_model, ids, 8, {2})

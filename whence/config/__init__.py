@@ -21,6 +21,7 @@ BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 S3_SCHEME = "s3://"
 
 Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
+DataFormat = Literal["question_answer", "prompt_completion", "messages", "text"]
 Metric = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
 
 
@@ -102,7 +103,17 @@ class Dataset(Section):
     eval_files: list[str] = Field(default_factory=list, description="The same for evaluation.")
     num_samples: Positive | None = Field(None, description="Training examples to keep (seeded choice); null keeps all.")
     num_eval_samples: Positive | None = Field(None, description="Evaluation examples to keep; null keeps all.")
-    format: Literal["question_answer"] = Field("question_answer", description="How rows become text.")
+    format: DataFormat | None = Field(
+        None,
+        description="What rows are: question_answer (input_column in the template, output_column), prompt_completion "
+        "(columns of these names, text or messages), messages (a column of conversations), text (input_column alone, "
+        "loss on all of it); null: as the columns tell.",
+    )
+    chat_template: str | None = Field(
+        None,
+        description="Jinja template that prompts and answers go through as turns, or `tokenizer` for its own; null: "
+        "the tokenizer's own for conversations, none for other rows.",
+    )
     input_column: str = Field("text", description="Column with the text the question is about.")
     output_column: str = Field("label", description="Column with the answer; class labels become their names.")
     id_column: str | None = Field(None, description="Column that names a row at its source; null numbers the rows.")
@@ -120,10 +131,17 @@ class Dataset(Section):
         "{input}\n\nQuestion: Which class does this text belong to?\nAnswer:",
         description="Prompt with {input} where the row's text goes; the answer follows after one space.",
     )
-    loss_on: Literal["answer", "all"] = Field(
-        "answer", description="Tokens whose loss counts, in training, factors and scores alike."
+    loss_on: Literal["answer", "last", "all"] = Field(
+        "answer",
+        description="Tokens whose loss counts, in training, factors and scores alike: of a conversation all answers of "
+        "the assistant, or the last.",
     )
     cleaning: Cleaning = Field(default_factory=lambda: Cleaning())
+
+    @property
+    def chats(self) -> bool:
+        """Whether prompts and answers are turns of a chat template."""
+        return self.format == "messages" or self.chat_template is not None
 
     @field_validator("template")
     @classmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from whence.config import DataFormat
 from whence.errors import DataError
 from whence.files import write_atomically
 
@@ -32,9 +33,11 @@ class DatasetInfo(BaseModel):
     changed: dict[str, int]
     """Rows among ``rows`` whose text was changed, by kind; a row may be in several."""
     truncated: int
-    """Rows whose prompt is shortened to fit; their text in the data is whole."""
+    """Rows whose prompt or conversation is shortened to fit; their text in the data is whole."""
     labels: dict[str, int]
-    """Rows per answer, the most frequent first."""
+    """Rows per answer, the most frequent first, of many the first thousand."""
+    format: DataFormat
+    """How rows became text; see ``dataset.format``."""
     template: str
     max_length: int
     tokens: dict[str, float]
@@ -79,7 +82,7 @@ class ExampleSet:
         unknown: dict[str, Any] = {
             "split": "train", "source": "own", "rows": len(frame), "rows_read": len(frame), "dropped": {},
             "changed": {}, "truncated": 0, "labels": whole["label"].value_counts().to_dict(), "template": "{input}",
-            "max_length": 0, "tokens": {}, "fingerprint": fingerprint(whole),
+            "format": "question_answer", "max_length": 0, "tokens": {}, "fingerprint": fingerprint(whole),
         }  # fmt: skip
         return cls(whole, DatasetInfo(**unknown | facts), truth)
 

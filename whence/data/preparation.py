@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from whence.config import Config
+from whence.config import Config, DataFormat
+from whence.data.chat import ChatError
 from whence.data.cleaning import CHANGES, clean_rows, look
 from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
-from whence.data.formatting import tail_of, to_prompt
+from whence.data.formatting import to_prompt
 from whence.data.sources import RawRows, Split, read_rows
-from whence.data.tokenization import Encoded, encode
+from whence.data.tokenization import Encoded, Encoder
 from whence.errors import DataError
 from whence.progress import progress
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MOST_LABELS = 1000  # in dataset.json; free answers are as many as rows
 TRUTH_COLUMNS = ("planted", "flipped", "true_output")
 TokenizerFor = Callable[[list[str]], "PreTrainedTokenizerBase"]
 
@@ -32,7 +34,8 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
     """The training and the evaluation examples.
 
     ``rows_read`` is ``rows`` plus the rows in ``dropped``, by reason: those of :func:`whence.data.cleaning.clean_rows`,
-    ``also_in_evaluation``, ``not_sampled`` and ``answer_does_not_fit``.
+    ``also_in_evaluation``, ``not_sampled``, ``answer_does_not_fit``, and of conversations ``not_text_alone``,
+    ``without_answer`` and ``refused_by_the_chat_template``.
 
     Args:
         tokenizer_for: the tokenizer of the base model, from all training texts (a built-in model's is trained on them).
@@ -42,9 +45,15 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
     """
     splits: tuple[Split, ...] = ("train", "eval")
     raw = {split: read_rows(config.dataset, split, config.general.seed) for split in splits}
+    if raw["train"].format != raw["eval"].format:
+        raise DataError(
+            f"dataset.format: training rows are {raw['train'].format}, evaluation rows {raw['eval'].format}",
+            hint="give both in one format",
+        )
+    config = with_format(config, raw["train"].format)
     cleaned = {split: clean_rows(rows.frame, config.dataset.cleaning) for split, rows in raw.items()}
     rows = {split: frame for split, (frame, _) in cleaned.items()}
-    dropped = {split: counter for split, (_, counter) in cleaned.items()}
+    dropped = {split: raw[split].dropped + counter for split, (_, counter) in cleaned.items()}
     if config.dataset.cleaning.drop_duplicates:
         held_out = set(rows["eval"]["input"].map(look))
         leaked = rows["train"]["input"].map(look).isin(held_out)
@@ -68,6 +77,13 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
     return train, evaluation
 
 
+def with_format(config: Config, format: DataFormat) -> Config:
+    """The settings with the format that rows were found to be of; the log says so where it was not set."""
+    if config.dataset.format is None and format != "question_answer":
+        logger.warning("dataset.format: the columns tell that rows are %s", format)
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"format": format})})
+
+
 def _sample(rows: pd.DataFrame, count: int | None, seed: int) -> tuple[pd.DataFrame, int]:
     """A seeded choice of ``count`` rows in their old order, and how many were left out."""
     if count is None or count >= len(rows):
@@ -77,7 +93,12 @@ def _sample(rows: pd.DataFrame, count: int | None, seed: int) -> tuple[pd.DataFr
 
 
 def _format(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
-    prompts = [to_prompt(config.dataset.template, text) for text in rows["input"]]
+    if config.dataset.format == "text":
+        prompts = [""] * len(rows)
+    elif config.dataset.format != "question_answer":
+        prompts = rows["input"].to_list()
+    else:
+        prompts = [to_prompt(config.dataset.template, text) for text in rows["input"]]
     if "prompt" in rows:  # rows that ask another question than the template's
         prompts = [own or prompt for own, prompt in zip(rows["prompt"], prompts, strict=True)]
     return pd.DataFrame({"prompt": prompts, "completion": rows["output"]}, index=rows.index)
@@ -94,9 +115,10 @@ def _finish(
 ) -> ExampleSet:
     pairs = zip(texts["prompt"], texts["completion"], strict=True)
     shown = progress(pairs, desc=f"tokenize {split}", unit="row", total=len(texts))
-    encoded = [_encode(tokenizer, prompt, answer, config) for prompt, answer in shown]
-    fits = np.array([item is not None for item in encoded], dtype=bool)
-    dropped["answer_does_not_fit"] += int((~fits).sum())
+    encoder = Encoder(tokenizer, config)
+    encoded = [_encode(encoder, prompt, answer) for prompt, answer in shown]
+    fits = np.array([isinstance(item, Encoded) for item in encoded], dtype=bool)
+    dropped.update(item for item in encoded if isinstance(item, str))
     kept, texts = rows[fits], texts[fits]
     if kept.empty:
         raise DataError(_nothing_left(split, raw, dropped))
@@ -112,16 +134,17 @@ def _finish(
         columns=list(COLUMNS),
     )
     _warn_of_lookalikes(frame["label"].unique())
-    lengths = np.array([len(item.input_ids) for item in encoded if item is not None])
+    lengths = np.array([len(item.input_ids) for item in encoded if isinstance(item, Encoded)])
     info = DatasetInfo(
         split=split,
         source=raw.source,
         rows=len(frame),
-        rows_read=len(raw.frame),
+        rows_read=raw.rows_read,
+        format=raw.format,
         dropped=_nonzero(dropped),
         changed=Counter(change for changes in kept[CHANGES] for change in changes),
-        truncated=sum(item.truncated > 0 for item in encoded if item is not None),
-        labels={str(label): int(count) for label, count in frame["label"].value_counts().items()},
+        truncated=sum(item.truncated > 0 for item in encoded if isinstance(item, Encoded)),
+        labels={str(label): int(count) for label, count in frame["label"].value_counts().head(MOST_LABELS).items()},
         template=config.dataset.template,
         max_length=config.general.max_length,
         tokens={"mean": float(lengths.mean()), "p95": float(np.percentile(lengths, 95)), "max": float(lengths.max())},
@@ -130,12 +153,15 @@ def _finish(
     return ExampleSet(frame, info, _truth(kept, frame))
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, config: Config) -> Encoded | None:
+def _encode(encoder: Encoder, prompt: str, completion: str) -> Encoded | str:
+    """The row as tokens, or in a word why it cannot be."""
     try:
-        tail = tail_of(config.dataset.template)
-        return encode(tokenizer, prompt, completion, config.general.max_length, config.dataset.loss_on, tail)
+        return encoder.example(prompt, completion)
+    except ChatError as error:
+        logger.info("a row is dropped: %s", error)
+        return "refused_by_the_chat_template"
     except DataError:
-        return None
+        return "answer_does_not_fit"
 
 
 def _warn_of_lookalikes(labels: Iterable[str]) -> None:
@@ -159,7 +185,7 @@ def _truth(rows: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame | None:
 def _nothing_left(split: str, raw: RawRows, dropped: Counter[str]) -> str:
     reasons = ", ".join(f"{reason} {count}" for reason, count in _nonzero(dropped).items())
     return (
-        f"no {split} row is left of the {len(raw.frame)} from {raw.source} ({reasons}); look at dataset.input_column, "
+        f"no {split} row is left of the {raw.rows_read} from {raw.source} ({reasons}); look at dataset.input_column, "
         "dataset.output_column and dataset.cleaning, and at general.max_length if answers do not fit"
     )
 

@@ -96,12 +96,13 @@ def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase,
         DataError: nothing would be left of one that asks what the rows do; or one asks something else and, with its
             reference or ``generation.max_new_tokens``, exceeds ``general.max_length``: half of it explains nothing.
     """
-    from whence.data.tokenization import encode, encode_prompt  # imports torch, which reading prompts does not need
+    from whence.data.tokenization import Encoder  # imports torch, which reading prompts does not need
 
-    longest, tail, shortened = config.general.max_length, tail_of(config.dataset.template), 0
+    encoder, longest, shortened = Encoder(tokenizer, config), config.general.max_length, 0
+    tail = tail_of(config.dataset.template)
     for prompt in prompts:
-        length = len(encode_prompt(tokenizer, prompt.prompt, max_new_tokens=0, max_length=UNLIMITED))
-        reference = len(encode(tokenizer, prompt.prompt, prompt.reference or "", UNLIMITED).input_ids) - length
+        length = len(encoder.prompt(prompt.prompt, 0, UNLIMITED))
+        reference = len(encoder.answer(prompt.reference)) if prompt.reference else 1
         room = max(reference, config.generation.max_new_tokens)
         if length + room <= longest:
             continue
@@ -111,7 +112,7 @@ def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase,
                 f"general.max_length is {longest}; shorten the prompt, or raise general.max_length"
             )
         try:
-            encode_prompt(tokenizer, prompt.prompt, room, longest, tail)
+            encoder.prompt(prompt.prompt, room)
         except DataError as error:
             raise DataError(f"prompt {prompt.prompt_id!r}: {error}") from error
         shortened += 1

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from whence.config import BUILTIN_DEMO, Dataset
+from whence.config import BUILTIN_DEMO, DataFormat, Dataset
+from whence.data.chat import ASSISTANT, parse_messages, to_text
 from whence.data.cleaning import look
 from whence.data.files import Table, expand, read_table
 from whence.errors import DataError
 
 Split = Literal["train", "eval"]
+MESSAGES, PAIR = "messages", ("prompt", "completion")  # columns, as TRL names them
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,14 @@ class RawRows:
 
     frame: pd.DataFrame
     source: str
+    format: DataFormat = "question_answer"
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Rows that could not be read as the format has them, by reason."""
+
+    @property
+    def rows_read(self) -> int:
+        """Rows of the source, those that could not be read included."""
+        return len(self.frame) + self.dropped.total()
 
 
 def read_rows(settings: Dataset, split: Split, seed: int) -> RawRows:
@@ -41,34 +53,74 @@ def read_rows(settings: Dataset, split: Split, seed: int) -> RawRows:
         from whence.data.demo import demo_rows
 
         return RawRows(demo_rows(split, seed), BUILTIN_DEMO)
-    columns = [name for key in _columns(split) if (name := getattr(settings, key))]
+    columns = [settings.input_column, settings.output_column, MESSAGES, *PAIR, *_columns(settings, split).values()]
     if settings.name is not None:
         from whence.data.hub import read_hub  # imports the datasets library, which takes a while
 
         hub_split = settings.train_split if split == "train" else settings.eval_split
         table, source = read_hub(settings, hub_split, columns)
-        return RawRows(_rows(table, source, hub_split, settings.name, settings, split), source)
+        return _joined([_rows(table, source, hub_split, settings.name, settings, split)], source)
     setting, names = f"dataset.{split}_files", settings.train_files if split == "train" else settings.eval_files
     files = [file for name in names for file in expand(name, setting)]
     frames = [
         _rows(read_table(file, columns, setting), f"{setting}: {file}", name := Path(file).name, name, settings, split)
         for file in files
     ]
-    return RawRows(pd.concat(frames, ignore_index=True), ", ".join(names))
+    return _joined(frames, ", ".join(names))
 
 
-def _columns(split: Split) -> tuple[str, ...]:
-    """The settings that name columns of a split; that labels may be wrong matters in training only."""
-    of_training = ("truth_column",) if split == "train" else ()
-    return ("input_column", "output_column", "id_column", "source_column", *of_training)
+def _joined(tables: list[RawRows], source: str) -> RawRows:
+    """The rows of all files, which must be of one format."""
+    first = tables[0]
+    other = next((table for table in tables if table.format != first.format), None)
+    if other is not None:
+        raise DataError(
+            f"dataset.format: {first.source} has rows of {first.format}, {other.source} of {other.format}",
+            hint="give files of one format",
+        )
+    dropped = sum((table.dropped for table in tables), Counter[str]())
+    return RawRows(pd.concat([table.frame for table in tables], ignore_index=True), source, first.format, dropped)
 
 
-def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset, split: Split) -> pd.DataFrame:
+def recognised(columns: Collection[str], settings: Dataset, origin: str) -> DataFormat:
+    """The format that the columns tell, as TRL names them where they are not the settings' own.
+
+    Raises:
+        DataError: they tell none.
+    """
+    if settings.format is not None:
+        return settings.format
+    known: dict[DataFormat, set[str]] = {
+        "question_answer": {settings.input_column, settings.output_column},
+        "messages": {MESSAGES},
+        "prompt_completion": {*PAIR},
+    }
+    for name, needed in known.items():
+        if needed <= set(columns):
+            return name
+    if list(columns) == [settings.input_column]:  # beside others, the answer's column may just be misspelt
+        return "text"
+    for key in ("input_column", "output_column"):
+        _check_column(key, getattr(settings, key), list(columns), origin)
+    raise AssertionError("one of the two columns is missing")
+
+
+def _columns(settings: Dataset, split: Split) -> dict[str, str]:
+    """The columns that the settings name beside those of text; that labels may be wrong matters in training only."""
+    keys = ("id_column", "source_column", *(("truth_column",) if split == "train" else ()))
+    return {key: name for key in keys if (name := getattr(settings, key))}
+
+
+def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset, split: Split) -> RawRows:
     """The rows of a table; ``prefix`` is of the ids of those that have none, ``source`` where those that do not say are
     from.
     """
-    for key in _columns(split):
-        _check_column(key, getattr(settings, key), table.columns, origin)
+    format = recognised(table.columns, settings, origin)
+    needed = {"question_answer": {"input_column": settings.input_column, "output_column": settings.output_column},
+              "messages": {"format": MESSAGES}, "text": {"input_column": settings.input_column},
+              "prompt_completion": {"format": PAIR[0], "format ": PAIR[1]}}[format]  # fmt: skip
+    for key, name in (needed | _columns(settings, split)).items():
+        _check_column(key.strip(), name, table.columns, origin)
 
     def texts(column: str) -> list[str | None]:
         pairs = zip(table.values[column], table.lines, strict=True)
@@ -77,9 +129,25 @@ def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset
     numbers = [f"{prefix}:{line}" for line in table.lines]
     ids = texts(settings.id_column) if settings.id_column else numbers
     sources = texts(settings.source_column) if settings.source_column else [None] * len(numbers)
-    outputs = _named(texts(settings.output_column), settings.label_names, table.lines, origin)
-    rows = {
-        "input": texts(settings.input_column),
+    if format == "prompt_completion" and any(isinstance(value, list) for value in table.values[PAIR[0]]):
+        format = "messages"
+    reasons: list[str | None] = [None] * len(numbers)
+    inputs: list[str | None]
+    outputs: list[str | None]
+    if format == "messages":
+        whole = [table.values[name] for name in (PAIR if MESSAGES not in needed.values() else (MESSAGES,))]
+        found = [_conversation([*(message for part in parts for message in part or [])], f"{origin}, row {line}")
+                 for *parts, line in zip(*whole, table.lines, strict=True)]  # fmt: skip
+        inputs, outputs, reasons = ([one[place] for one in found] for place in range(3))
+    elif format == "text":
+        inputs = outputs = texts(settings.input_column)
+    elif format == "prompt_completion":
+        inputs, outputs = texts(PAIR[0]), texts(PAIR[1])
+    else:
+        inputs = texts(settings.input_column)
+        outputs = _named(texts(settings.output_column), settings.label_names, table.lines, origin)
+    rows: dict[str, Any] = {
+        "input": inputs,
         "output": outputs,
         "source_id": [own or number for own, number in zip(ids, numbers, strict=True)],
         "source": [own or source for own in sources],
@@ -87,7 +155,20 @@ def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset
     if split == "train" and settings.truth_column:
         truth = _named(texts(settings.truth_column), settings.label_names, table.lines, origin)
         rows |= _truth(outputs, truth, f"dataset.truth_column: {origin}", table.lines)
-    return pd.DataFrame(rows, dtype=object)
+    frame = pd.DataFrame(rows, dtype=object)
+    usable = np.array([reason is None for reason in reasons], dtype=bool)
+    return RawRows(frame[usable], origin, format, Counter(reason for reason in reasons if reason))
+
+
+def _conversation(messages: list[Any], origin: str) -> tuple[str | None, str | None, str | None]:
+    """What precedes the last answer of the assistant, that answer, and in a word why there is none."""
+    parsed = parse_messages(messages, origin)
+    if parsed is None:
+        return None, None, "not_text_alone"
+    last = max((place for place, message in enumerate(parsed) if message["role"] == ASSISTANT), default=0)
+    if not last:
+        return None, None, "without_answer"
+    return to_text(parsed[:last]), parsed[last]["content"], None
 
 
 def _truth(outputs: list[str | None], truth: list[str | None], origin: str, lines: list[int]) -> dict[str, list[Any]]:

@@ -1,7 +1,8 @@
 """From text to token ids, and the one loss mask that training, factors and scores share.
 
-An example is ``prompt + " " + completion`` followed by the end-of-text token. The mask is carried by ``labels``: -100
-where the loss does not count, as everywhere in transformers.
+An example is ``prompt + " " + completion`` followed by the end-of-text token or, where ``dataset.chats``, the turns of
+a chat template (:mod:`whence.data.chat`). The mask is carried by ``labels``: -100 where the loss does not count, as
+everywhere in transformers.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from whence.config import Config
+from whence.data.chat import ASSISTANT, ChatTemplate, Message, to_messages
 from whence.data.formatting import EXACT_IDS, tail_of
 from whence.errors import DataError
 from whence.progress import progress
 
 IGNORED = -100
 _ANCHOR = ":"
+OWN = "tokenizer"  # dataset.chat_template: the tokenizer's own
 
 Spans = Sequence[tuple[int, int]]
 """First character, and the one after the last, of each token; empty where the tokenizer does not tell."""
@@ -48,11 +51,15 @@ class _Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids and labels of one example (equal lengths), and how many prompt tokens were cut to fit."""
+    """Token ids and labels of one example (equal lengths), and how many prompt tokens were cut to fit.
+
+    ``turns`` has for each token of a conversation the assistant's turn that it is of, -1 for none.
+    """
 
     input_ids: list[int]
     labels: list[int]
     truncated: int
+    turns: list[int] | None = None
 
 
 def encode(
@@ -70,7 +77,7 @@ def encode(
     with ``tail`` asks another question and loses tokens at its beginning. The answer is never cut.
 
     Args:
-        loss_on: ``answer`` counts the loss of answer and end-of-text token, ``all`` that of every token.
+        loss_on: ``all`` counts the loss of every token, anything else that of answer and end-of-text token.
 
     Raises:
         DataError: answer and question leave no room for the text within ``max_length``.
@@ -105,8 +112,81 @@ def token_texts(
     return [*_without(_texts(tokenizer, asked), cut), *_texts(tokenizer, answer), ""]
 
 
+def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """The tokens of an answer exactly as :func:`encode` has them, end of text included."""
+    return *_answer(tokenizer, text).ids, int(tokenizer.eos_token_id)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How a run's prompts and answers become tokens, by its settings."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: Config
+
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """The template they are turns of; None where they are plain text."""
+        settings = self.config.dataset
+        if not settings.chats:
+            return None
+        return ChatTemplate(self.tokenizer, None if settings.chat_template == OWN else settings.chat_template)
+
+    def example(self, prompt: str, completion: str, max_length: int | None = None) -> Encoded:
+        """An example of at most ``max_length`` tokens, ``general.max_length`` where it is None; see :func:`encode`.
+
+        Raises:
+            DataError: answer and question do not fit.
+        """
+        longest, loss_on = max_length or self.config.general.max_length, self.config.dataset.loss_on
+        if self.chat is None:
+            return encode(self.tokenizer, prompt, completion, longest, loss_on, self._tail)
+        found, cut = self.chat.conversation(_answered(prompt, completion), longest)
+        last = max(found.turns)
+        counted = {"all": found.ids, "answer": range(last + 1), "last": (last,)}[loss_on]
+        labels = [token if loss_on == "all" or turn in counted else IGNORED
+                  for token, turn in zip(found.ids, found.turns, strict=True)]  # fmt: skip
+        return Encoded(found.ids, labels, cut, found.turns)
+
+    def prompt(self, prompt: str, max_new_tokens: int, max_length: int | None = None) -> list[int]:
+        """The tokens that the model goes on from, shortened to leave ``max_new_tokens`` of ``max_length`` free."""
+        longest = max_length or self.config.general.max_length
+        if self.chat is None:
+            return encode_prompt(self.tokenizer, prompt, max_new_tokens, longest, self._tail)
+        return self.chat.prompt(to_messages(prompt), longest - max_new_tokens)[0]
+
+    def texts(self, prompt: str, completion: str) -> list[str]:
+        """The text of every token that :meth:`example` gives for the same arguments."""
+        longest = self.config.general.max_length
+        if self.chat is None:
+            return token_texts(self.tokenizer, prompt, completion, longest, self._tail)
+        return self.chat.conversation(_answered(prompt, completion), longest)[0].texts
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """The tokens of an answer exactly as training sees it, its end included."""
+        if self.chat is None:
+            return answer_ids(self.tokenizer, text)
+        found, _ = self.chat.conversation(_answered("?", text))
+        return tuple(token for token, turn in zip(found.ids, found.turns, strict=True) if turn >= 0)
+
+    @cached_property
+    def end(self) -> int:
+        """The token that ends an answer: that of the text, or of a turn."""
+        last = self.answer("x")[-1]
+        added = self.tokenizer.added_tokens_decoder.get(last)
+        return last if added is not None and added.special else int(self.tokenizer.eos_token_id)
+
+    @property
+    def _tail(self) -> str:
+        return tail_of(self.config.dataset.template)
+
+
+def _answered(prompt: str, completion: str) -> list[Message]:
+    return [*to_messages(prompt), {"role": ASSISTANT, "content": completion}]
+
+
 def _labelled(prompt: list[int], answer: list[int], loss_on: str, truncated: int = 0) -> Encoded:
-    labels = [IGNORED] * len(prompt) if loss_on == "answer" else prompt
+    labels = [IGNORED] * len(prompt) if loss_on != "all" else prompt
     return Encoded(prompt + answer, labels + answer, truncated)
 
 
@@ -206,15 +286,14 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
         Raises:
             DataError: an answer does not fit within ``general.max_length``.
         """
-        tail = tail_of(config.dataset.template)
-        length, loss_on = config.general.max_length, config.dataset.loss_on
+        encoder, loss_on = Encoder(tokenizer, config), config.dataset.loss_on
         exact = (frame[name] if name in frame else [None] * len(frame) for name in EXACT_IDS)
         rows = zip(frame["prompt"], frame["completion"], *exact, strict=True)
         shown = progress(rows, desc="tokenize", unit="row", total=len(frame))
         encoded = [
             _labelled(list(prompt_ids), list(ids), loss_on)
             if isinstance(ids, Sequence | np.ndarray)
-            else encode(tokenizer, prompt, answer, length, loss_on, tail)
+            else encoder.example(prompt, answer)
             for prompt, answer, prompt_ids, ids in shown
         ]
         return cls(encoded, int(tokenizer.pad_token_id))

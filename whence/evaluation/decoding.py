@@ -192,7 +192,9 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
 
 def _end_tokens(language: LanguageModel) -> list[int]:
     own = language.model.generation_config.eos_token_id
-    return sorted({language.eos_token_id, *(own if isinstance(own, list) else [] if own is None else [own])})
+    return sorted(
+        {language.eos_token_id, language.encoder.end, *(own if isinstance(own, list) else [] if own is None else [own])}
+    )
 
 
 @contextmanager

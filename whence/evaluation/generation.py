@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
+from transformers import TextIteratorStreamer
 
 from whence.data.batching import plan_batches
 from whence.data.formatting import UNLIMITED
 from whence.data.prompts import Prompt
-from whence.data.tokenization import IGNORED, encode, encode_prompt
 from whence.evaluation.decoding import (
-    Completion,
     Generated,
     completion_logprobs,
     continue_prompts,
@@ -67,7 +65,7 @@ def generate(language: LanguageModel, prompts: Sequence[Prompt], model_id: str) 
             "mean_logprob": [answer.generated.mean_logprob for answer in answers],
             "seconds": [answer.seconds for answer in answers],
             "shortened": [
-                len(answer.prompt_ids) < len(encode_prompt(language.tokenizer, text, 0, UNLIMITED))
+                len(answer.prompt_ids) < len(language.encoder.prompt(text, 0, UNLIMITED))
                 for text, answer in zip(texts, answers, strict=True)
             ],
         }
@@ -140,12 +138,6 @@ def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequen
     return table
 
 
-def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Completion:
-    """Token ids of an answer exactly as training sees it, end of text included."""
-    labels = encode(tokenizer, "", text, UNLIMITED).labels
-    return tuple(token for token in labels if token != IGNORED)
-
-
 def _answer(
     language: LanguageModel,
     texts: Sequence[str],
@@ -155,7 +147,7 @@ def _answer(
 ) -> list[Answer]:
     """Answers in the order of ``texts``; ``batch_size`` is that of prompts of ``general.max_length``."""
     config = language.config
-    completions = [completion_ids(language.tokenizer, label) for label in labels]
+    completions = [language.encoder.answer(label) for label in labels]
     room = max([config.generation.max_new_tokens, *(len(completion) for completion in completions)])
     # No BOS and no text: something must be read.
     prompts = [language.encode_prompt(text, room) or [language.eos_token_id] for text in texts]

@@ -22,9 +22,9 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from whence.config import Config
+from whence.data.tokenization import answer_ids
 from whence.errors import DataError
 from whence.evaluation.decoding import completion_logprobs, continue_prompts, read_prompts
-from whence.evaluation.generation import completion_ids
 from whence.evaluation.questions import HUB, LETTERS, benchmark_name, check_questions, read_questions, read_shots
 from whence.models.language import LanguageModel
 
@@ -98,9 +98,7 @@ class Answerer(DeepEvalBaseLLM):
     def __init__(self, language: LanguageModel, model_id: str) -> None:
         self.language, self.tokenizer, self.config = language, language.tokenizer, language.config
         config = language.config
-        self.letters = [
-            completion_ids(language.tokenizer, letter)[:-1] for letter in LETTERS
-        ]  # without the end of text
+        self.letters = [answer_ids(language.tokenizer, letter)[:-1] for letter in LETTERS]  # without the end of text
         by_letter = config.evaluation.mmlu.method == "logprob"
         answer_room = max(map(len, self.letters)) if by_letter else config.generation.max_new_tokens
         self.room = config.general.max_length - answer_room

@@ -14,8 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from whence.config import Config
-from whence.data.formatting import tail_of
-from whence.data.tokenization import TokenizedExamples, encode_prompt, token_texts
+from whence.data.tokenization import Encoder, TokenizedExamples
 from whence.errors import ModelError
 
 
@@ -49,6 +48,11 @@ class LanguageModel:
         return int(self.tokenizer.eos_token_id)
 
     @cached_property
+    def encoder(self) -> Encoder:
+        """How prompts and answers become tokens."""
+        return Encoder(self.tokenizer, self.config)
+
+    @cached_property
     def model_fingerprint(self) -> str:
         """sha256 (hex) over the names, precisions, shapes and values of all weights."""
         return tensors_digest(sorted(self.model.state_dict().items()))
@@ -68,13 +72,11 @@ class LanguageModel:
 
     def encode_prompt(self, prompt: str, max_new_tokens: int) -> list[int]:
         """Token ids of a prompt, shortened to leave ``max_new_tokens`` of ``general.max_length`` free."""
-        tail = tail_of(self.config.dataset.template)
-        return encode_prompt(self.tokenizer, prompt, max_new_tokens, self.config.general.max_length, tail)
+        return self.encoder.prompt(prompt, max_new_tokens)
 
     def token_texts(self, prompt: str, completion: str) -> list[str]:
         """The text of every token of an example as :meth:`tokenize` has it."""
-        tail = tail_of(self.config.dataset.template)
-        return token_texts(self.tokenizer, prompt, completion, self.config.general.max_length, tail)
+        return self.encoder.texts(prompt, completion)
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of an answer, without special tokens and white space around it."""

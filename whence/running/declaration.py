@@ -77,7 +77,7 @@ class Work:
     """One run of a stage, as its ``compute`` and ``record`` see it.
 
     Attributes:
-        config: the resolved configuration.
+        config: the resolved configuration, which goes on with the outputs as ``compute`` leaves it.
         inputs: the input artifacts by name; optional ones that were not made are left out.
         lists: the inputs that are lists of artifacts, by name; empty where there are none.
         absent: why an optional input was not made, by name, where its stage says so.

@@ -18,7 +18,7 @@ from whence.config import Config
 from whence.config_file import load_config
 from whence.errors import DataError
 from whence.files import digests, write_atomically, write_json
-from whence.models import BASE
+from whence.models import BASE as BASE
 from whence.running.artifacts import TRAINING_FILE
 
 LINEAGE = "lineage"

@@ -91,7 +91,7 @@ def run_stage(
             workspace.publish()
             for output in stage.outputs:
                 if not output.is_page:
-                    hand_on(config, carrier, outputs[output.name])
+                    hand_on(work.config, carrier, outputs[output.name])
             kept = {"whence.key": workspace.key} if workspace.key else {}
             run.set_tags(kept | {"whence.reused": str(earlier is not None).lower()})
             run.log_metrics(metrics)

@@ -41,7 +41,7 @@ def resolve(arguments: Mapping[str, Any]) -> Config:
 
 
 def compute(work: Work) -> dict[str, float]:
-    from whence.data.preparation import prepare_datasets
+    from whence.data.preparation import prepare_datasets, with_format
     from whence.models.loading import empty_model, load_base_tokenizer, write_base
     from whence.running.checks import check_base_model
 
@@ -52,6 +52,7 @@ def compute(work: Work) -> dict[str, float]:
         return load_base_tokenizer(base_model)
 
     train, evaluation = prepare_datasets(work.config, tokenizer_for)
+    work.config = with_format(work.config, train.info.format)
     if work.config.models.base.name == BUILTIN_TINY_LLAMA:  # any other was looked at before its data was read
         check_base_model(work.config, empty_model(str(base_model)), load_base_tokenizer(base_model))
     train.write(work.outputs["train_data"])
