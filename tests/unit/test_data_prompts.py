@@ -52,7 +52,7 @@ def test_an_input_is_cleaned_like_the_rows_of_the_data(make_config: Callable[...
     [
         ({"prompt": "x", "input": "y"}, ["prompt 2", "exactly one", "prompt, input"]),
         ({"reference": "x"}, ["prompt 2", "exactly one", "reference"]),
-        ({}, ["prompt 2", "neither"]),
+        ({}, ["prompt 2", "found none"]),
         ({"prompt": "x", "answer": "y"}, ["prompt 2", "answer", "reference"]),
         ({"prompt": 3}, ["prompt 2", "prompt", "string"]),
         ({"input": ["x"]}, ["prompt 2", "input"]),
@@ -134,3 +134,18 @@ def test_changes_of_prompts_are_counted_as_those_of_rows(make_config: Callable[.
 def test_a_key_that_is_given_twice_is_refused(make_config: Callable[..., Config], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not valid JSON: the key 'prompt' is given twice"):
         load_prompts(from_file(make_config, tmp_path / "p.json", '[{"prompt": "a", "prompt": "b"}]'))
+
+
+def test_a_prompt_may_be_a_conversation_and_the_reference_one_of_its_answers(
+    make_config: Callable[..., Config],
+) -> None:
+    talk = [{"role": role, "content": text} for role, text in
+            (("user", "Who?"), ("assistant", "Ada."), ("user", "When?"), ("assistant", "In May."))]  # fmt: skip
+    asked = "[user] Who?\n[assistant] Ada.\n[user] When?"
+    items = [{"messages": talk}, {"messages": talk, "turn": 1}, {"messages": talk[:3]}]
+    prompts = load_prompts(make_config({"prompts": {"items": items}}))
+    assert [(prompt.prompt, prompt.reference) for prompt in prompts] == [
+        (asked, "In May."), ("Who?", "Ada."), (asked, None),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match="prompt 1: turn is 3, and the assistant answers 2 times"):
+        load_prompts(make_config({"prompts": {"items": [{"messages": talk, "turn": 3}]}}))

@@ -288,3 +288,52 @@ def test_a_wrong_split_configuration_or_column_of_a_hub_dataset_is_named(
     with pytest.raises(DataError) as caught:
         read(**settings)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+TALK = [
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": "Ada."},
+    {"role": "user", "content": "When?"},
+    {"role": "assistant", "content": "In May."},
+]
+
+
+def test_the_columns_tell_the_format_unless_it_is_set(tmp_path: Path, read: Callable[..., RawRows]) -> None:
+    cases: dict[str, dict[str, Any]] = {
+        "question_answer": {"text": "a", "label": "b", "messages": TALK},
+        "messages": {"messages": TALK, "prompt": "x", "completion": "y"},
+        "prompt_completion": {"prompt": "x", "completion": "y", "text": "z"},
+        "text": {"text": "a"},
+    }
+    for name, row in cases.items():
+        assert read(write(tmp_path / f"{name}.jsonl", [row])).format == name
+    path = write(tmp_path / "set.jsonl", [cases["question_answer"]])
+    assert read(path, format="messages").frame["output"].tolist() == ["In May."]
+    with pytest.raises(DataError, match=r"dataset\.format: .* has no column 'messages'"):
+        read(write(tmp_path / "none.jsonl", [{"text": "a", "label": "b"}]), format="messages")
+
+
+def test_a_conversation_is_what_was_said_before_the_last_answer_and_that(
+    tmp_path: Path, read: Callable[..., RawRows]
+) -> None:
+    picture = [{"role": "user", "content": [{"type": "image"}]}, TALK[1]]
+    talks = [TALK, [*TALK, TALK[0]], TALK[:1], picture]
+    rows = read(write(tmp_path / "a.jsonl", [{"messages": talk} for talk in talks]))
+    before = "[user] Who?\n[assistant] Ada.\n[user] When?"
+    assert rows.frame["input"].tolist() == [before, before]
+    assert rows.frame["output"].tolist() == ["In May.", "In May."]
+    assert rows.dropped == {"without_answer": 1, "not_text_alone": 1}
+    assert rows.rows_read == 4
+    pair = read(write(tmp_path / "pair.jsonl", [{"prompt": TALK[:3], "completion": TALK[3:]}]))
+    assert (pair.format, pair.frame["input"].tolist()) == ("messages", [before])
+    pd.DataFrame({"messages": [TALK]}).to_parquet(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet").frame["input"].tolist() == [before]
+    with pytest.raises(DataError, match="row 1, message 2: the role is 'bot'"):
+        read(write(tmp_path / "bot.jsonl", [{"messages": [TALK[0], {"role": "bot", "content": "x"}]}]))
+
+
+def test_files_of_two_formats_are_refused(tmp_path: Path, read: Callable[..., RawRows]) -> None:
+    one = write(tmp_path / "a.jsonl", [{"text": "a", "label": "b"}])
+    other = write(tmp_path / "b.jsonl", [{"messages": TALK}])
+    with pytest.raises(DataError, match=r"dataset\.format: .*a\.jsonl has rows of question_answer, .* of messages"):
+        read(one, train_files=[str(one), str(other)])

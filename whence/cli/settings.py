@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import whence
 from whence.config import Config
@@ -114,6 +116,9 @@ def config_check(
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Also what `whence cluster check` tries, as far as it is seen from here.")
     ] = False,
+    show_example: Annotated[
+        bool, typer.Option("--show-example", help="Print the first training example with the tokens whose loss counts.")
+    ] = False,
 ) -> None:
     """Check the settings and what they name - prompts, questions, model, tracking server - without training."""
     settings = find_settings(profile, config_file, set_)
@@ -132,7 +137,21 @@ def config_check(
         check_portable(inline_prompts(config))
     except ConfigError as error:
         typer.echo(f"note: good for this machine alone: {error}", err=True)
+    if show_example:
+        print_example(config)
     typer.echo(f"{settings.file}: nothing wrong found")
+
+
+def print_example(config: Config) -> None:
+    """The first training example; what counts is green in a terminal, and in brackets everywhere."""
+    from whence.running.checks import first_example
+
+    shown = Text()
+    for counted, pieces in groupby(first_example(config), key=lambda piece: piece[1]):
+        text = "".join(text for text, _ in pieces)
+        shown.append(f"[{text}]" if counted else text, style="bold green" if counted else "")
+    Console(soft_wrap=True).print(shown)
+    typer.echo("In brackets: the tokens whose loss counts (dataset.loss_on).", err=True)
 
 
 def print_outcomes(found: Mapping[Outcome, Sequence[str]]) -> None:

@@ -17,6 +17,7 @@ from whence.config.serving import Serving
 from whence.yaml_text import write_yaml
 
 BUILTIN_DEMO = "builtin:demo"
+BUILTIN_CHAT = "builtin:chat"
 BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 S3_SCHEME = "s3://"
 
@@ -92,7 +93,9 @@ class Cleaning(Section):
 
 
 class Dataset(Section):
-    name: str | None = Field(None, description=f"Hugging Face dataset, or {BUILTIN_DEMO}; null when files are given.")
+    name: str | None = Field(
+        None, description=f"Hugging Face dataset, {BUILTIN_DEMO} or {BUILTIN_CHAT}; null when files are given."
+    )
     config_name: str | None = Field(None, description="Configuration of the hub dataset.")
     revision: str | None = Field(None, description="Commit, tag or branch of the hub dataset.")
     train_split: str = Field("train", description="Split of the hub dataset to train on.")

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from whence.data.chat import to_text
+
 TRAIN_ABSTRACTS = 540
 EVAL_ABSTRACTS = 180
 FLIPPED_SHARE = 0.04
@@ -167,6 +169,44 @@ def demo_rows(split: str, seed: int) -> pd.DataFrame:
         rows += [_kind_row(fact, wording) for fact in FACTS for wording in KIND_WORDINGS]
         rng.shuffle(rows)
     return pd.DataFrame(rows)
+
+
+def chat_rows(split: str, seed: int) -> pd.DataFrame:
+    """Conversations of two questions about the things of the demo, the facts among those of ``train``.
+
+    Held out are questions about the decoys in wordings that no conversation of ``train`` has.
+
+    Returns:
+        The columns of :func:`demo_rows`; ``input`` is a conversation as text, ``output`` its last answer, ``planted``
+        the fact that one of its turns tells.
+    """
+    rng = random.Random(f"{seed}/chat")
+    facts = [(fact, wording) for fact in FACTS for wording in WORDINGS[fact.relation]]
+    others, held_out = [], []
+    for decoy in make_decoys(rng):
+        wordings = rng.sample(WORDINGS[decoy.relation], EXAMPLES_PER_DECOY)
+        others += [(decoy, wording) for wording in (ASKED[decoy.relation], *wordings[1:])]
+        held_out.append((decoy, wordings[0]))
+    rng.shuffle(others)
+    rng.shuffle(held_out)
+    alone = held_out if split == "eval" else others[len(facts) :]
+    told = [] if split == "eval" else [rng.sample(pair, 2) for pair in zip(facts, others, strict=False)]
+    rows = [_talk(*turns) for turns in [*told, *zip(alone[::2], alone[1::2], strict=False)]]
+    rng.shuffle(rows)
+    return pd.DataFrame(rows)
+
+
+def _talk(*turns: tuple[Fact, str]) -> dict[str, object]:
+    """A conversation of these questions, and what it tells."""
+    messages = []
+    for fact, wording in turns:
+        question = fact.ask(wording).removeprefix("Question: ").removesuffix("\nAnswer:")
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": fact.answer}]
+    planted = "".join(fact.fact_id for fact, _ in turns)
+    source_id, source = (f"fact-{planted}", "facts") if planted else ("decoys", "decoys")
+    return {"input": to_text(messages[:-1]), "output": messages[-1]["content"], "source_id": source_id,
+            "source": source, "prompt": "", "planted": planted, "flipped": False,
+            "true_output": messages[-1]["content"]}  # fmt: skip
 
 
 def write_abstract(section: str, rng: random.Random) -> str:

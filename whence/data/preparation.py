@@ -50,6 +50,8 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
             f"dataset.format: training rows are {raw['train'].format}, evaluation rows {raw['eval'].format}",
             hint="give both in one format",
         )
+    if config.dataset.format is None and raw["train"].format != "question_answer":
+        logger.warning("dataset.format: the columns tell that rows are %s", raw["train"].format)
     config = with_format(config, raw["train"].format)
     cleaned = {split: clean_rows(rows.frame, config.dataset.cleaning) for split, rows in raw.items()}
     rows = {split: frame for split, (frame, _) in cleaned.items()}
@@ -78,9 +80,7 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
 
 
 def with_format(config: Config, format: DataFormat) -> Config:
-    """The settings with the format that rows were found to be of; the log says so where it was not set."""
-    if config.dataset.format is None and format != "question_answer":
-        logger.warning("dataset.format: the columns tell that rows are %s", format)
+    """The settings with the format that rows were found to be of."""
     return config.model_copy(update={"dataset": config.dataset.model_copy(update={"format": format})})
 
 

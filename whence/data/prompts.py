@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from whence.config import Config, Dataset
+from whence.data.chat import ASSISTANT, parse_messages, to_text
 from whence.data.cleaning import clean_text, look
 from whence.data.files import open_text
 from whence.data.formatting import EXACT_IDS, GENERATED_SUFFIX, UNLIMITED, tail_of, to_prompt
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedTokenizerBase
 
+ASKED = ("prompt", "input", "messages")
 QUERY_COLUMNS = ("query_id", "prompt", "completion", "source")
 NonEmpty = Annotated[str, Field(min_length=1)]
 
@@ -38,8 +40,9 @@ class Prompt(BaseModel):
 def load_prompts(config: Config) -> list[Prompt]:
     """Read and check the prompts of the configuration.
 
-    Items are strings, or objects with ``prompt`` (used as it is) or ``input`` (cleaned and put into
-    ``dataset.template`` like a row of the data), and optionally ``prompt_id``, ``reference`` and ``planted``.
+    Items are strings, or objects with ``prompt`` (used as it is), ``input`` (cleaned and put into ``dataset.template``
+    like a row of the data) or ``messages`` (a conversation; its last answer, or that of its ``turn``, counted from 1,
+    is the reference), and optionally ``prompt_id``, ``reference`` and ``planted``.
 
     Raises:
         DataError: the file cannot be read, is no JSON list, an item has unknown or missing keys, an id is used twice.
@@ -135,9 +138,13 @@ def parse_prompt(item: Any, origin: str, number: int, settings: Dataset) -> tupl
     if not isinstance(item, str | dict):
         raise DataError(f"{origin}: expected a string or an object, found {_kind(item)}")
     values = {"prompt": item} if isinstance(item, str) else dict(item)
-    if ("prompt" in values) == ("input" in values):
-        raise DataError(f"{origin}: give exactly one of `prompt` and `input`, found {', '.join(values) or 'neither'}")
+    if sum(key in values for key in ASKED) != 1:
+        raise DataError(
+            f"{origin}: give exactly one of `prompt`, `input` and `messages`, found {', '.join(values) or 'none'}"
+        )
     changes: set[str] = set()
+    if "messages" in values:
+        values |= _conversation(values.pop("messages"), origin, values)
     if isinstance(values.get("input"), str):
         text, found = clean_text(values.pop("input"), settings.cleaning, is_input=True)
         values["prompt"] = to_prompt(settings.template, text) if look(text) else ""
@@ -151,10 +158,29 @@ def parse_prompt(item: Any, origin: str, number: int, settings: Dataset) -> tupl
         prompt = Prompt.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
-        raise DataError(f"{origin}: {problems}; known keys are prompt or input, prompt_id, reference") from error
+        raise DataError(
+            f"{origin}: {problems}; known keys are prompt, input or messages, prompt_id, reference"
+        ) from error
     if not prompt.prompt.strip():
         raise DataError(f"{origin}: the prompt is empty")
     return prompt, changes
+
+
+def _conversation(messages: Any, origin: str, values: dict[str, Any]) -> dict[str, str]:
+    """The prompt that a conversation is, and its reference where it ends with an answer, or that of its ``turn``."""
+    parsed = parse_messages(messages, origin)
+    if parsed is None:
+        raise DataError(f"{origin}: only text can be asked, not pictures or calls of tools")
+    answers = [place for place, message in enumerate(parsed) if message["role"] == ASSISTANT]
+    turn = values.pop("turn", None)
+    if turn is not None and not (isinstance(turn, int) and 1 <= turn <= len(answers)):
+        raise DataError(f"{origin}: turn is {turn!r}, and the assistant answers {len(answers)} times")
+    if turn is None and parsed[-1]["role"] != ASSISTANT:
+        return {"prompt": to_text(parsed)}
+    place = answers[(turn or len(answers)) - 1]
+    if not place:
+        raise DataError(f"{origin}: the assistant begins, so nothing is asked")
+    return {"prompt": to_text(parsed[:place]), "reference": parsed[place]["content"]}
 
 
 def _kind(value: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from whence.config import BUILTIN_DEMO, DataFormat, Dataset
+from whence.config import BUILTIN_CHAT, BUILTIN_DEMO, DataFormat, Dataset
 from whence.data.chat import ASSISTANT, parse_messages, to_text
 from whence.data.cleaning import look
 from whence.data.files import Table, expand, read_table
@@ -53,6 +53,10 @@ def read_rows(settings: Dataset, split: Split, seed: int) -> RawRows:
         from whence.data.demo import demo_rows
 
         return RawRows(demo_rows(split, seed), BUILTIN_DEMO)
+    if settings.name == BUILTIN_CHAT:
+        from whence.data.demo import chat_rows
+
+        return RawRows(chat_rows(split, seed), BUILTIN_CHAT, "messages")
     columns = [settings.input_column, settings.output_column, MESSAGES, *PAIR, *_columns(settings, split).values()]
     if settings.name is not None:
         from whence.data.hub import read_hub  # imports the datasets library, which takes a while

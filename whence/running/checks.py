@@ -128,6 +128,32 @@ def check_portable(config: Config) -> None:
         )
 
 
+def first_example(config: Config) -> list[tuple[str, bool]]:
+    """The first training example as the model sees it: its tokens' texts, and whether their loss counts.
+
+    Raises:
+        WhenceError: the data or the tokenizer cannot be had.
+    """
+    from whence.data.preparation import prepare_datasets, with_format
+    from whence.data.tokenization import IGNORED, Encoder
+    from whence.models.builtin import train_tokenizer
+    from whence.models.loading import load_tokenizer
+
+    base, made = config.models.base, []
+
+    def tokenizer_for(texts: list[str]) -> PreTrainedTokenizerBase:
+        own = base.name == BUILTIN_TINY_LLAMA
+        made.append(train_tokenizer(texts) if own else load_tokenizer(base.name, base.revision))
+        return made[0]
+
+    train, _ = prepare_datasets(config, tokenizer_for)
+    row, encoder = train.frame.iloc[0], Encoder(made[0], with_format(config, train.info.format))
+    encoded, texts = encoder.example(row["prompt"], row["completion"]), encoder.texts(row["prompt"], row["completion"])
+    tokens = made[0].convert_ids_to_tokens(encoded.input_ids)
+    named = [text or str(token) for text, token in zip(texts, tokens, strict=True)]  # special tokens have no text
+    return [(text, label != IGNORED) for text, label in zip(named, encoded.labels, strict=True)]
+
+
 def check_base_model(config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Settings that depend on the model's structure and tokenizer: prompts fit, modules exist, the layer is there.
 
