@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from whence.config import BUILTIN_TINY_LLAMA, Config, Training
+from whence.config import BUILTIN_TINY_LLAMA, Config
 from whence.config_file import dotted_keys, get_dotted, pack
 from whence.data.prompts import check_prompts, load_prompts
 from whence.errors import ConfigError, DataError
@@ -88,22 +88,11 @@ def check_model(config: Config) -> None:
         check_base_model(config, loading.empty_model(base.name, base.revision), tokenizer)
 
 
-def check_training(config: Config) -> None:
-    """What of the training's settings is transformers' own is known to it."""
-    fresh = Training()
-    own = config.training.optim, config.training.lr_scheduler_type, config.training.extra
-    if own != (fresh.optim, fresh.lr_scheduler_type, fresh.extra):  # else transformers need not be imported for it
-        from whence.training import check_arguments
-
-        check_arguments(config.training)
-
-
 CHECKS: dict[str, Callable[[Config], None]] = {
     "prompts": check_references,
     "benchmark": check_benchmark,
     "data": check_data,
     "tracking": check_tracking,
-    "training": check_training,
     "base model": check_model,
 }
 
@@ -155,7 +144,7 @@ def first_example(config: Config) -> list[tuple[str, bool]]:
 
 
 def check_base_model(config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Settings that depend on the model's structure and tokenizer: prompts fit, modules exist, the layer is there.
+    """What depends on transformers, the model's structure and tokenizer: names, prompts that fit, modules, the layer.
 
     Args:
         model: without weights.
@@ -163,7 +152,9 @@ def check_base_model(config: Config, model: PreTrainedModel, tokenizer: PreTrain
     from whence.influence.modules import fused_parameters, require_examples, select_modules
     from whence.models.adapters import add_adapter
     from whence.models.loading import require_checkpoint_disk, require_usable
+    from whence.training import check_arguments
 
+    check_arguments(config.training)
     require_usable(model, tokenizer, config.general)
     shortened = check_prompts(load_prompts(config), tokenizer, config)
     if shortened:
