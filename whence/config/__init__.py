@@ -229,6 +229,10 @@ class Scores(Section):
         None, ge=0, description="Damping of the inverse; null is 0.1 x the mean eigenvalue of each module."
     )
     self_influence: bool = Field(True, description="Also score every training example on itself.")
+    baselines: bool = Field(
+        True,
+        description="Also take plain gradients and embeddings in this pass, which validation.measures compare with.",
+    )
     top_k: Positive = Field(20, description="Most helpful and most harmful examples listed per query.")
     detail: bool = Field(True, description="Also divide the listed scores among the example's tokens, and the modules.")
 
@@ -294,6 +298,7 @@ Measure = Literal["planted", "mislabeled", "tail_patch", "stability", "counterfa
 CHEAP_MEASURES: tuple[Measure, ...] = ("planted", "mislabeled", "tail_patch")
 ALL_MEASURES: tuple[Measure, ...] = get_args(Measure)
 RETRAINING_MEASURES: tuple[Measure, ...] = ("counterfactual", "lds")
+COMPARING_MEASURES: tuple[Measure, ...] = ("planted", "tail_patch", "lds")  # with all baselines
 
 
 class Validation(Section):
@@ -388,6 +393,12 @@ class Config(Section):
             raise ValueError(
                 f"inspection.layer {self.inspection.layer} is not among factors.layers {self.factors.layers}; "
                 "inspect a layer whose factors are fitted"
+            )
+        comparing = [name for name in self.validation.measures if name in COMPARING_MEASURES]
+        if comparing and not self.scores.baselines:
+            raise ValueError(
+                f"validation.measures has {', '.join(comparing)}, which compare with what scores.baselines takes, and "
+                "that is false; set it to true, or leave these measures out"
             )
         if self.retraining.metric == "mmlu" and not self.evaluation.mmlu.enabled:
             raise ValueError("retraining.metric is mmlu, and evaluation.mmlu.enabled is false; enable it")

@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
-from torch import nn
+from transformers import PreTrainedModel
 
 from whence.data.batching import plan_batches
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
 from whence.influence import layout, memory
-from whence.influence.collectors import SKETCHES, QueryCollector, collect
+from whence.influence.collectors import SKETCHES, QueryCollector, Whitening, collect
 from whence.influence.detail import Detail, DetailCollector
 from whence.influence.factors import require_matching_model
 from whence.influence.index import Index, IndexInfo
 from whence.influence.info import load_factors_info, require_same
 from whence.influence.loader import Loader
+from whence.influence.queries import QueryGradients
 from whence.influence.sketch import Sketch
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import tracked_model, tracked_modules
@@ -39,7 +39,7 @@ class Query:
     """An answer to be explained: the sketch of its gradient, and its preconditioned gradient by module."""
 
     sketch: np.ndarray
-    gradients: dict[str, torch.Tensor]
+    gradients: dict[str, QueryGradients]
 
 
 class Exact(NamedTuple):
@@ -76,7 +76,7 @@ class Explainer:
         self._source = partial(layout.load_tensor, layout.factors_folder(factors, self.info.strategy))
         self._factor_arguments = FactorArguments(**self.info.arguments)
         self._arguments = ScoreArguments(damping_factor=config.scores.damping_factor)
-        self._collector = QueryCollector(Sketch(index.info.dimensions, index.info.bits, index.info.seed))
+        self._whitening = Whitening(Sketch(index.info.dimensions, index.info.bits, index.info.seed))
         phase = memory.score_phase(language.model, shapes, self._batch_tokens, 1, None, 1, strategy=self.info.strategy)
         room = memory.available_memory(language.device) + memory.weight_bytes(language.model)
         memory.require_memory([phase], room, "lower scores.train_batch_size")
@@ -89,9 +89,10 @@ class Explainer:
         """
         if not answer.counted(0):
             raise DataError("the answer is empty, so no training example is behind it")
+        collector = QueryCollector(self._whitening, 1)
         with self._network() as network:
-            sketches = collect(network, self._task, Loader(answer, [[0]]), [self._collector])[SKETCHES]
-        return Query(sketches[0].numpy(), self._collector.gradients)
+            sketches = collect(network, self._task, Loader(answer, [[0]]), [collector])[SKETCHES]
+        return Query(sketches[0].numpy(), collector.gradients)
 
     def exact(self, query: Query, rows: Sequence[int]) -> Exact:
         """Score the training examples in these ``rows`` by their own gradients."""
@@ -104,7 +105,7 @@ class Explainer:
         return Exact(detail.modules.sum(axis=1, dtype=np.float64), detail)
 
     @contextmanager
-    def _network(self) -> Iterator[nn.Module]:
+    def _network(self) -> Iterator[PreTrainedModel]:
         with tracked_model(self.language.model, self._task) as network:
             for module in tracked_modules(network).values():
                 module.source = self._source

@@ -21,7 +21,6 @@ from whence.influence.products import by_example, symmetric
 from whence.influence.trackers import (
     CollectTracker,
     PairTracker,
-    QueryTracker,
     RotatedLambdaTracker,
     SummedCovarianceTracker,
 )
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 TRACKERS = {
     ModuleMode.COVARIANCE: SummedCovarianceTracker,
     ModuleMode.LAMBDA: RotatedLambdaTracker,
-    ModuleMode.PRECONDITION_GRADIENT: QueryTracker,
     ModuleMode.PAIRWISE_SCORE: CollectTracker,
 }
 HALVES = (ACTIVATION_COVARIANCE_MATRIX_NAME, GRADIENT_COVARIANCE_MATRIX_NAME)
@@ -47,13 +45,11 @@ class FastLinear(TrackedLinear):
 
     Attributes:
         source: where factors are read from when gradients are preconditioned, a module at a time.
-        expected_queries: how many query gradients will be held together; 0 where that is not known.
         batch_shape: ``(batch, tokens)`` of the model's own input.
         collectors: take what they want of a pass.
     """
 
     source: FactorSource | None = None
-    expected_queries: int = 0
     batch_shape: tuple[int, int] = (0, 0)
     collectors: Sequence[Collector] = ()
 

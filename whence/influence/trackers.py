@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from kronfluence.module.tracker.base import BaseTracker
 from kronfluence.module.tracker.factor import CovarianceTracker, LambdaTracker
-from kronfluence.module.tracker.precondition import PreconditionTracker
 from kronfluence.utils.constants import (
-    ACCUMULATED_PRECONDITIONED_GRADIENT_NAME,
     ACTIVATION_COVARIANCE_MATRIX_NAME,
     ACTIVATION_EIGENVECTORS_NAME,
     GRADIENT_COVARIANCE_MATRIX_NAME,
@@ -21,15 +19,11 @@ from kronfluence.utils.constants import (
     NUM_ACTIVATION_COVARIANCE_PROCESSED,
     NUM_GRADIENT_COVARIANCE_PROCESSED,
     NUM_LAMBDA_PROCESSED,
-    PRECONDITIONED_GRADIENT_NAME,
 )
 from torch import nn
 
 from whence.errors import FactorError
 from whence.influence.products import Basis, add_outer, add_squares, gradient_chunks, live_tokens, wide, with_bias
-from whence.influence.queries import QueryGradients
-
-OVERSAMPLING = 8  # columns beyond the rank in the randomised decomposition (Halko et al. 2011, arXiv:0909.4061)
 
 
 class SummedCovarianceTracker(CovarianceTracker):
@@ -135,51 +129,6 @@ class RotatedLambdaTracker(PairTracker, LambdaTracker):
         add_squares(storage[LAMBDA_MATRIX_NAME], activations, gradients, basis_of(storage))
 
 
-class QueryTracker(PairTracker, PreconditionTracker):
-    """Preconditions query gradients: rotated, divided by the damped lambda, rotated back."""
-
-    filled: int = 0
-
-    def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
-        factors = self.module.prepared_factors(gradients.device)
-        basis, inverse = basis_of(factors), factors.get(LAMBDA_MATRIX_NAME)
-        for _, piece in gradient_chunks(activations, gradients, basis):
-            # Put away piece by piece: a whole batch's gradients would take as much memory again, and again joined.
-            self._process_preconditioned_gradient(basis.back(piece if inverse is None else piece.mul_(inverse)))
-            self.accumulate_iterations()
-
-    def accumulate_iterations(self) -> None:
-        """Put new query gradients beside the earlier ones, in memory taken once for all that are expected."""
-        storage = self.module.storage
-        new = storage[PRECONDITIONED_GRADIENT_NAME]
-        if new is None:  # all are put away already
-            return
-        if not self.module.expected_queries:
-            super().accumulate_iterations()
-            return
-        if storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] is None:
-            self.filled = 0
-            room = [part.new_empty(self.module.expected_queries, *part.shape[1:]) for part in _as_list(new)]
-            storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = room if isinstance(new, list) else room[0]
-        held = _as_list(storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME])
-        for place, part in zip(held, _as_list(new), strict=True):
-            place[self.filled : self.filled + len(part)] = part
-        self.filled += len(_as_list(new)[0])
-        storage[PRECONDITIONED_GRADIENT_NAME] = None
-
-    def _compute_low_rank_preconditioned_gradient(
-        self, preconditioned_gradient: torch.Tensor, target_dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """Factors ``[queries, outputs, rank]`` and ``[queries, rank, inputs]`` of the best approximation."""
-        rank = self.module.score_args.query_gradient_low_rank
-        if self.module.score_args.use_full_svd:
-            return list(super()._compute_low_rank_preconditioned_gradient(preconditioned_gradient, target_dtype))
-        columns = min(rank + OVERSAMPLING, *preconditioned_gradient.shape[1:])
-        left, values, right = torch.svd_lowrank(preconditioned_gradient, q=columns)
-        left = (left * values.unsqueeze(1))[:, :, :rank]
-        return [left.to(target_dtype), right[:, :, :rank].transpose(1, 2).to(target_dtype)]
-
-
 class CollectTracker(PairTracker):
     """Hands a batch of examples on to what collects from the pass (:mod:`whence.influence.collectors`)."""
 
@@ -201,7 +150,3 @@ class CollectTracker(PairTracker):
 def basis_of(storage: dict[str, Any]) -> Basis:
     """The eigenbasis held in a module's factors; strategies without one have the weights' own."""
     return Basis(storage.get(GRADIENT_EIGENVECTORS_NAME), storage.get(ACTIVATION_EIGENVECTORS_NAME))
-
-
-def _as_list(gradients: QueryGradients) -> list[torch.Tensor]:
-    return gradients if isinstance(gradients, list) else [gradients]
