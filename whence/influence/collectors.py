@@ -108,6 +108,7 @@ class Whitening:
     def __init__(self, sketch: Sketch | None = None, held: bool = True) -> None:
         self.sketch, self.held = sketch, held
         self._known: dict[str, tuple[Basis, torch.Tensor | None]] = {}
+        self._rights: dict[str, torch.Tensor | None] = {}  # once for modules that see the same input
 
     def of(self, module: FastLinear, shape: tuple[int, int], device: torch.device) -> tuple[Basis, torch.Tensor | None]:
         """Of a module whose gradients have this ``shape``; the root is None where nothing is divided by."""
@@ -119,7 +120,10 @@ class Whitening:
             if self.sketch is not None:
                 signs = self.sketch.signs(module.name, shape).to(device)
                 root = signs if root is None else root.mul_(signs)
-            known = basis_of(factors), root
+            basis = basis_of(factors)
+            if self.held:
+                basis = basis._replace(right=self._rights.setdefault(module.input_of, basis.right))
+            known = basis, root
             if self.held:
                 self._known[module.name] = known
         return known
@@ -143,7 +147,7 @@ class WhitenedCollector(Collector):
     def take(self, module: FastLinear, activations: torch.Tensor, gradients: torch.Tensor) -> None:
         shape = gradients.shape[-1], activations.shape[-1]
         basis, root = self.whitening.of(module, shape, self.own.device)
-        for part, piece in gradient_chunks(activations, gradients, basis):
+        for part, piece in gradient_chunks(activations, gradients, basis, rotate=module.rotated):
             self.norms[part] += torch.linalg.vector_norm(piece, dim=(1, 2)).square_()
             whitened = piece if root is None else piece.mul_(root)
             flat = whitened.flatten(1)

@@ -28,6 +28,7 @@ from whence.influence.index import Index, IndexInfo
 from whence.influence.info import load_factors_info, require_same
 from whence.influence.loader import Loader
 from whence.influence.queries import QueryGradients
+from whence.influence.shared import share_inputs
 from whence.influence.sketch import Sketch
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import tracked_model, tracked_modules
@@ -107,6 +108,7 @@ class Explainer:
     @contextmanager
     def _network(self) -> Iterator[PreTrainedModel]:
         with tracked_model(self.language.model, self._task) as network:
+            share_inputs(tracked_modules(network).values(), self.info.shared_inputs)
             for module in tracked_modules(network).values():
                 module.source = self._source
                 module.update_factor_args(self._factor_arguments)

@@ -41,6 +41,7 @@ from whence.influence.loader import Loader
 from whence.influence.parts import Parts
 from whence.influence.plan import count_parts, logit_tokens
 from whence.influence.queries import QueryGradients
+from whence.influence.shared import share_inputs
 from whence.influence.sketch import Sketch
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import tracked_model, tracked_modules
@@ -224,6 +225,7 @@ class Scoring:
     def tracked(self) -> Iterator[PreTrainedModel]:
         """The model with tracked modules that read these factors."""
         with tracked_model(self.model, self.task) as network, torch.random.fork_rng():
+            share_inputs(tracked_modules(network).values(), self.info.shared_inputs)
             for module in tracked_modules(network).values():
                 module.source = partial(layout.load_tensor, layout.factors_folder(self.factors, self.info.strategy))
                 module.update_factor_args(self.factor_arguments)

@@ -29,7 +29,17 @@ from whence.influence.products import Basis, add_outer, add_squares, gradient_ch
 class SummedCovarianceTracker(CovarianceTracker):
     """Sums covariances in fp32 whatever the model computes in, and only their upper half, as they are symmetric."""
 
+    def register_hooks(self) -> None:
+        super().register_hooks()
+        if self.module.shared is not None:
+            self.registered_hooks.append(self.module.register_forward_pre_hook(self._meet))
+
+    def _meet(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.module.shared.meet(self.module.name, inputs[0])
+
     def _update_activation_covariance_matrix(self, input_activation: torch.Tensor, count: Any) -> None:
+        if not self.module.sums_inputs:
+            return
         self._add(ACTIVATION_COVARIANCE_MATRIX_NAME, NUM_ACTIVATION_COVARIANCE_PROCESSED, input_activation, count, 1.0)
 
     def _update_gradient_covariance_matrix(self, output_gradient: torch.Tensor, count: Any) -> None:
@@ -80,6 +90,8 @@ class PairTracker(BaseTracker):
                     "leave it out of factors.modules"
                 )
             self.record(*self._pair(activations, gradients.detach()))
+            if self.module.shared is not None:
+                self.module.shared.done()
 
         outputs.register_hook(after_backward)
 
@@ -88,9 +100,8 @@ class PairTracker(BaseTracker):
         activations, gradients = self._narrow(activations, gradients)
         if self.module.gradient_scale != 1.0:
             gradients = gradients * self.module.gradient_scale
-        activations, gradients = activations.to(self.dtype), gradients.to(self.dtype)
-        if self.module.bias is not None:
-            activations = with_bias(activations)
+        gradients, shared = gradients.to(self.dtype), self.module.shared
+        activations = shared.prepared(activations, self._prepared) if shared else self._prepared(activations)
         process = self.module.per_sample_gradient_process_fnc
         if process is None:
             return activations, gradients
@@ -98,6 +109,10 @@ class PairTracker(BaseTracker):
         whole = process(module_name=self.module.name, gradient=whole)
         # As if the outputs were the tokens: what was made of the product is a product again, whoever takes it in.
         return whole, torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device).expand(len(whole), -1, -1)
+
+    def _prepared(self, activations: torch.Tensor) -> torch.Tensor:
+        activations = activations.to(self.dtype)
+        return activations if self.module.bias is None else with_bias(activations)
 
     def _narrow(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.narrows is not False:
@@ -126,7 +141,7 @@ class RotatedLambdaTracker(PairTracker, LambdaTracker):
                 if storage[name] is not None:
                     storage[name] = storage[name].to(device=gradients.device, dtype=self.dtype)
         storage[NUM_LAMBDA_PROCESSED].add_(len(gradients))
-        add_squares(storage[LAMBDA_MATRIX_NAME], activations, gradients, basis_of(storage))
+        add_squares(storage[LAMBDA_MATRIX_NAME], activations, gradients, basis_of(storage), self.module.rotated)
 
 
 class CollectTracker(PairTracker):
