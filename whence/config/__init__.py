@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from whence.config.base import Fraction, Positive, Section
+from whence.config.base import Fraction, Page, Positive, Section
 from whence.config.cluster import Cluster
 from whence.config.serving import Serving
 from whence.yaml_text import write_yaml
@@ -20,7 +20,6 @@ BUILTIN_DEMO = "builtin:demo"
 BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 S3_SCHEME = "s3://"
 
-Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 Metric = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from whence.config.base import Section
+from whence.config.base import Page, Section
 
 
 class Serving(Section):
+    url: Page | None = Field(
+        None, description="Where people open the service; the report links there with its questions. null: no links."
+    )
     waiting: int = Field(
         20, ge=0, description="Questions that may wait while another is answered; more are told when to come back."
     )
