@@ -102,31 +102,35 @@ class Whitening:
     """What whitens a module's gradients: its eigenbasis, and the root of its inverse damped lambda.
 
     The root carries the signs of the ``sketch``, if there is one. Factors are read when they are first needed and,
-    where they are ``held``, kept for the next batch.
+    where they are ``held``, kept for the next batch in ``dtype``.
     """
 
-    def __init__(self, sketch: Sketch | None = None, held: bool = True) -> None:
-        self.sketch, self.held = sketch, held
+    def __init__(self, sketch: Sketch | None = None, held: bool = True, dtype: torch.dtype = torch.float32) -> None:
+        self.sketch, self.held, self.dtype = sketch, held, dtype
         self._known: dict[str, tuple[Basis, torch.Tensor | None]] = {}
         self._rights: dict[str, torch.Tensor | None] = {}  # once for modules that see the same input
 
     def of(self, module: FastLinear, shape: tuple[int, int], device: torch.device) -> tuple[Basis, torch.Tensor | None]:
         """Of a module whose gradients have this ``shape``; the root is None where nothing is divided by."""
-        known = self._known.get(module.name)
-        if known is None:
-            factors = module.prepared_factors(device)
-            inverse = factors.pop(LAMBDA_MATRIX_NAME, None)
-            root = None if inverse is None else inverse.sqrt_().view(shape)
-            if self.sketch is not None:
-                signs = self.sketch.signs(module.name, shape).to(device)
-                root = signs if root is None else root.mul_(signs)
-            basis = basis_of(factors)
-            if self.held:
-                basis = basis._replace(right=self._rights.setdefault(module.input_of, basis.right))
-            known = basis, root
-            if self.held:
-                self._known[module.name] = known
-        return known
+        if module.name in self._known:
+            return self._as_used(*self._known[module.name])
+        factors = module.prepared_factors(device)
+        inverse = factors.pop(LAMBDA_MATRIX_NAME, None)
+        root = None if inverse is None else inverse.sqrt_().view(shape)
+        if self.sketch is not None:
+            signs = self.sketch.signs(module.name, shape).to(device)
+            root = signs if root is None else root.mul_(signs)
+        basis = basis_of(factors)
+        if self.held:
+            left, right, root = (None if tensor is None else tensor.to(self.dtype) for tensor in (*basis, root))
+            basis = Basis(left, self._rights.setdefault(module.input_of, right))
+            self._known[module.name] = basis, root
+        return self._as_used(basis, root)
+
+    def _as_used(self, basis: Basis, root: torch.Tensor | None) -> tuple[Basis, torch.Tensor | None]:
+        """In the precision that is computed in; the same tensors where that is the one they are held in."""
+        left, right, root = (None if tensor is None else tensor.float() for tensor in (*basis, root))
+        return Basis(left, right), root
 
 
 class WhitenedCollector(Collector):

@@ -34,6 +34,10 @@ class Source(Protocol):
         """That model with its factors and index, as a run's folder has them."""
         ...
 
+    def keep_only(self, name: str) -> None:
+        """Let go of the files of other models: this one has answered for a while."""
+        ...
+
 
 class LocalRun:
     """A run on this machine, always the same.
@@ -51,6 +55,9 @@ class LocalRun:
 
     def open(self, name: str) -> RunFolder:
         return self.run
+
+    def keep_only(self, name: str) -> None:
+        """It is nobody's but the user's."""
 
 
 def fetch_version(config: Config, number: str, folder: Path) -> RunFolder:
@@ -87,7 +94,7 @@ class Champion:
     """The champion of the registry.
 
     Args:
-        folder: for what is fetched; an earlier champion's files are removed when another one is fetched.
+        folder: for what is fetched; an earlier champion's files are removed when another one answers.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -105,11 +112,12 @@ class Champion:
 
     def open(self, name: str) -> RunFolder:
         """As :func:`fetch_version`, with its errors."""
-        run = fetch_version(self._config, name, self._folder)
-        for other in self._folder.glob("version-*"):
-            if other != run.folder:
-                shutil.rmtree(other)
-        return run
+        return fetch_version(self._config, name, self._folder)
+
+    def keep_only(self, name: str) -> None:
+        for folder in self._folder.glob("version-*"):
+            if not folder.name.startswith(f"version-{name}-"):
+                shutil.rmtree(folder)
 
 
 class Keeper:
@@ -126,7 +134,9 @@ class Keeper:
             WhenceError: it cannot be had; the one before it stays.
         """
         newest = self._source.newest()
-        if newest != self._name:
+        if newest == self._name:
+            self._source.keep_only(newest)  # only now: the one before may still have read its factors from there
+        else:
             service = Service(self._source.open(newest))
             with suppress(DataError):  # an empty answer has no rows behind it, and the next question may have
                 list(service.explain(Question(question=service.example, rows=1)))
