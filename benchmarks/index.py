@@ -3,8 +3,8 @@
 ``python benchmarks/index.py --rows 1600`` fits, scores and indexes real patent abstracts under the small pretrained
 Llama, after an epoch of training on them, and prints one line per figure; ``--loss-on all`` with the loss on every
 token. ``--lds 16`` also trains on so many random halves of the rows, to see what the two-step ranking predicts of them.
-``--scan 16000 100000 1000000`` searches so many generated codes, ``--inverted 16000 100000`` the same in inverted lists;
-``--rows 0`` does these alone. Real data are looked for where ``WHENCE_SHARED`` says.
+``--scan 16000 100000 1000000`` searches so many generated codes, ``--inverted 16000 100000`` generated rows in inverted
+lists; ``--rows 0`` does these alone. Real data are looked for where ``WHENCE_SHARED`` says.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def of_precision(
 
 
 def of_lists(known: np.ndarray, asked: np.ndarray, top: np.ndarray) -> Iterator[Line]:
-    """Inverted lists over the sketches of real rows: what is found of the exact first ten, by lists that are searched."""
+    """Inverted lists over the sketches of real rows: what is found of the exact first ten, by lists searched."""
     lists = round(math.sqrt(len(known)))
     quantizer, index = inverted_lists(known.shape[1], lists)
     index.train(known)
@@ -185,7 +185,8 @@ def of_generated(rows: int, config: Config) -> Line:
     """How long a search takes among so many codes."""
     sketch, generator = Sketch.of(config), np.random.default_rng(0)
     blocks = [
-        generator.standard_normal((BLOCK, sketch.dimensions), np.float32) for _ in range(min(rows, 4000) // BLOCK)
+        generator.standard_normal((BLOCK, sketch.dimensions), np.float32)
+        for _ in range(max(1, min(rows, 4000) // BLOCK))
     ]
     some = np.concatenate([sketch.encode(torch.from_numpy(block)).numpy() for block in blocks])
     codes = np.resize(some, (rows, some.shape[1]))
@@ -221,7 +222,7 @@ def of_generated_lists(rows: int, config: Config) -> Iterator[Line]:
         index.add(block)
         exact[:, start : start + size] = asked @ block.T
     top = best_first(exact, TOP)
-    for probed in (1, 8, max(1, lists // 8)):
+    for probed in sorted({1, 8, lists // 2}):
         index.nprobe = probed
         waits, found = [], []
         for row in range(len(asked)):

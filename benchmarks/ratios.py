@@ -1,7 +1,7 @@
 """What attribution costs beside the training that it explains: the same rows, the same machine, one run.
 
-``python benchmarks/ratios.py --rows 400`` trains the small pretrained Llama for an epoch on real patent abstracts (where
-``WHENCE_SHARED`` says), fits factors on all of them, scores held-out abstracts with everything that comes from the pass
+``python benchmarks/ratios.py --rows 400`` trains the small pretrained Llama for an epoch on real patent abstracts
+(where ``WHENCE_SHARED`` says), fits factors on all of them, scores held-out abstracts with everything that comes from the pass
 (self-influence, codes, baselines, detail of the listed rows) and takes the cheap evidence without its training steps.
 Seconds are the processor's, so that other work on the machine does not lengthen them.
 """
@@ -48,7 +48,6 @@ def measured(
     everything = processor_time(lambda: score(trained, folder / "factors", queries, folder / "scores"))
     yield "scores with everything", everything, "<= 1.3"
     measures = Measures(trained, Scores(folder / "scores"), folder / "model", LLAMA, folder / "retrained", folder)
-    measures.scores.queries["query_id"] = measures.scores.queries["query_id"].astype(str)
 
     def evidence() -> None:
         measures.evidence()
