@@ -184,10 +184,8 @@ def of_retrainings(
 def of_generated(rows: int, config: Config) -> Line:
     """How long a search takes among so many codes."""
     sketch, generator = Sketch.of(config), np.random.default_rng(0)
-    blocks = [
-        generator.standard_normal((BLOCK, sketch.dimensions), np.float32)
-        for _ in range(max(1, min(rows, 4000) // BLOCK))
-    ]
+    count = max(1, min(rows, 4000) // BLOCK)
+    blocks = [generator.standard_normal((BLOCK, sketch.dimensions), np.float32) for _ in range(count)]
     some = np.concatenate([sketch.encode(torch.from_numpy(block)).numpy() for block in blocks])
     codes = np.resize(some, (rows, some.shape[1]))
     info = IndexInfo(dimensions=sketch.dimensions, bits=sketch.bits, seed=0, rows=rows, model="", tokenizer="",

@@ -1,9 +1,9 @@
 """What attribution costs beside the training that it explains: the same rows, the same machine, one run.
 
 ``python benchmarks/ratios.py --rows 400`` trains the small pretrained Llama for an epoch on real patent abstracts
-(where ``WHENCE_SHARED`` says), fits factors on all of them, scores held-out abstracts with everything that comes from the pass
-(self-influence, codes, baselines, detail of the listed rows) and takes the cheap evidence without its training steps.
-Seconds are the processor's, so that other work on the machine does not lengthen them.
+(where ``WHENCE_SHARED`` says), fits factors on all of them, scores held-out abstracts with everything that comes from
+the pass (self-influence, codes, baselines, detail of the listed rows) and takes the cheap evidence without its training
+steps. Seconds are the processor's, so that other work on the machine does not lengthen them.
 """
 
 from __future__ import annotations
