@@ -9,9 +9,11 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -26,11 +28,33 @@ from whence.config import Config
 from whence.config_file import parse_config
 from whence.data.tokenization import TokenizedExamples, encode
 from whence.models.builtin import train_tokenizer
-from whence.models.trained import TrainedModel
+from whence.models.trained import TrainedModel, own_config
 
 SHARED = Path(os.environ.get("WHENCE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+LLAMA, PATENTS = SHARED / "models" / "stories260k", SHARED / "data" / "patents"
 LONGEST = 512
 TAIL = "\n\nQuestion: Which section does this patent belong to?\nAnswer:"
+
+
+def abstracts(split: str, count: int, skip: int = 0) -> pd.DataFrame:
+    """Real patent abstracts with a question, and their sections as answers."""
+    with open(PATENTS / f"{split}.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in islice(file, skip, skip + count)]
+    return pd.DataFrame({"prompt": [row["abstract"] + TAIL for row in rows],
+                         "completion": [row["section"] for row in rows]})  # fmt: skip
+
+
+def patent_settings(**overrides: Any) -> Config:
+    """The settings for these, with ``overrides`` by dotted key, dots written as double underscores."""
+    own = {"general.max_length": LONGEST, "general.device": "cpu", "dataset.template": "{input}" + TAIL}
+    return own_config(own | {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def processor_time(work: Callable[[], object]) -> float:
+    """Seconds of the processor, which other work on the machine does not lengthen."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ PHASES = {
     "eigendecomposition": (Fit, "eigenvectors"),
     "lambda": (Fit, "lambdas"),
     "query gradients": (scoring.Scoring, "_query_gradients"),
-    "scores and self-influence": (scoring, "collect"),
+    "scores and self-influence": (scoring.Scoring, "_examples"),
 }
 
 

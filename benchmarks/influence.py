@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from against_bergson import Bergson
@@ -40,6 +41,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from whence.data.batching import plan_batches
 from whence.data.tokenization import TokenizedExamples
+from whence.influence.activations import Kept, kept_per_token
 from whence.influence.detail import Detail, divide_scores
 from whence.influence.factors import FactorsInfo, fit_factors, load_factors
 from whence.influence.scores import pairwise_scores
@@ -241,6 +243,21 @@ def detail(bench: Bench) -> Iterator[Row]:
     yield Row(work, against, f"{own:.1f} s", f"{other:.1f} s", f"{other / own:.2f}x", apart, ">= 1x")
 
 
+def shared(bench: Bench) -> Iterator[Row]:
+    """A fit of all linear modules whose inputs are shared, beside the same fit as if none were."""
+    train, _ = bench.data(NARROW, 256)
+
+    def fit(found: Callable[[Kept], Kept]) -> float:
+        config = settings(factors__modules=["*layers.*_proj"])
+        known = patch("whence.influence.fit.kept_per_token", lambda *given: found(kept_per_token(*given)))
+        with known, quiet():
+            return fit_factors(trained(make_model(NARROW), train, config), bench.folder / "f").seconds["total"]
+
+    ours, theirs = bench.turns(lambda: fit(lambda kept: kept), lambda: fit(lambda kept: kept._replace(sharing={})))
+    work = f"whole fit of attention and MLP, {NARROW}, {len(train)} abstracts"
+    yield Row(work, "each module by itself", f"{ours:.1f} s", f"{theirs:.1f} s", f"{theirs / ours:.2f}x", "", "> 1x")
+
+
 def throughput(bench: Bench) -> Iterator[Row]:
     """Counted operations of the two phases, over their time, over what the machine's matrix product reaches."""
     train, _ = bench.data(WIDE, 64)
@@ -284,6 +301,7 @@ ROWS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "memory": memory,
     "numbers": numbers,
     "detail": detail,
+    "shared": shared,
     "throughput": throughput,
     "bergson-fit": bergson_fit,
     "bergson-scores": bergson_scores,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from whence.config import Config
+from whence.config_file import parse_config
 from whence.errors import DataError
 from whence.influence.index import Index
 from whence.influence.results import Scores
@@ -22,9 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run has left in ``folder``; everything is read when it is first looked at."""
+    """What a run has left in ``folder``; everything is read when it is first looked at.
+
+    Attributes:
+        overrides: settings by dotted key that win over the run's own.
+    """
 
     folder: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     def place(self, stage: str, name: str) -> Path:
         """Where a stage's output stands, or would."""
@@ -45,8 +52,13 @@ class RunFolder:
 
     @cached_property
     def config(self) -> Config:
-        """The run's settings, every value explicit."""
-        return config_of(self.artifact("train", "model"))
+        """The run's settings, every value explicit.
+
+        Raises:
+            ConfigError: an override is wrong.
+        """
+        config = config_of(self.artifact("train", "model"))
+        return parse_config(config.to_yaml(), self.overrides, origin="the run's settings") if self.overrides else config
 
     @cached_property
     def trained(self) -> TrainedModel:
@@ -100,12 +112,15 @@ class RunFolder:
         return Evidence.read(self.artifact("validate", "evidence") / EVIDENCE_FILE)
 
 
-def load_run(folder: str | Path = "whence-output/latest") -> RunFolder:
+def load_run(folder: str | Path = "whence-output/latest", overrides: Mapping[str, Any] | None = None) -> RunFolder:
     """Open the folder of a run: ``whence-output/latest``, or another one below ``whence-output``.
+
+    Args:
+        overrides: settings by dotted key that win over the run's own, e.g. ``{"general.device": "cpu"}``.
 
     Raises:
         DataError: it is no folder of a run.
     """
-    run = RunFolder(Path(folder))
+    run = RunFolder(Path(folder), overrides or {})
     run.artifact("train", "model")
     return run

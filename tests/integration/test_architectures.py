@@ -20,9 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from whence.config import Config
 from whence.errors import ConfigError, ModelError
 from whence.evaluation.decoding import completion_logprobs, continue_prompts, read_prompts
+from whence.influence.collectors import COSINES, OWN
 from whence.influence.factors import fit_factors, load_factors
 from whence.influence.modules import coverage, require_examples, select_modules
-from whence.influence.scores import pairwise_scores, self_influence
+from whence.influence.scoring import Scoring
 from whence.models.language import LanguageModel
 from whence.models.loading import load_model, require_usable
 from whence.models.trained import TrainedModel
@@ -151,6 +152,12 @@ def answers_as_alone(language: LanguageModel) -> None:
             assert logits[len(prompt) - 1 :].argmax(-1).tolist() == answers[row].token_ids
 
 
+@torch.no_grad()
+def embedding(model: PreTrainedModel, example: Any) -> torch.Tensor:
+    states = model(input_ids=torch.tensor([example["input_ids"]]), output_hidden_states=True).hidden_states
+    return torch.nn.functional.normalize(states[-1][0].mean(dim=0), dim=0)
+
+
 def scored_as_by_autograd(
     model: PreTrainedModel, modules: list[str], config: Config, folder: Path, examples: Any, queries: Any
 ) -> None:
@@ -163,9 +170,15 @@ def scored_as_by_autograd(
         return sum((inverse(asked, name, None) * seen[name]).sum() for name in modules)  # type: ignore[no-any-return]
 
     scores = [torch.stack([expected(asked, seen) for seen in gradients]) for asked in reference.gradients(queries)]
-    close(pairwise_scores(trained, folder, queries, folder), torch.stack(scores), relative=1e-5)
+    scoring = Scoring(trained, folder, folder, queries=queries, baselines=True)
+    scoring.compute()
+    close(scoring.joined(), torch.stack(scores), relative=1e-5)
     own = torch.stack([expected(gradient, gradient) for gradient in gradients])
-    close(self_influence(trained, folder, folder), own, relative=1e-5)
+    close(scoring.joined(OWN), own, relative=1e-5)
+    asked, seen = (
+        torch.stack([embedding(model, some[row]) for row in range(len(some))]) for some in (queries, examples)
+    )
+    close(scoring.joined(COSINES), asked @ seen.T, relative=1e-5)
     factors = load_factors(folder)
     for name in modules:
         left, right = (factors[f"{side}_eigenvectors"][name].double() for side in ("gradient", "activation"))

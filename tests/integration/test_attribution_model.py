@@ -1,4 +1,4 @@
-"""What is measured of models, each done by hand: tail patch, plain gradients, embeddings, refits and retrainings."""
+"""What is measured of models, each done by hand: tail patch, refits and retrainings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from influence_helpers import MODULES, settings, tiny_examples, tiny_llama, trained
+from influence_helpers import settings, tiny_examples, tiny_llama, trained
 from torch.nn import functional
 
 from whence.config_file import parse_config
@@ -20,7 +20,6 @@ from whence.models.builtin import tiny_llama as demo_llama
 from whence.models.builtin import train_tokenizer
 from whence.models.loading import load_base
 from whence.training import train
-from whence.validation.baselines import embedding_scores, plain_gradients
 from whence.validation.counterfactual import Change, harm, plan
 from whence.validation.outcomes import answer_logprobs
 from whence.validation.retraining import Retrainer
@@ -87,35 +86,6 @@ def test_the_tail_patch_is_a_step_of_adam_done_by_hand(steps):
                 expected = float(loss_of(model, queries[query]) - loss_of(patched, queries[query]))
             assert found[method][query] == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items()), "put back"
-
-
-def test_gradient_cosines_are_those_of_explicit_gradients(tmp_path):
-    model, train_examples, queries = tiny_llama(), tiny_examples(6, seed=1), tiny_examples(3, seed=2)
-    weights = [model.get_submodule(name).weight for name in MODULES]
-
-    def gradient(example):
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss_of(model, example), weights)])
-
-    asked, known = ([gradient(some[i]) for i in range(len(some))] for some in (queries, train_examples))
-    found = plain_gradients(trained(model, train_examples, settings()), queries, tmp_path)
-    expected = [[float(functional.cosine_similarity(q, z, dim=0)) for z in known] for q in asked]
-    np.testing.assert_allclose(found.cosines, expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found.train_norms, [float(z @ z) for z in known], rtol=1e-4)
-
-
-def test_embeddings_are_means_of_the_last_states_without_padding():
-    model, train_examples, queries = tiny_llama(), tiny_examples(6, seed=1), tiny_examples(3, seed=2)
-
-    def embed(example):
-        with torch.no_grad():
-            output = model(torch.tensor([example["input_ids"]]), output_hidden_states=True)
-        return output.hidden_states[-1][0].mean(dim=0)
-
-    expected = [
-        [float(functional.cosine_similarity(embed(queries[q]), embed(train_examples[z]), dim=0)) for z in range(6)]
-        for q in range(3)
-    ]
-    np.testing.assert_allclose(embedding_scores(model, queries, train_examples, 40), expected, rtol=1e-5)
 
 
 def test_refits_differ_by_seed_and_by_half_and_true_labels_leave_no_difference_by_seed(tmp_path):

@@ -46,7 +46,7 @@ WIDE = Work(1000, 512, 1024, 8, 64, 4, 8)  # mostly weights and factors
 LOGITS = Work(16000, 128, 256, 2, 128, 16, 127)  # mostly logits, as where the loss counts everywhere
 
 FIT, FULL_RANK, LOW_RANK, DETAIL, SELF = "fit", "pairwise", "pairwise, low rank", "detail", "self-influence"
-EVERYTHING = "scores, self-influence and codes"
+EVERYTHING = "scores, self-influence, codes and baselines"
 
 
 CASES = [
@@ -91,7 +91,7 @@ def run(what: str, work: Work, factors: Path, scratch: Path) -> int:
         self_influence(trained(model, train, config), factors, scratch)
     elif what == EVERYTHING:
         model_and_rows, sketch = trained(model, train, config), Sketch.of(config)
-        Scoring(model_and_rows, factors, scratch, queries=queries, own=True, sketch=sketch).compute()
+        Scoring(model_and_rows, factors, scratch, queries=queries, sketch=sketch, baselines=True).compute()
     elif what == DETAIL:
         scoring = Scoring(trained(model, train, config), factors, scratch, queries=queries)
         divide_scores(scoring, [(query, example) for query in range(len(queries)) for example in range(len(train))])
@@ -109,10 +109,11 @@ def plan(what: str, work: Work, model: LlamaForCausalLM, config: Config) -> int:
         return max(phase.total for phase in found if phase is not None)
     if what == SELF:
         return memory.score_phase(model, shapes, tokens, 0, None, 0, logit_tokens, strategy="ekfac").total
-    rank, more = config.scores.query_gradient_low_rank, {}
+    rank, held, more = config.scores.query_gradient_low_rank, QUERIES, {}
     if what == EVERYTHING:
+        held = 2 * QUERIES  # plain gradients beside the preconditioned ones
         more = {"strategy": "ekfac", "sketches": work.batch * config.index.dimensions}
-    return memory.score_phase(model, shapes, tokens, QUERIES, rank, work.batch, logit_tokens, **more).total
+    return memory.score_phase(model, shapes, tokens, held, rank, work.batch, logit_tokens, **more).total
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from asking_helpers import make_run
 
+from whence.cli import main
 from whence.config import Config
 from whence.errors import DataError
 from whence.running.provenance import model_digest
@@ -71,3 +73,32 @@ def test_the_service_follows_the_champion(
     registry.set_champion(record(config, second, "run-3", monkeypatch))
     keeper.refresh()
     assert keeper.service is not one
+
+
+def test_a_version_is_asked_without_the_service_and_fetched_once(
+    tiny_model: Any,
+    tiny_tokenizer: Any,
+    make_config: Callable[..., Config],
+    uri: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = make_config({"tracking.uri": uri, "tracking.experiment": "ask", "tracking.registered_model": "ask"})
+    folder = make_run(tmp_path / "run", tiny_model, tiny_tokenizer, make_config)
+    number = record(config, folder, "run-1", monkeypatch)
+    Registry(config).set_champion(number)
+    where = ["--set", f"tracking.uri={uri}", "--set", "tracking.registered_model=ask", "--cache", str(tmp_path)]
+    given = ["ask", "The lens is", "--answer", "valve", "--json"]
+    found = []
+    for chosen in (["--run", str(folder)], ["--champion", *where], ["--version", number, *where]):
+        with pytest.raises(SystemExit) as ended:
+            main([*given, *chosen])
+        assert not ended.value.code
+        found.append(json.loads(capsys.readouterr().out))
+        monkeypatch.setattr(Registry, "download", lambda *_: pytest.fail("fetched again")) if len(found) == 2 else None
+    assert found[0]["helpful"] == found[1]["helpful"] == found[2]["helpful"]
+    assert found[1]["evidence"]["grade"] == "weak"
+    with pytest.raises(SystemExit):
+        main([*given, "--version", "77", *where])
+    assert "version 77" in capsys.readouterr().err

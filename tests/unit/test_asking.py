@@ -116,3 +116,10 @@ def test_a_run_without_an_index_says_how_to_have_one(asked_run, capsys) -> None:
     (asked_run / "artifacts" / "index" / "index" / "index.json").unlink()
     assert asked("The lens is", "--run", asked_run) == 1
     assert "index.enabled" in capsys.readouterr().err
+
+
+def test_what_names_a_model_twice_or_settings_for_none_is_refused(asked_run, capsys) -> None:
+    assert asked("Who?", "--champion", "--version", 2) == 1
+    assert "not both" in capsys.readouterr().err
+    assert asked("Who?", "--run", asked_run, "--profile", "demo") == 1
+    assert "has its own settings" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_the_share_of_a_token_is_its_output_gradient_times_the_preconditioned_qu
     ids=["full rank", "identity", "low rank", "queries in turns", "small batches", "loss on all"],
 )
 def test_tokens_and_modules_sum_to_the_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: Any) -> None:
-    monkeypatch.setattr("whence.influence.trackers.OVERSAMPLING", 0)  # so that the low rank's chance matters
+    monkeypatch.setattr("whence.influence.queries.OVERSAMPLING", 0)  # so that the low rank's chance matters
     scores, detail = divided(biased(), settings(**more), tmp_path / "f")
     expected = np.array([float(scores[pair]) for pair in PAIRS])
     assert_close([shares.sum(dtype=np.float64) for shares in detail.tokens], expected, float(scores.std()))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 import pytest
@@ -164,6 +166,19 @@ def test_the_first_screen_says_what_was_trained_measured_and_believed(made: Repo
         "The run in Kubeflow Pipelines",
     ):
         assert words in text, words
+
+
+def test_every_question_can_be_opened_in_the_service_where_there_is_one(made: Report) -> None:
+    served = parse_config(report_helpers.SETTINGS, {"serving.url": "https://ask.example.org/whence/"})
+    texts = ["What is 1 + 1 & more? #2", "Größe: ½"]
+    page = report(report_helpers.material(texts=texts, config=served)).html
+    assert "Ask the model something new" in page
+    links = [html.unescape(link) for link in re.findall(r'href="(https://ask\.example\.org/whence/#[^"]+)"', page)]
+    asked = [{key: value for key, [value] in parse_qs(urlsplit(link).fragment).items()} for link in links]
+    assert asked[0] == {"question": texts[0], "answer": "Physics"}
+    assert asked[1] == {"question": texts[1], "answer": "Textiles"}
+    assert asked[-1] == {"question": "Nobody knows this"}, "no answer was scored"
+    assert "Ask this in the service" not in made.html
 
 
 def test_without_a_script_the_answers_and_their_first_examples_can_be_read(made: Report) -> None:

@@ -12,7 +12,7 @@ from asking_helpers import THINGS
 
 from whence.asking import Answer, Asking
 from whence.data.tokenization import IGNORED, Encoded, TokenizedExamples
-from whence.errors import DataError
+from whence.errors import ConfigError, DataError
 from whence.report.words import visible
 from whence.run_folder import load_run
 from whence.serving.events import Question, Rows
@@ -104,3 +104,12 @@ def test_a_model_that_answers_nothing_to_the_first_question_serves_all_the_same(
     assert keeper.service is not None
     with pytest.raises(DataError, match="the answer is empty"):
         list(keeper.service.explain(Question(question="The lens is")))
+
+
+def test_a_run_on_this_machine_is_served_by_its_own_settings_but_for_those_given(asked_run: Path) -> None:
+    assert LocalRun(asked_run).run.config.serving.waiting == 20
+    run = LocalRun(asked_run, {"serving.waiting": 3, "index.candidates": 4}).run
+    assert run.config.serving.waiting == 3
+    assert run.language.config.index.candidates == 4
+    with pytest.raises(ConfigError, match=r"serving\.nothing"):
+        LocalRun(asked_run, {"serving.nothing": 3}).run.config  # noqa: B018

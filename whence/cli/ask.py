@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from whence.cli.settings import ConfigOption, ProfileOption, SetOption, overrides_of_a_run, registry_settings
+from whence.errors import ConfigError
+
 if TYPE_CHECKING:
     from whence.asking import Answer, Explanation
     from whence.validation.evidence import Grade
@@ -29,16 +32,32 @@ def ask(
     about: Annotated[str | None, typer.Option(help="Explain only these words of the answer.")] = None,
     as_input: Annotated[bool, typer.Option("--input", help="The question is a text for dataset.template.")] = False,
     rows: Annotated[int, typer.Option(min=1, help="Training examples to list at each end.")] = 5,
+    champion: Annotated[bool, typer.Option("--champion", help="Ask the champion of the registry.")] = False,
+    version: Annotated[int | None, typer.Option(min=1, help="Ask this version of the registered model.")] = None,
+    cache: Annotated[Path, typer.Option(metavar="DIR", help="Where the files of versions are kept.")] = Path(
+        ".whence/versions"
+    ),
+    profile: ProfileOption = None,
+    config_file: ConfigOption = None,
+    set_: SetOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the exact rows, and nothing else, as JSON.")] = False,
 ) -> None:
-    """Ask a finished run something new, and see the training examples behind the answer."""
+    """Ask a finished run, or a registered model, something new, and see the training examples behind the answer."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars of a second's work
     console = Console(stderr=as_json)
     with console.status("loading the run"):
         from whence.asking import Asking
         from whence.run_folder import load_run
+        from whence.serving.source import Champion, fetch_version
 
-        folder = load_run(run)
+        if champion or version is not None:
+            if champion and version is not None:
+                raise ConfigError("give --champion or --version, not both")
+            config = registry_settings(profile, config_file, set_)
+            number = Champion(config, cache).newest() if version is None else str(version)
+            folder = fetch_version(config, number, cache)
+        else:
+            folder = load_run(run, overrides_of_a_run(profile, config_file, set_))
         asking = Asking(folder)
         grade = folder.grade
     with console.status("answering"):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from whence.cli.ask import LAST_RUN, RunOption
-from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
+from whence.cli.settings import ConfigOption, ProfileOption, SetOption, overrides_of_a_run, registry_settings
 
 
 def serve(
@@ -30,27 +30,19 @@ def serve(
     import uvicorn
 
     import whence.progress  # noqa: F401  (before transformers, whose bars it turns off in a log)
-    from whence.config.serving import Serving
-    from whence.config_file import parse_override
-    from whence.models.trained import own_config
     from whence.serving.app import create_app
     from whence.serving.source import Champion, Keeper, LocalRun
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("whence").setLevel(logging.INFO)
     if champion:
-        named = profile or config_file
-        config = (
-            find_settings(profile, config_file, set_).load()
-            if named
-            else own_config(dict(map(parse_override, set_ or [])))
-        )
-        settings: Serving = config.serving
+        config = registry_settings(profile, config_file, set_)
         keeper = Keeper(Champion(config, cache))
-        keeper.follow(settings.follow_seconds)
+        keeper.follow(config.serving.follow_seconds)
     else:
-        settings = Serving()
-        keeper = Keeper(LocalRun(run))
+        local = LocalRun(run, overrides_of_a_run(profile, config_file, set_))
+        config, keeper = local.run.config, Keeper(local)
         keeper.refresh()
         typer.echo(f"Ask at http://{host}:{port}/ (Ctrl-C ends it)")
-    uvicorn.run(create_app(lambda: keeper.service, settings), host=host, port=port, log_level="warning")
+    app = create_app(lambda: keeper.service, config.serving)
+    uvicorn.run(app, host=host, port=port, log_level="warning")

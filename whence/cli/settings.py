@@ -72,6 +72,31 @@ def read_overrides(values: Sequence[str] | None) -> dict[str, Any]:
     return overrides
 
 
+def registry_settings(profile: str | None, config_file: str | Path | None, values: Sequence[str] | None) -> Config:
+    """The settings of what needs little more of them than where MLflow is: the default ones where none are named."""
+    if profile is not None or config_file is not None:
+        return find_settings(profile, config_file, values).load()
+    from whence.models.trained import own_config
+
+    return own_config(read_overrides(values))
+
+
+def overrides_of_a_run(
+    profile: str | None, config_file: str | Path | None, values: Sequence[str] | None
+) -> dict[str, Any]:
+    """What ``--set`` gives of a run that has its own settings.
+
+    Raises:
+        ConfigError: other settings are named, too.
+    """
+    if profile is not None or config_file is not None:
+        raise ConfigError(
+            "--profile and --config are for a model of the registry; a run on this machine has its own settings",
+            hint="give single ones that win over them with --set, or ask for --champion",
+        )
+    return read_overrides(values)
+
+
 def find_profile(name: str) -> Path:
     """The file of a profile: ``configs/<name>.yaml`` here, or in the source tree this library is installed from."""
     roots = (Path.cwd(), Path(whence.__file__).resolve().parent.parent)

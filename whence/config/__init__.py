@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from whence.config.base import Fraction, Positive, Section
+from whence.config.base import Fraction, Page, Positive, Section
 from whence.config.cluster import Cluster
 from whence.config.serving import Serving
 from whence.yaml_text import write_yaml
@@ -21,7 +21,6 @@ BUILTIN_CHAT = "builtin:chat"
 BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 S3_SCHEME = "s3://"
 
-Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 DataFormat = Literal["question_answer", "prompt_completion", "messages", "text"]
 Metric = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
 
@@ -284,6 +283,10 @@ class Scores(Section):
         None, ge=0, description="Damping of the inverse; null is 0.1 x the mean eigenvalue of each module."
     )
     self_influence: bool = Field(True, description="Also score every training example on itself.")
+    baselines: bool = Field(
+        True,
+        description="Also take plain gradients and embeddings in this pass, which validation.measures compare with.",
+    )
     top_k: Positive = Field(20, description="Most helpful and most harmful examples listed per query.")
     detail: bool = Field(True, description="Also divide the listed scores among the example's tokens, and the modules.")
 
@@ -349,6 +352,7 @@ Measure = Literal["planted", "mislabeled", "tail_patch", "stability", "counterfa
 CHEAP_MEASURES: tuple[Measure, ...] = ("planted", "mislabeled", "tail_patch")
 ALL_MEASURES: tuple[Measure, ...] = get_args(Measure)
 RETRAINING_MEASURES: tuple[Measure, ...] = ("counterfactual", "lds")
+COMPARING_MEASURES: tuple[Measure, ...] = ("planted", "tail_patch", "lds")  # with all baselines
 
 
 class Validation(Section):
@@ -447,6 +451,12 @@ class Config(Section):
         if self.factors.merge_adapter and self.training.lora.quantize:
             raise ValueError(
                 "factors.merge_adapter needs the base's weights in full, and training.lora.quantize keeps 4 bits"
+            )
+        comparing = [name for name in self.validation.measures if name in COMPARING_MEASURES]
+        if comparing and not self.scores.baselines:
+            raise ValueError(
+                f"validation.measures has {', '.join(comparing)}, which compare with what scores.baselines takes, and "
+                "that is false; set it to true, or leave these measures out"
             )
         if self.retraining.metric == "mmlu" and not self.evaluation.mmlu.enabled:
             raise ValueError("retraining.metric is mmlu, and evaluation.mmlu.enabled is false; enable it")

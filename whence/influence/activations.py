@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from whence.data.tokenization import IGNORED
+from whence.influence.linear import FastLinear
+from whence.influence.shared import place_of
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import tracked_model, tracked_modules
 
@@ -26,10 +28,12 @@ class Kept(NamedTuple):
     Attributes:
         saved: by autograd.
         inputs: of tracked modules, which per-example gradients need; only those that autograd does not save anyway.
+        sharing: to a module the first one that sees the same input, where that is another one.
     """
 
     saved: float
     inputs: float
+    sharing: dict[str, str]
 
 
 _known: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Kept]] = WeakKeyDictionary()
@@ -52,15 +56,24 @@ def _probe(model: PreTrainedModel, modules: tuple[str, ...]) -> Kept:
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     saved: dict[int, int] = {}  # bytes by address, for several operations may save the same storage
     inputs: list[torch.Tensor] = []
+    first: dict[tuple[object, ...], str] = {}  # module that saw an input, while all inputs are held
+    sharing: dict[str, str] = {}
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
+    def see(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        assert isinstance(module, FastLinear)
+        inputs.append(arguments[0].detach())
+        seen = first.setdefault((*place_of(arguments[0]), module.bias is None), module.name)
+        if seen != module.name:
+            sharing[module.name] = seen
+
     with tracked_model(model, task) as network:
         for module in tracked_modules(network).values():
-            module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
+            module.register_forward_pre_hook(see)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
             batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
             loss = task.compute_train_loss(batch, network)
@@ -69,4 +82,4 @@ def _probe(model: PreTrainedModel, modules: tuple[str, ...]) -> Kept:
     for address in weights:
         saved.pop(address, None)
     beyond = sum(size for address, size in others.items() if address not in saved)
-    return Kept(sum(saved.values()) / length, beyond / length)
+    return Kept(sum(saved.values()) / length, beyond / length, sharing)

@@ -53,7 +53,7 @@ def divide_scores(scoring: Scoring, pairs: Sequence[Pair]) -> Detail:
     """Divide the scores of ``pairs`` with the factors, damping and rank of ``scoring``.
 
     One pass over the training examples of the pairs for as many queries as fit into memory together, in batches as
-    large as those of scoring; query gradients are computed as for the scores, their random choices included. Other
+    large as those of scoring; query gradients are those of the scores, at hand still or computed alike. Other
     examples share a batch than in scoring, so sums differ from the scores by the rounding of the model's precision.
 
     Raises:
@@ -66,9 +66,10 @@ def divide_scores(scoring: Scoring, pairs: Sequence[Pair]) -> Detail:
         if not by_example:
             continue
         batches = plan_batches(lengths, scoring.batch_tokens, sorted(by_example))
-        with scoring.query_gradients(group) as (network, gradients):
+        with scoring.tracked() as network:
+            collector = DetailCollector(scoring.asked(network, group).gradients, by_example, detail)
             loader = Loader(scoring.examples, batches, description="tokens and modules")
-            collect(network, scoring.task, loader, [DetailCollector(gradients, by_example, detail)])
+            collect(network, scoring.task, loader, [collector])
     return detail
 
 
@@ -80,10 +81,10 @@ class DetailCollector(Collector):
     def __init__(self, queries: Mapping[str, QueryGradients], by_example: ByExample, detail: Detail) -> None:
         self.queries, self.by_example, self.detail = queries, by_example, detail
 
-    def begin(self, indices: Sequence[int], tokens: int, device: torch.device) -> None:
+    def begin(self, indices: Sequence[int], mask: torch.Tensor) -> None:
         self.pairs = [(place, row) for row, example in enumerate(indices) for place, _ in self.by_example[example]]
         self.numbers = [number for example in indices for _, number in self.by_example[example]]
-        self.tokens = torch.zeros(len(self.pairs), tokens, device=device)
+        self.tokens = torch.zeros(len(self.pairs), mask.shape[1], device=mask.device)
         self.modules: dict[str, torch.Tensor] = {}
 
     def take(self, module: FastLinear, activations: torch.Tensor, gradients: torch.Tensor) -> None:

@@ -6,7 +6,8 @@ gradients, and divided among the examples' tokens and the model's modules in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,22 +17,26 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
-from torch import nn
+from transformers import PreTrainedModel
 
 from whence.data.batching import plan_batches
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
 from whence.influence import layout, memory
-from whence.influence.collectors import SKETCHES, QueryCollector, collect
+from whence.influence.collectors import SKETCHES, QueryCollector, Whitening, collect
 from whence.influence.detail import Detail, DetailCollector
 from whence.influence.factors import require_matching_model
 from whence.influence.index import Index, IndexInfo
-from whence.influence.info import load_factors_info, require_same
+from whence.influence.info import Shape, load_factors_info, require_same
 from whence.influence.loader import Loader
+from whence.influence.queries import QueryGradients
+from whence.influence.shared import share_inputs
 from whence.influence.sketch import Sketch
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import tracked_model, tracked_modules
 from whence.models.language import LanguageModel
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Query:
     """An answer to be explained: the sketch of its gradient, and its preconditioned gradient by module."""
 
     sketch: np.ndarray
-    gradients: dict[str, torch.Tensor]
+    gradients: dict[str, QueryGradients]
 
 
 class Exact(NamedTuple):
@@ -52,8 +57,9 @@ class Exact(NamedTuple):
 class Explainer:
     """A model with its factors and the index of its training set, ready to be asked again and again.
 
-    The factors of all modules are held from the first question on. Scores are those of
-    :func:`whence.influence.scores.pairwise_scores` at full rank.
+    The factors of all modules are held from the first question on, where they fit (``serving.hold_factors``). Scores
+    are those of :func:`whence.influence.scores.pairwise_scores` at full rank, up to the rounding of
+    ``serving.factors_dtype``.
     """
 
     def __init__(self, language: LanguageModel, factors: Path, index: Index) -> None:
@@ -64,7 +70,7 @@ class Explainer:
 
         Raises:
             FactorError: the factors or the index are of another model, tokenizer, template, damping or loss mask.
-            ResourceError: the factors of the model and a batch do not fit into memory.
+            ResourceError: a batch does not fit into memory, or factors that are to be held do not.
         """
         self.language, self.index, self.info = language, index, load_factors_info(factors)
         require_matching_model(self.info, language)
@@ -76,10 +82,33 @@ class Explainer:
         self._source = partial(layout.load_tensor, layout.factors_folder(factors, self.info.strategy))
         self._factor_arguments = FactorArguments(**self.info.arguments)
         self._arguments = ScoreArguments(damping_factor=config.scores.damping_factor)
-        self._collector = QueryCollector(Sketch(index.info.dimensions, index.info.bits, index.info.seed))
-        phase = memory.score_phase(language.model, shapes, self._batch_tokens, 1, None, 1, strategy=self.info.strategy)
-        room = memory.available_memory(language.device) + memory.weight_bytes(language.model)
-        memory.require_memory([phase], room, "lower scores.train_batch_size")
+        held, dtype = self._plan(shapes, index.info.dimensions)
+        sketch = Sketch(index.info.dimensions, index.info.bits, index.info.seed)
+        self._whitening = Whitening(sketch, held, dtype)
+
+    def _plan(self, shapes: Mapping[str, Shape], dimensions: int) -> tuple[bool, torch.dtype]:
+        """Whether the factors of all modules are held, and in what precision; the log says what that takes.
+
+        Raises:
+            ResourceError: a batch does not fit into memory, or factors that are to be held do not.
+        """
+        model, serving = self.language.model, self.language.config.serving
+        dtype: torch.dtype = getattr(torch, serving.factors_dtype)
+        room = memory.available_memory(self.language.device) + memory.weight_bytes(model)
+
+        def phase(held: bool) -> memory.Phase:
+            strategy = self.info.strategy if held else None
+            tokens, width = self._batch_tokens, dtype.itemsize
+            return memory.score_phase(
+                model, shapes, tokens, 1, None, 1, strategy=strategy, sketches=dimensions, factor_width=width
+            )
+
+        held = phase(True).total <= room if serving.hold_factors is None else serving.hold_factors
+        hint = "lower scores.train_batch_size" + (", or set serving.hold_factors to false" if held else "")
+        memory.require_memory([phase(held)], room, hint)
+        kept = f"held in {serving.factors_dtype}" if held else "read from disk module by module for every question"
+        logger.info("factors of %d modules are %s", len(shapes), kept)
+        return held, dtype
 
     def query(self, answer: TokenizedExamples) -> Query:
         """Take the gradient of one answer.
@@ -89,9 +118,10 @@ class Explainer:
         """
         if not answer.counted(0):
             raise DataError("the answer is empty, so no training example is behind it")
+        collector = QueryCollector(self._whitening, 1)
         with self._network() as network:
-            sketches = collect(network, self._task, Loader(answer, [[0]]), [self._collector])[SKETCHES]
-        return Query(sketches[0].numpy(), self._collector.gradients)
+            sketches = collect(network, self._task, Loader(answer, [[0]]), [collector])[SKETCHES]
+        return Query(sketches[0].numpy(), collector.gradients)
 
     def exact(self, query: Query, rows: Sequence[int]) -> Exact:
         """Score the training examples in these ``rows`` by their own gradients."""
@@ -104,8 +134,9 @@ class Explainer:
         return Exact(detail.modules.sum(axis=1, dtype=np.float64), detail)
 
     @contextmanager
-    def _network(self) -> Iterator[nn.Module]:
+    def _network(self) -> Iterator[PreTrainedModel]:
         with tracked_model(self.language.model, self._task) as network:
+            share_inputs(tracked_modules(network).values(), self.info.shared_inputs)
             for module in tracked_modules(network).values():
                 module.source = self._source
                 module.update_factor_args(self._factor_arguments)

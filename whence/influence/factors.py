@@ -115,6 +115,7 @@ def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[s
     info = FactorsInfo(
         **identity.model_dump(),
         coverage=coverage(fit.model, fit.modules),
+        shared_inputs=fit.sharing,
         size_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         seconds=seconds,
         versions=versions(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -34,12 +35,14 @@ from torch import nn
 
 from whence.errors import FactorError
 from whence.files import replacing
+from whence.influence.activations import kept_per_token
 from whence.influence.eigen import SIDES, symmetric_eigen
 from whence.influence.layout import factor_file
 from whence.influence.loader import Loader, finite_check
 from whence.influence.memory import give_back_freed
 from whence.influence.parts import Parts
 from whence.influence.plan import FitPlan
+from whence.influence.shared import share_inputs
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import engine_state, tracked_model, tracked_modules
 from whence.models.trained import TrainedModel
@@ -50,6 +53,7 @@ logger = logging.getLogger(__name__)
 Tensors = dict[str, torch.Tensor]
 Factors = dict[str, Tensors]  # factor name -> module name -> tensor, as everywhere in kronfluence
 
+OF_INPUTS = (ACTIVATION_EIGENVALUES_NAME, ACTIVATION_EIGENVECTORS_NAME)  # alike for modules that share an input
 COVARIANCE_STREAM, LAMBDA_STREAM = 1, 2  # labels are sampled anew for lambda, as in kronfluence
 
 
@@ -68,6 +72,7 @@ class Fit:
         self.arguments, self.modules, self.plan, self.parts = arguments, modules, plan, parts
         self.needs = FactorConfig.CONFIGS[arguments.strategy]
         self.task = LanguageModelingTask(self.model, modules)
+        self.sharing = kept_per_token(self.model, modules).sharing
         self.state = engine_state(trained.device)
 
     def covariances(self, data_parts: Iterable[int] | None = None) -> None:
@@ -77,7 +82,7 @@ class Fit:
         needed = [module for module in self.modules if not self.parts.has(_eigen_part(module))]
         watched = (ACTIVATION_COVARIANCE_MATRIX_NAME, GRADIENT_COVARIANCE_MATRIX_NAME)
         for part, names in self._missing("covariance", data_parts, needed, self.plan.covariance_module_partitions):
-            with tracked_model(self.model, self.task) as network:
+            with self._tracked(names) as network:
                 _, factors = fit_covariance_matrices_with_loader(
                     model=network,
                     state=self.state,
@@ -104,7 +109,7 @@ class Fit:
         if not self.needs.requires_lambda_matrices:
             return
         for part, names in self._missing("lambda", data_parts, self.modules, self.plan.lambda_module_partitions):
-            with tracked_model(self.model, self.task) as network:
+            with self._tracked(names) as network:
                 if self.needs.requires_eigendecomposition_for_lambda:
                     self._install_eigenvectors(network, names)
                 _, factors = fit_lambda_matrices_with_loader(
@@ -173,12 +178,15 @@ class Fit:
     def _keep(self, phase: str, part: int, names: Sequence[str], factors: Factors) -> None:
         """Write what a pass summed, and let go of it: the next pass, or phase, needs its room."""
         for name in names:
-            self.parts.put(_part(phase, part, name), {factor: tensors.pop(name) for factor, tensors in factors.items()})
+            own = {factor: tensors.pop(name) for factor, tensors in factors.items() if name in tensors}
+            self.parts.put(_part(phase, part, name), own)
         give_back_freed()
 
     def _decompose(self, module: str) -> Tensors:
         results: Tensors = {}
         for covariance_name, count_name, vectors_name, values_name in SIDES:
+            if covariance_name == ACTIVATION_COVARIANCE_MATRIX_NAME and module in self.sharing:
+                continue  # it is that of the module it shares its input with
             count = self._summed("covariance", count_name, module)
             covariance = self._summed("covariance", covariance_name, module)
             covariance = covariance.to(device=self.model.device, dtype=torch.float64) / int(count)
@@ -189,11 +197,25 @@ class Fit:
 
     def _install_eigenvectors(self, network: nn.Module, names: Sequence[str]) -> None:
         """Straight into the modules: kronfluence's own way holds every factor twice."""
-        tracked = tracked_modules(network)
-        for module, factor in product(names, (ACTIVATION_EIGENVECTORS_NAME, GRADIENT_EIGENVECTORS_NAME)):
-            tracked[module].storage[factor] = self.parts.tensor(_eigen_part(module), factor)
+        tracked, of_inputs = tracked_modules(network), {}
+        for module in names:
+            owner = self.sharing.get(module, module)
+            if owner not in of_inputs:
+                of_inputs[owner] = self._whole(ACTIVATION_EIGENVECTORS_NAME, module).to(self.model.device)
+            tracked[module].storage[ACTIVATION_EIGENVECTORS_NAME] = of_inputs[owner]
+            tracked[module].storage[GRADIENT_EIGENVECTORS_NAME] = self._whole(GRADIENT_EIGENVECTORS_NAME, module)
+
+    @contextmanager
+    def _tracked(self, names: Sequence[str]) -> Iterator[nn.Module]:
+        """The model, with these of its modules ready for a pass."""
+        with tracked_model(self.model, self.task) as network:
+            tracked = tracked_modules(network)
+            share_inputs([tracked[name] for name in names], self.sharing)
+            yield network
 
     def _whole(self, factor: str, module: str) -> torch.Tensor:
+        if factor in OF_INPUTS:
+            module = self.sharing.get(module, module)
         if factor in EIGENDECOMPOSITION_FACTOR_NAMES:
             return self.parts.tensor(_eigen_part(module), factor)
         return self._summed("lambda", factor, module)

@@ -68,6 +68,7 @@ class FactorsInfo(FitIdentity):
     """What ``factors.json`` says of the factors beside it."""
 
     coverage: Coverage
+    shared_inputs: dict[str, str] = {}  # to a module the first one that sees the same input: they share its factors
     size_bytes: int
     seconds: dict[str, float]
     versions: dict[str, str]

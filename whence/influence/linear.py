@@ -18,10 +18,10 @@ from kronfluence.utils.constants import (
 )
 
 from whence.influence.products import by_example, symmetric
+from whence.influence.shared import SharedInput
 from whence.influence.trackers import (
     CollectTracker,
     PairTracker,
-    QueryTracker,
     RotatedLambdaTracker,
     SummedCovarianceTracker,
 )
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 TRACKERS = {
     ModuleMode.COVARIANCE: SummedCovarianceTracker,
     ModuleMode.LAMBDA: RotatedLambdaTracker,
-    ModuleMode.PRECONDITION_GRADIENT: QueryTracker,
     ModuleMode.PAIRWISE_SCORE: CollectTracker,
 }
 HALVES = (ACTIVATION_COVARIANCE_MATRIX_NAME, GRADIENT_COVARIANCE_MATRIX_NAME)
@@ -47,18 +46,23 @@ class FastLinear(TrackedLinear):
 
     Attributes:
         source: where factors are read from when gradients are preconditioned, a module at a time.
-        expected_queries: how many query gradients will be held together; 0 where that is not known.
         batch_shape: ``(batch, tokens)`` of the model's own input.
         collectors: take what they want of a pass.
+        input_of: the first module that sees the same input.
+        shared: what is made once of that input, where other modules of the pass see it too.
+        sums_inputs: whether this is the module that sums the input's covariance.
     """
 
     source: FactorSource | None = None
-    expected_queries: int = 0
     batch_shape: tuple[int, int] = (0, 0)
     collectors: Sequence[Collector] = ()
+    input_of: str = ""
+    shared: SharedInput | None = None
+    sums_inputs: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.input_of = self.name
         self._trackers |= {mode: tracker(self) for mode, tracker in TRACKERS.items()}
 
     def get_factor(self, factor_name: str) -> torch.Tensor | None:
@@ -72,6 +76,10 @@ class FastLinear(TrackedLinear):
             FactorError: they are not those of the batch's examples, as in an expert that sees chosen tokens only.
         """
         return by_example(values, self.batch_shape, self.name)
+
+    def rotated(self, activations: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """``activations @ right``, once for all modules that see the same input."""
+        return activations @ right if self.shared is None else self.shared.rotated(activations, right)
 
     def get_flattened_activation(self, input_activation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | int]:
         flat: tuple[torch.Tensor, torch.Tensor | int]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kronfluence.module import TrackedModule
+from kronfluence.utils.constants import ACTIVATION_COVARIANCE_MATRIX_NAME
 
 from whence.data.batching import Batches
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import FactorError
+from whence.influence.linear import FastLinear
 from whence.progress import progress
 
 
@@ -66,13 +67,18 @@ class Loader:
         return batch
 
 
-def finite_check(modules: Iterable[TrackedModule], factors: Sequence[str]) -> Callable[[int, Sequence[int]], None]:
+def finite_check(modules: Iterable[FastLinear], factors: Sequence[str]) -> Callable[[int, Sequence[int]], None]:
     """A check for :class:`Loader` that the summed ``factors`` of all modules are finite.
 
     It costs one synchronisation with the device per batch. A sum of squares is not finite as soon as a term is not,
     and a covariance's entries are bounded by its diagonal, so the trace of one and the sum of the other tell it all.
     """
-    watched = [(module, factor) for module in modules for factor in factors]
+    watched = [
+        (module, factor)
+        for module in modules
+        for factor in factors
+        if module.sums_inputs or factor != ACTIVATION_COVARIANCE_MATRIX_NAME
+    ]
 
     def check(number: int, indices: Sequence[int]) -> None:
         sums = torch.stack([_total(module, factor) for module, factor in watched])
@@ -88,7 +94,7 @@ def finite_check(modules: Iterable[TrackedModule], factors: Sequence[str]) -> Ca
     return check
 
 
-def _total(module: TrackedModule, factor: str) -> torch.Tensor:
+def _total(module: FastLinear, factor: str) -> torch.Tensor:
     value: torch.Tensor | None = module.storage[factor]
     if value is None:
         raise FactorError(

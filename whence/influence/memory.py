@@ -53,11 +53,23 @@ class Phase:
 Divided = Callable[[int], Phase | None]  # a phase when the modules are divided into so many groups
 
 
-def factor_sizes(shapes: Mapping[str, Shape], strategy: str) -> dict[str, int]:
-    """Bytes of ``covariances``, ``eigenvectors`` and ``lambda`` that a strategy fits for modules of these shapes."""
+def factor_sizes(
+    shapes: Mapping[str, Shape],
+    strategy: str,
+    sharing: Mapping[str, str] | None = None,
+    width: int = FACTOR_BYTES,
+) -> dict[str, int]:
+    """Bytes of ``covariances``, ``eigenvectors`` and ``lambda`` that a strategy fits for modules of these shapes.
+
+    Args:
+        sharing: to a module the first one that sees the same input, where that is another one and what is of inputs
+            is held once for both; None: it is not.
+        width: bytes of a number.
+    """
     needs = FactorConfig.CONFIGS[strategy]
-    squares = FACTOR_BYTES * sum(shape.inputs**2 + shape.outputs**2 for shape in shapes.values())
-    products = FACTOR_BYTES * sum(shape.size for shape in shapes.values())
+    inputs = {(sharing or {}).get(name, name): shape.inputs for name, shape in shapes.items()}
+    squares = width * (sum(size**2 for size in inputs.values()) + sum(shape.outputs**2 for shape in shapes.values()))
+    products = width * sum(shape.size for shape in shapes.values())
     return {
         "covariances": squares if needs.requires_covariance_matrices else 0,
         "eigenvectors": squares if needs.requires_eigendecomposition else 0,
@@ -80,6 +92,7 @@ class Batch:
         parameter = next(model.parameters())
         self.device, width = parameter.device.type, parameter.element_size()
         kept = kept_per_token(model, shapes)
+        self.sharing = kept.sharing
         self.saved, self.inputs = int(tokens * kept.saved), int(tokens * kept.inputs)
         self.gradients = GRADIENTS * tokens * width * max(max(shape) for shape in shapes.values())
         vocabulary = getattr(model.config, "vocab_size", 0)
@@ -142,7 +155,8 @@ class FitPhases:
 
     def _largest_group(self, groups: int) -> dict[str, int]:
         divided = make_modules_partition(list(self.shapes), groups)
-        sizes = [factor_sizes({name: self.shapes[name] for name in names}, self.strategy) for names in divided]
+        members = [{name: self.shapes[name] for name in names} for names in divided]
+        sizes = [factor_sizes(group, self.strategy, self.batch.sharing) for group in members]
         return max(sizes, key=lambda group: sum(group.values()))
 
 
@@ -156,6 +170,7 @@ def score_phase(
     logit_tokens: int | None = None,
     strategy: str | None = None,
     sketches: int = 0,
+    factor_width: int = FACTOR_BYTES,
 ) -> Phase:
     """Memory of a pass that scores ``queries`` at once, their gradients cut to ``low_rank`` where that is smaller.
 
@@ -167,6 +182,7 @@ def score_phase(
         logit_tokens: as for :class:`Batch`.
         strategy: of the factors, where the pass also takes self-influence.
         sketches: numbers in all sketches of the largest batch.
+        factor_width: bytes of a number of the factors that are held for all modules.
     """
     batch = Batch(model, shapes, batch_tokens, logit_tokens)
     gradients = sum(gradient_size(shape, low_rank) for shape in shapes.values())
@@ -180,7 +196,7 @@ def score_phase(
         work = max(preconditioned, low_rank_work(shapes, batch_tokens, query_batch, queries, low_rank), batch.chunk)
         held |= {"factors of a module": FACTOR_BYTES * widest, "query gradients": FACTOR_BYTES * queries * gradients}
     if strategy is not None:
-        sizes = factor_sizes(shapes, strategy)
+        sizes = factor_sizes(shapes, strategy, batch.sharing, factor_width)
         held |= {"eigenvectors": sizes["eigenvectors"], "lambda": sizes["lambda"], "sketches": FACTOR_BYTES * sketches}
         work = max(work, batch.rotated + batch.chunk)
     return Phase("scores" if queries else "self-influence", held | batch.parts(inputs=True, work=work))

@@ -11,13 +11,14 @@ wide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 
 from whence.errors import FactorError
 
+Rotate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 29}  # of gradients held at once: the CPU's cache; enough work for a GPU
 
 
@@ -74,7 +75,11 @@ def with_bias(activations: torch.Tensor) -> torch.Tensor:
 
 
 def gradient_chunks(
-    activations: torch.Tensor, gradients: torch.Tensor, basis: Basis, chunk: int | None = None
+    activations: torch.Tensor,
+    gradients: torch.Tensor,
+    basis: Basis,
+    chunk: int | None = None,
+    rotate: Rotate = torch.matmul,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Per-example gradients in ``basis``, a few examples at a time.
 
@@ -83,6 +88,7 @@ def gradient_chunks(
         gradients: ``[batch, tokens, outputs]``, zero where the loss does not reach (padding).
         basis: what to express them in.
         chunk: examples at a time; None: as many as :data:`CHUNK_BYTES` holds.
+        rotate: how to come by ``activations @ basis.right``, where another module may have it already.
 
     Yields:
         The examples' slice of the batch, and their gradients ``[examples, outputs, inputs]`` in fp32 (fp64 where the
@@ -94,7 +100,7 @@ def gradient_chunks(
     if basis.left is not None and order.left_first:
         gradients = gradients @ basis.left
     if basis.right is not None and order.right_first:
-        activations = activations @ basis.right
+        activations = rotate(activations, basis.right)
     after = Basis(
         None if order.left_first else basis.left,
         None if order.right_first else basis.right,
@@ -111,11 +117,17 @@ def gradient_chunks(
         yield part, product
 
 
-def add_squares(total: torch.Tensor, activations: torch.Tensor, gradients: torch.Tensor, basis: Basis) -> None:
+def add_squares(
+    total: torch.Tensor,
+    activations: torch.Tensor,
+    gradients: torch.Tensor,
+    basis: Basis,
+    rotate: Rotate = torch.matmul,
+) -> None:
     """Add every example's squared gradient in ``basis`` to ``total`` ``[outputs, inputs]``."""
     # On the CPU one example at a time: its product is still in the cache when it is squared.
     chunk = 1 if total.device.type == "cpu" else None
-    for _, product in gradient_chunks(activations, gradients, basis, chunk):
+    for _, product in gradient_chunks(activations, gradients, basis, chunk, rotate):
         if len(product) == 1:
             total.addcmul_(product[0], product[0])
         else:

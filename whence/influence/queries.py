@@ -14,6 +14,7 @@ Way = Literal["tokens", "examples"]
 Pairs = Sequence[tuple[int, int]]  # places of a query among those held, and of a training example in the batch
 
 PLAIN = Basis(None, None)
+OVERSAMPLING = 8  # columns beyond the rank in the randomised decomposition
 PIECE_BYTES = 1 << 28  # of intermediate results held at once
 
 
@@ -37,6 +38,19 @@ def query_scores(queries: QueryGradients, activations: torch.Tensor, gradients: 
     flat = examples.flatten(1)
     pieces = [(left[i : i + size] @ right[i : i + size]).flatten(1) @ flat.T for i in range(0, len(left), size)]
     return torch.cat(pieces)
+
+
+def cut_to_rank(gradients: torch.Tensor, rank: int | None) -> QueryGradients:
+    """Gradients ``[queries, outputs, inputs]`` by the factors of their best approximation, where that is smaller.
+
+    The decomposition is randomised (Halko et al. 2011, arXiv:0909.4061) and draws from torch's global generator.
+    """
+    smaller = min(gradients.shape[1:])
+    if rank is None or rank >= smaller:
+        return gradients
+    left, values, right = torch.svd_lowrank(gradients, q=min(rank + OVERSAMPLING, smaller))
+    left = (left * values.unsqueeze(1))[:, :, :rank]
+    return [left, right[:, :, :rank].transpose(1, 2)]
 
 
 def token_scores(

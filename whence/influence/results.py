@@ -23,6 +23,8 @@ TOKENS = "tokens.parquet"
 MODULES = "modules.parquet"
 SELF_INFLUENCE = "self_influence.parquet"
 QUERY_SKETCHES = "query_sketches.safetensors"
+BASELINES = "baselines.safetensors"
+GRADIENT_COSINE, EMBEDDING = "gradient_cosine", "embedding"
 
 
 class PairDetail(NamedTuple):
@@ -79,6 +81,24 @@ class Scores:
     def query_sketches(self) -> np.ndarray:
         """Of the queries' whitened gradients, ``[queries, index.dimensions]`` fp32, where there is an index."""
         return np.asarray(load_file(self.folder / QUERY_SKETCHES)[MATRIX])
+
+    @cached_property
+    def baselines(self) -> dict[str, np.ndarray]:
+        """What the evidence compares scores with, each ``[queries, examples]`` fp32.
+
+        ``gradient_cosine`` is that of plain gradients of the tracked modules, influence without the curvature;
+        ``embedding`` the cosine of means of the last layer's states over all tokens.
+
+        Raises:
+            DataError: they were not taken.
+        """
+        try:
+            return dict(load_file(self.folder / BASELINES))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"the scores in {self.folder} have no baselines to compare them with",
+                hint="score again with scores.baselines true",
+            ) from error
 
     @cached_property
     def origin(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from whence.data.dataset import numbers
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import FactorError
 from whence.files import write_json
-from whence.influence.collectors import CODES, NORMS, OWN
+from whence.influence.collectors import CODES, COSINES, NORMS, OWN, SKETCHES
 from whence.influence.collectors import SCORES as PAIRS
 from whence.influence.detail import divide_scores, module_table, token_table
 from whence.influence.factors import WORK, versions
@@ -23,6 +23,9 @@ from whence.influence.index import ROWS, Index, IndexInfo, write_codes
 from whence.influence.plan import share
 from whence.influence.ranking import influence_table
 from whence.influence.results import (
+    BASELINES,
+    EMBEDDING,
+    GRADIENT_COSINE,
     INFLUENCES,
     MATRIX,
     MODULES,
@@ -144,6 +147,7 @@ def _scoring(
         queries=trained.tokenize(queries),
         own=config.scores.self_influence,
         sketch=Sketch.of(config) if config.index.enabled else None,
+        baselines=config.scores.baselines,
     )
 
 
@@ -164,7 +168,10 @@ def _write(folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: 
         own_scores.to_parquet(folder / SELF_INFLUENCE, index=False)
     if scoring.sketch is not None:
         _write_codes(folder, trained, scoring)
-        save_file({MATRIX: scoring.query_sketches()}, folder / QUERY_SKETCHES)
+        save_file({MATRIX: scoring.of_queries(SKETCHES)}, folder / QUERY_SKETCHES)
+    if scoring.baselines:
+        found = {GRADIENT_COSINE: scoring.gradient_cosines(), EMBEDDING: scoring.joined(COSINES)}
+        save_file({name: require_finite(values).contiguous() for name, values in found.items()}, folder / BASELINES)
     origin = {
         "factors": scoring.info.fingerprint,
         "model": scoring.info.model,

@@ -5,32 +5,43 @@ Parts can be made by several tasks, each for its share of the training set, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from kronfluence.arguments import FactorArguments, ScoreArguments
-from kronfluence.module.tracked_module import ModuleMode
-from kronfluence.module.utils import accumulate_iterations, finalize_iteration, set_mode
-from kronfluence.utils.constants import ACCUMULATED_PRECONDITIONED_GRADIENT_NAME
-from torch import nn
+from transformers import PreTrainedModel
 
 from whence.data.batching import plan_batches, restore_order
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
 from whence.files import digest_of, require_disk
 from whence.influence import layout, memory
-from whence.influence.collectors import SCORES, SKETCHES, Collector, ScoreCollector, WhitenedCollector, collect
+from whence.influence.collectors import (
+    COSINES,
+    NORMS,
+    PRODUCTS,
+    SCORES,
+    VECTORS,
+    Collector,
+    EmbeddingCollector,
+    QueryCollector,
+    ScoreCollector,
+    WhitenedCollector,
+    Whitening,
+    collect,
+)
 from whence.influence.factors import require_matching_model
 from whence.influence.info import load_factors_info
 from whence.influence.loader import Loader
 from whence.influence.parts import Parts
 from whence.influence.plan import count_parts, logit_tokens
 from whence.influence.queries import QueryGradients
+from whence.influence.shared import share_inputs
 from whence.influence.sketch import Sketch
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import tracked_model, tracked_modules
@@ -40,11 +51,31 @@ HINT = "set scores.query_gradient_low_rank, or lower scores.train_batch_size and
 NOTHING = "there is nothing to score: no training examples, or no queries; check dataset and prompts"
 
 
+PAIRS = (SCORES, PRODUCTS, COSINES)  # results by training example and query, of the queries that are held
+
+
+class Asked(NamedTuple):
+    """What is held of the queries in some of their batches, while the training examples are met.
+
+    Attributes:
+        group: numbers of the batches.
+        gradients: preconditioned, by module and, where there are baselines, plain ones behind them.
+        queries: how many there are.
+        vectors: their embeddings, where there are baselines.
+    """
+
+    group: range
+    gradients: Mapping[str, QueryGradients]
+    queries: int
+    vectors: torch.Tensor | None
+
+
 class Scoring:
     """What is wanted of the training examples under one model with one set of factors, from one pass over them.
 
-    That is their scores on queries, on themselves, and the codes of their gradients' sketches. Only where the gradients
-    of all queries do not fit into memory together, the scores on the others take further passes.
+    That is their scores on queries, on themselves, the codes of their gradients' sketches, and what the evidence
+    compares with: products of plain gradients, and of embeddings. Only where the gradients of all queries do not fit
+    into memory together, what is taken of pairs takes further passes.
 
     Attributes:
         batches: of the training examples, of ``batch_tokens`` at most; they are dealt to ``data_partitions`` parts.
@@ -60,6 +91,7 @@ class Scoring:
         queries: TokenizedExamples | None = None,
         own: bool = False,
         sketch: Sketch | None = None,
+        baselines: bool = False,
     ) -> None:
         """Prepare to score the examples of ``trained``; nothing is computed yet.
 
@@ -70,6 +102,7 @@ class Scoring:
             queries: what to score the examples on; None: nothing.
             own: whether to score them on themselves.
             sketch: how to sketch their gradients (``own`` then comes with it); None: not.
+            baselines: whether to compare them with the queries by plain gradients and by embeddings, too (as above).
 
         Raises:
             DataError: there is nothing to score.
@@ -77,7 +110,7 @@ class Scoring:
         """
         self.trained, self.factors, self.queries = trained, factors, queries
         self.model, self.examples, self.config = trained.model, trained.examples, trained.config
-        self.own, self.sketch = own or sketch is not None, sketch
+        self.own, self.sketch, self.baselines = own or sketch is not None or baselines, sketch, baselines
         self.info = load_factors_info(factors)
         require_matching_model(self.info, trained)
         if not len(self.examples) or (queries is not None and not len(queries)):
@@ -95,6 +128,7 @@ class Scoring:
         self.task = LanguageModelingTask(self.model, self.info.modules)
         # Read back from JSON, so precisions are names; scoring reads only the strategy of it.
         self.factor_arguments = FactorArguments(**self.info.arguments)
+        self._asked: Asked | None = None
         self.parts = Parts(scratch / SCORES, digest_of(self._decided_by()), [folder / SCORES for folder in sources])
 
     @property
@@ -114,8 +148,9 @@ class Scoring:
         for part in missing:
             pieces = [_piece(part, group) for group in groups]
             found = self.parts.tensors(pieces[0])
-            if self.queries:
-                found[SCORES] = torch.cat([self.parts.tensor(piece, SCORES) for piece in pieces], dim=1)
+            for name in PAIRS:
+                if name in found:
+                    found[name] = torch.cat([self.parts.tensor(piece, name) for piece in pieces], dim=1)
             self.parts.put(_name(part), found)
             for piece in pieces:
                 self.parts.drop(piece)
@@ -128,11 +163,21 @@ class Scoring:
         """
         whole = torch.cat([self.parts.tensor(_name(part), name) for part in range(len(self.divided))])
         ordered = restore_order(whole, [batch for batches in self.divided for batch in batches])
-        return restore_order(ordered.T, self.query_batches) if name == SCORES else ordered
+        return restore_order(ordered.T, self.query_batches) if name in PAIRS else ordered
 
-    def query_sketches(self) -> torch.Tensor:
-        """Sketches of the queries' whitened gradients, ``[queries, dimensions]`` fp32, in dataset order."""
-        return restore_order(self.parts.tensor(SKETCHES, SKETCHES), self.query_batches)
+    def of_queries(self, name: str) -> torch.Tensor:
+        """One of the results of the queries' own pass, ``[queries, ...]`` in dataset order.
+
+        Raises:
+            FactorError: a part is missing or damaged.
+        """
+        found = [self.parts.tensor(_query_part(number), name) for number in range(len(self.query_batches))]
+        return restore_order(torch.cat(found), self.query_batches)
+
+    def gradient_cosines(self) -> torch.Tensor:
+        """Cosines of plain gradients ``[queries, examples]`` fp32, in dataset order; 0 where a gradient vanishes."""
+        norms = torch.outer(self.of_queries(NORMS).double(), self.joined(NORMS).double()).sqrt()
+        return torch.where(norms > 0, self.joined(PRODUCTS) / norms, 0).float()
 
     def at_once(self) -> int:
         """How many query batches are held together in memory, asked before anything is computed.
@@ -153,7 +198,7 @@ class Scoring:
                 self.model,
                 self.info.shapes,
                 tokens,
-                sum(counts[:steps]),
+                (1 + self.baselines) * sum(counts[:steps]),
                 rank,
                 max(counts, default=0),
                 of_logits,
@@ -177,36 +222,64 @@ class Scoring:
         return [numbers[start : start + at_once] for start in numbers[::at_once]] if numbers else [numbers]
 
     @contextmanager
-    def query_gradients(self, group: range) -> Iterator[tuple[nn.Module, dict[str, QueryGradients]]]:
-        """The tracked model, and the preconditioned gradients of the query batches of ``group`` by module."""
+    def tracked(self) -> Iterator[PreTrainedModel]:
+        """The model with tracked modules that read these factors."""
         with tracked_model(self.model, self.task) as network, torch.random.fork_rng():
+            share_inputs(tracked_modules(network).values(), self.info.shared_inputs)
             for module in tracked_modules(network).values():
                 module.source = partial(layout.load_tensor, layout.factors_folder(self.factors, self.info.strategy))
                 module.update_factor_args(self.factor_arguments)
                 module.update_score_args(self.arguments)
-            yield network, self._query_gradients(network, group) if group else {}
+            yield network
+
+    def asked(self, network: PreTrainedModel, group: range) -> Asked:
+        """What is held of the query batches of ``group``; of those that were asked for last it is at hand still."""
+        if self._asked is None or self._asked.group != group:
+            self._asked = None  # its room is needed
+            self._asked = self._query_gradients(network, group, Whitening(self.sketch, held=False))
+        return self._asked
 
     def _pass(self, data_parts: Sequence[int], group: range) -> None:
-        """Everything else is taken in the same pass as the scores on the first group of queries."""
+        """What is not of pairs is taken in the same pass as the scores on the first group of queries."""
         if not data_parts:
             return
-        with self.query_gradients(group) as (network, held):
-            collectors: list[Collector] = [ScoreCollector(held)] if group else []
+        with self.tracked() as network:
+            whitening, collectors = Whitening(self.sketch), list[Collector]()
+            if group:
+                self._asked = None
+                self._asked = self._query_gradients(network, group, whitening if self.own else Whitening(held=False))
+                collectors.append(ScoreCollector(self._asked.gradients, self._asked.queries))
+                if self._asked.vectors is not None:
+                    collectors.append(EmbeddingCollector(self._asked.vectors))
             if self.own and group.start == 0:
-                collectors.append(self._whitened(network))
+                collectors.append(WhitenedCollector(whitening))
+            del whitening
             for part in data_parts:
-                loader = Loader(self.examples, self.divided[part], description="scores" if group else "self-influence")
-                self.parts.put(_piece(part, group), collect(network, self.task, loader, collectors))
+                self.parts.put(_piece(part, group), self._examples(network, part, collectors))
 
-    def _whitened(self, network: nn.Module) -> WhitenedCollector:
-        """What is taken of the examples' whitened gradients; those of the queries are sketched here and now."""
-        collector = WhitenedCollector(self.sketch)
-        if self.sketch is not None and self.queries and not self.parts.has(SKETCHES):
-            asked = WhitenedCollector(self.sketch, coded=False)
-            asked.factors = collector.factors
-            loader = Loader(self.queries, self.query_batches)
-            self.parts.put(SKETCHES, {SKETCHES: collect(network, self.task, loader, [asked])[SKETCHES]})
-        return collector
+    def _query_gradients(self, network: PreTrainedModel, group: range, whitening: Whitening) -> Asked:
+        """One pass over queries; what is of each alone goes into a part for its batch."""
+        assert self.queries is not None
+        batches = [self.query_batches[number] for number in group]
+        # The low-rank approximation is randomised; it must not depend on what is held beside a batch.
+        seeds = (self.config.general.seed + number for number in group)
+        count = sum(map(len, batches))
+        collector = QueryCollector(whitening, count, self.arguments.query_gradient_low_rank, self.baselines, seeds)
+        collectors = [collector, *([EmbeddingCollector()] if self.baselines else [])]
+        found = collect(network, self.task, Loader(self.queries, batches, description="query gradients"), collectors)
+        if self.sketch is not None or self.baselines:
+            pieces = zip(*(tensor.split([len(batch) for batch in batches]) for tensor in found.values()), strict=True)
+            for number, tensors in zip(group, pieces, strict=True):
+                self.parts.put(_query_part(number), dict(zip(found, tensors, strict=True)))
+        return Asked(group, collector.gradients, count, found.get(VECTORS))
+
+    def _examples(
+        self, network: PreTrainedModel, part: int, collectors: Sequence[Collector]
+    ) -> dict[str, torch.Tensor]:
+        """What the collectors take of a part of the training examples."""
+        description = "scores" if self.queries else "self-influence"
+        loader = Loader(self.examples, self.divided[part], description=description)
+        return collect(network, self.task, loader, collectors)
 
     def _decided_by(self) -> dict[str, Any]:
         """All that decides the results."""
@@ -221,24 +294,8 @@ class Scoring:
             "query_batches": self.query_batches,
             "own": self.own,
             "sketch": asdict(self.sketch) if self.sketch else None,
+            "baselines": self.baselines,
         }
-
-    def _query_gradients(self, network: nn.Module, group: range) -> dict[str, QueryGradients]:
-        assert self.queries is not None
-        modules = tracked_modules(network)
-        set_mode(network, ModuleMode.PRECONDITION_GRADIENT, self.info.modules, release_memory=True)
-        batches = [self.query_batches[number] for number in group]
-        loader = Loader(self.queries, batches, description="query gradients")
-        for module in modules.values():
-            module.expected_queries = len(loader.dataset)
-        for number, batch in zip(group, loader, strict=True):
-            # The low-rank approximation is randomised; it must not depend on what is held beside a batch.
-            torch.manual_seed(self.config.general.seed + number)
-            batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
-            self.task.compute_measurement(batch, network).backward()
-            finalize_iteration(network, self.info.modules)
-            accumulate_iterations(network, self.info.modules)
-        return {name: module.storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] for name, module in modules.items()}
 
 
 def _name(part: int) -> str:
@@ -247,3 +304,7 @@ def _name(part: int) -> str:
 
 def _piece(part: int, group: range) -> str:
     return f"{_name(part)}_query_batches{group.start}to{group.stop}"
+
+
+def _query_part(number: int) -> str:
+    return f"query_batch{number}"

@@ -20,7 +20,7 @@ from whence.influence.task import LanguageModelingTask
 
 
 @contextmanager
-def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterator[nn.Module]:
+def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterator[PreTrainedModel]:
     """``model`` with the task's modules wrapped and every weight frozen; on leaving, it is what it was before."""
     training = model.training
     gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -32,8 +32,7 @@ def tracked_model(model: PreTrainedModel, task: LanguageModelingTask) -> Iterato
             warnings.filterwarnings("ignore", r".*GradScaler", FutureWarning)  # kronfluence's, at every call
             with _registered({type(model.get_submodule(name)) for name in task.modules}):
                 prepare_model(model, task)
-            network: nn.Module = model
-            yield network.to(device)
+            yield model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the device from mypy
     finally:
         hook.remove()
         _unwrap(model)

@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from kronfluence.module.tracker.base import BaseTracker
 from kronfluence.module.tracker.factor import CovarianceTracker, LambdaTracker
-from kronfluence.module.tracker.precondition import PreconditionTracker
 from kronfluence.utils.constants import (
-    ACCUMULATED_PRECONDITIONED_GRADIENT_NAME,
     ACTIVATION_COVARIANCE_MATRIX_NAME,
     ACTIVATION_EIGENVECTORS_NAME,
     GRADIENT_COVARIANCE_MATRIX_NAME,
@@ -21,21 +19,27 @@ from kronfluence.utils.constants import (
     NUM_ACTIVATION_COVARIANCE_PROCESSED,
     NUM_GRADIENT_COVARIANCE_PROCESSED,
     NUM_LAMBDA_PROCESSED,
-    PRECONDITIONED_GRADIENT_NAME,
 )
 from torch import nn
 
 from whence.errors import FactorError
 from whence.influence.products import Basis, add_outer, add_squares, gradient_chunks, live_tokens, wide, with_bias
-from whence.influence.queries import QueryGradients
-
-OVERSAMPLING = 8  # columns beyond the rank in the randomised decomposition (Halko et al. 2011, arXiv:0909.4061)
 
 
 class SummedCovarianceTracker(CovarianceTracker):
     """Sums covariances in fp32 whatever the model computes in, and only their upper half, as they are symmetric."""
 
+    def register_hooks(self) -> None:
+        super().register_hooks()
+        if self.module.shared is not None:
+            self.registered_hooks.append(self.module.register_forward_pre_hook(self._meet))
+
+    def _meet(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self.module.shared.meet(self.module.name, inputs[0])
+
     def _update_activation_covariance_matrix(self, input_activation: torch.Tensor, count: Any) -> None:
+        if not self.module.sums_inputs:
+            return
         self._add(ACTIVATION_COVARIANCE_MATRIX_NAME, NUM_ACTIVATION_COVARIANCE_PROCESSED, input_activation, count, 1.0)
 
     def _update_gradient_covariance_matrix(self, output_gradient: torch.Tensor, count: Any) -> None:
@@ -86,6 +90,8 @@ class PairTracker(BaseTracker):
                     "leave it out of factors.modules"
                 )
             self.record(*self._pair(activations, gradients.detach()))
+            if self.module.shared is not None:
+                self.module.shared.done()
 
         outputs.register_hook(after_backward)
 
@@ -94,9 +100,8 @@ class PairTracker(BaseTracker):
         activations, gradients = self._narrow(activations, gradients)
         if self.module.gradient_scale != 1.0:
             gradients = gradients * self.module.gradient_scale
-        activations, gradients = activations.to(self.dtype), gradients.to(self.dtype)
-        if self.module.bias is not None:
-            activations = with_bias(activations)
+        gradients, shared = gradients.to(self.dtype), self.module.shared
+        activations = shared.prepared(activations, self._prepared) if shared else self._prepared(activations)
         process = self.module.per_sample_gradient_process_fnc
         if process is None:
             return activations, gradients
@@ -104,6 +109,10 @@ class PairTracker(BaseTracker):
         whole = process(module_name=self.module.name, gradient=whole)
         # As if the outputs were the tokens: what was made of the product is a product again, whoever takes it in.
         return whole, torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device).expand(len(whole), -1, -1)
+
+    def _prepared(self, activations: torch.Tensor) -> torch.Tensor:
+        activations = activations.to(self.dtype)
+        return activations if self.module.bias is None else with_bias(activations)
 
     def _narrow(self, activations: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.narrows is not False:
@@ -132,52 +141,7 @@ class RotatedLambdaTracker(PairTracker, LambdaTracker):
                 if storage[name] is not None:
                     storage[name] = storage[name].to(device=gradients.device, dtype=self.dtype)
         storage[NUM_LAMBDA_PROCESSED].add_(len(gradients))
-        add_squares(storage[LAMBDA_MATRIX_NAME], activations, gradients, basis_of(storage))
-
-
-class QueryTracker(PairTracker, PreconditionTracker):
-    """Preconditions query gradients: rotated, divided by the damped lambda, rotated back."""
-
-    filled: int = 0
-
-    def record(self, activations: torch.Tensor, gradients: torch.Tensor) -> None:
-        factors = self.module.prepared_factors(gradients.device)
-        basis, inverse = basis_of(factors), factors.get(LAMBDA_MATRIX_NAME)
-        for _, piece in gradient_chunks(activations, gradients, basis):
-            # Put away piece by piece: a whole batch's gradients would take as much memory again, and again joined.
-            self._process_preconditioned_gradient(basis.back(piece if inverse is None else piece.mul_(inverse)))
-            self.accumulate_iterations()
-
-    def accumulate_iterations(self) -> None:
-        """Put new query gradients beside the earlier ones, in memory taken once for all that are expected."""
-        storage = self.module.storage
-        new = storage[PRECONDITIONED_GRADIENT_NAME]
-        if new is None:  # all are put away already
-            return
-        if not self.module.expected_queries:
-            super().accumulate_iterations()
-            return
-        if storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] is None:
-            self.filled = 0
-            room = [part.new_empty(self.module.expected_queries, *part.shape[1:]) for part in _as_list(new)]
-            storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME] = room if isinstance(new, list) else room[0]
-        held = _as_list(storage[ACCUMULATED_PRECONDITIONED_GRADIENT_NAME])
-        for place, part in zip(held, _as_list(new), strict=True):
-            place[self.filled : self.filled + len(part)] = part
-        self.filled += len(_as_list(new)[0])
-        storage[PRECONDITIONED_GRADIENT_NAME] = None
-
-    def _compute_low_rank_preconditioned_gradient(
-        self, preconditioned_gradient: torch.Tensor, target_dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """Factors ``[queries, outputs, rank]`` and ``[queries, rank, inputs]`` of the best approximation."""
-        rank = self.module.score_args.query_gradient_low_rank
-        if self.module.score_args.use_full_svd:
-            return list(super()._compute_low_rank_preconditioned_gradient(preconditioned_gradient, target_dtype))
-        columns = min(rank + OVERSAMPLING, *preconditioned_gradient.shape[1:])
-        left, values, right = torch.svd_lowrank(preconditioned_gradient, q=columns)
-        left = (left * values.unsqueeze(1))[:, :, :rank]
-        return [left.to(target_dtype), right[:, :, :rank].transpose(1, 2).to(target_dtype)]
+        add_squares(storage[LAMBDA_MATRIX_NAME], activations, gradients, basis_of(storage), self.module.rotated)
 
 
 class CollectTracker(PairTracker):
@@ -201,7 +165,3 @@ class CollectTracker(PairTracker):
 def basis_of(storage: dict[str, Any]) -> Basis:
     """The eigenbasis held in a module's factors; strategies without one have the weights' own."""
     return Basis(storage.get(GRADIENT_EIGENVECTORS_NAME), storage.get(ACTIVATION_EIGENVECTORS_NAME))
-
-
-def _as_list(gradients: QueryGradients) -> list[torch.Tensor]:
-    return gradients if isinstance(gradients, list) else [gradients]

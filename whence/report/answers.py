@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from whence.report.words import LONGEST_NAME, Piece, differences, shortened, sta
 DIRECTIONS = ("helpful", "harmful")
 LONGEST_ANSWER = 2000  # characters of a prompt or an answer
 WITHOUT_SCRIPT = 3  # examples of each end that stand in the page's own text
+LONGEST_ADDRESS = 16_000  # characters
 EXCERPT = 220  # characters of those
 NEIGHBOURS = 5  # of BM25's ranking, shown beside the influence's
 
@@ -71,6 +73,7 @@ class Entry:
     kinds: Shares | None
     neighbours: list[Neighbour]
     shared: int
+    asked_at: str | None  # the service's page with this question, and the answer that was scored
 
     @property
     def opening(self) -> str:
@@ -203,7 +206,17 @@ def _entry(
         kinds=kinds,
         neighbours=neighbours,
         shared=shared,
+        asked_at=_asked_at(material, str(answer.prompt), row),
     )
+
+
+def _asked_at(material: Material, question: str, row: int | None) -> str | None:
+    """A permanent link of the service's page, where there is a service; as ``assets/ask.js`` makes and reads it."""
+    if material.config.serving.url is None:
+        return None
+    asked = {"question": question} | ({} if row is None else {"answer": str(material.queries["completion"].iloc[row])})
+    address = f"{material.config.serving.url.rstrip('/')}/#{urlencode(asked)}"
+    return address if len(address) <= LONGEST_ADDRESS else None
 
 
 def _cards(

@@ -126,6 +126,7 @@ def _fixed(material: Material) -> tuple[dict[str, Any], list[str]]:
         "failures": material.failures,
         "evidence": material.evidence,
         "links": material.links,
+        "service": config.serving.url,
         "without_script": WITHOUT_SCRIPT,
         "often": {direction: data.often(material, direction) for direction in ("helpful", "harmful")},
         "query_count": len(material.queries),

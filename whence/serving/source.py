@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from whence.config import Config
 from whence.errors import DataError, WhenceError
@@ -33,25 +34,67 @@ class Source(Protocol):
         """That model with its factors and index, as a run's folder has them."""
         ...
 
+    def keep_only(self, name: str) -> None:
+        """Let go of the files of other models: this one has answered for a while."""
+        ...
+
 
 class LocalRun:
-    """A run on this machine, always the same."""
+    """A run on this machine, always the same.
 
-    def __init__(self, folder: Path) -> None:
-        self._run = load_run(folder.resolve())  # "latest" may point to another run later
+    Attributes:
+        run: what it has left.
+    """
+
+    def __init__(self, folder: Path, overrides: Mapping[str, Any] | None = None) -> None:
+        """``overrides`` are settings that win over the run's own; "latest" may point to another run later."""
+        self.run = load_run(folder.resolve(), overrides)
 
     def newest(self) -> str:
-        return str(self._run.folder)
+        return str(self.run.folder)
 
     def open(self, name: str) -> RunFolder:
-        return self._run
+        return self.run
+
+    def keep_only(self, name: str) -> None:
+        """It is nobody's but the user's."""
+
+
+def fetch_version(config: Config, number: str, folder: Path) -> RunFolder:
+    """A version of the registered model, with the factors, index and evidence of the run that made it.
+
+    Args:
+        config: says where the registry is; its settings of ``serving`` win over those of the run.
+        folder: for what is fetched, a folder for each version; what is there already is not fetched again.
+
+    Raises:
+        DataError: the run that made it recorded no factors or no index.
+        PromotionError: there is no such version.
+        TrackingError: MLflow cannot be reached.
+    """
+    registry = Registry(config)
+    version = registry.version(number)
+    overrides = {f"serving.{name}": value for name, value in config.serving.model_dump(mode="json").items()}
+    # A registry that was made anew counts from 1 again, but its runs have other ids.
+    run = RunFolder(folder / f"version-{number}-{version.run_id[:12]}", overrides)
+    model = run.place("train", "model")
+    if not model.exists():
+        registry.download(version, model)
+    for (stage, artifact), path in RECORDED.items():
+        place = run.place(stage, artifact)
+        if not place.exists() and not registry.fetch(version, stage, path, place) and stage != "validate":
+            raise DataError(
+                f"version {number} of {registry.name!r}: its run has recorded no {path} of stage {stage}",
+                hint="retrain with index.enabled and retraining.explain",
+            )
+    return run
 
 
 class Champion:
-    """The champion of the registry, with the factors, index and evidence of the run that made it.
+    """The champion of the registry.
 
     Args:
-        folder: for what is fetched; an earlier champion's files are removed when another one is fetched.
+        folder: for what is fetched; an earlier champion's files are removed when another one answers.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -68,23 +111,13 @@ class Champion:
         return champion
 
     def open(self, name: str) -> RunFolder:
-        """Raises:
-        DataError: the run that made it recorded no factors or no index.
-        TrackingError: MLflow cannot be reached.
-        """
-        registry, folder = Registry(self._config), self._folder / f"version-{name}"
-        version, run = registry.version(name), RunFolder(folder)
-        registry.download(version, run.place("train", "model"))
-        for (stage, artifact), path in RECORDED.items():
-            if not registry.fetch(version, stage, path, run.place(stage, artifact)) and stage != "validate":
-                raise DataError(
-                    f"version {name} of {registry.name!r}: its run has recorded no {path} of stage {stage}",
-                    hint="retrain with index.enabled and retraining.explain",
-                )
-        for other in self._folder.glob("version-*"):
-            if other != folder:
-                shutil.rmtree(other)
-        return run
+        """As :func:`fetch_version`, with its errors."""
+        return fetch_version(self._config, name, self._folder)
+
+    def keep_only(self, name: str) -> None:
+        for folder in self._folder.glob("version-*"):
+            if not folder.name.startswith(f"version-{name}-"):
+                shutil.rmtree(folder)
 
 
 class Keeper:
@@ -101,7 +134,9 @@ class Keeper:
             WhenceError: it cannot be had; the one before it stays.
         """
         newest = self._source.newest()
-        if newest != self._name:
+        if newest == self._name:
+            self._source.keep_only(newest)  # only now: the one before may still have read its factors from there
+        else:
             service = Service(self._source.open(newest))
             with suppress(DataError):  # an empty answer has no rows behind it, and the next question may have
                 list(service.explain(Question(question=service.example, rows=1)))

@@ -17,10 +17,9 @@ from whence.estimates import Bootstrap
 from whence.influence.info import load_factors_info, require_same
 from whence.influence.plan import share
 from whence.influence.ranking import best_first
-from whence.influence.results import Scores
+from whence.influence.results import EMBEDDING, GRADIENT_COSINE, Scores
 from whence.models.loading import load_model
 from whence.models.trained import TrainedModel
-from whence.validation.baselines import Gradients, embedding_scores, plain_gradients
 from whence.validation.bm25 import bm25_scores
 from whence.validation.counterfactual import Change, Plan, counterfactual_measure, harm, plan
 from whence.validation.evidence import Evidence, Measure, Method, NotMeasured
@@ -115,7 +114,8 @@ class Measures:
         suspicion: dict[Method, np.ndarray] = {}
         if self.scores.self_influence is not None:
             suspicion["influence"] = self.scores.self_influence
-        suspicion["gradient_cosine"] = self._gradients.train_norms
+        if self.scores.gradient_norms is not None:
+            suspicion["gradient_cosine"] = self.scores.gradient_norms
         suspicion["random"] = self._random().random(len(self._example_ids))
         return mislabeled_measures(suspicion, self._example_ids, self.trained.text.truth, self._bootstrap)
 
@@ -198,12 +198,11 @@ class Measures:
     @cached_property
     def _by_method(self) -> dict[Method, np.ndarray]:
         """Scores of every method, ``[queries, examples]``, positive is helpful."""
-        tokens = self._config.evaluation.batch_size * self._config.general.max_length
         return {
             "influence": self._influence,
             "bm25": self._bm25,
-            "gradient_cosine": self._gradients.cosines,
-            "embedding": embedding_scores(self.trained.model, self._queries, self.trained.examples, tokens),
+            "gradient_cosine": self.scores.baselines[GRADIENT_COSINE],
+            "embedding": self.scores.baselines[EMBEDDING],
             "random": self._random().random((len(self._queries), len(self._example_ids))),
         }
 
@@ -218,10 +217,6 @@ class Measures:
             for frame in (self.scores.queries, self.trained.frame)
         )
         return bm25_scores(queries, documents)
-
-    @cached_property
-    def _gradients(self) -> Gradients:
-        return plain_gradients(self.trained, self._queries, self.scratch / "gradients", self.scores.gradient_norms)
 
     @cached_property
     def _subsets(self) -> list[tuple[int, ...]]:
