@@ -37,6 +37,11 @@ class General(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of model weights in compute; auto is bfloat16 where the device has it."
     )
+    processes: Positive | Literal["auto"] = Field(
+        "auto",
+        description="Processes of a task on one machine that share training, fitting, scoring and retraining, each "
+        "with a device of its own; auto: as many as there are CUDA devices, or one.",
+    )
     parallel_tasks: Positive | None = Field(
         None,
         description="Tasks that share fitting, scoring and retraining, each on its own node, a parameter of the "
@@ -154,7 +159,9 @@ class Training(Section):
     """Names and meanings are those of ``transformers.TrainingArguments``."""
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training data.")
-    per_device_train_batch_size: Positive = Field(8, description="Examples per step and device.")
+    per_device_train_batch_size: Positive = Field(
+        8, description="Examples per step and device: a global batch is this x processes x gradient_accumulation_steps."
+    )
     per_device_eval_batch_size: Positive = Field(16, description="Examples per evaluation step and device.")
     gradient_accumulation_steps: Positive = Field(1, description="Steps whose gradients are summed before an update.")
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
@@ -175,6 +182,11 @@ class Training(Section):
     dataloader_num_workers: int = Field(4, ge=0, description="Processes that prepare batches.")
     dataloader_drop_last: bool = Field(True, description="Drop the last incomplete batch of an epoch.")
     gradient_checkpointing: bool = Field(False, description="Trade compute for memory.")
+    fsdp: bool = Field(
+        False,
+        description="Where several processes train: divide weights, gradients and optimizer state among them (FSDP2); "
+        "false: each holds the whole (DDP).",
+    )
 
 
 class Factors(Section):
@@ -318,7 +330,7 @@ class Validation(Section):
     lds_subset_share: float = Field(0.5, gt=0, lt=1, description="Share of the training examples in each subset.")
     lds_seeds: Positive = Field(1, description="Seeds whose outcomes are averaged for each subset.")
     processes: Positive | None = Field(
-        None, description="Retrainings at a time; null: one per core, or one where there is an accelerator."
+        None, description="Retrainings at a time; null: one per core, or one per accelerator where there is any."
     )
 
 
