@@ -65,7 +65,16 @@ class FineTuning:
         """
         ranks = count_processes(self.config.general)
         have_devices(self.config.general)
-        return self.as_rank(on_log) if ranks == 1 else _launched(self, ranks, on_log)
+        if ranks == 1:
+            return self.as_rank(on_log)
+        return self.launch(_here(ranks), on_log)[0]
+
+    def launch(self, launch: LaunchConfig, on_log: OnLog) -> dict[int, TrainingResult]:
+        """Train in the processes that ``launch`` describes; the results of those on this node, by rank.
+
+        Errors are those of :meth:`run`.
+        """
+        return _launched(self, launch, on_log)
 
     def as_rank(self, on_log: OnLog) -> TrainingResult:
         """Train in this process, as the rank that the launcher's variables make it; alone without them."""
@@ -76,7 +85,23 @@ class FineTuning:
         return train(base, examples, held_out, output=self.output, checkpoints=self.checkpoints, on_log=on_log)
 
 
-def _launched(job: FineTuning, ranks: int, on_log: OnLog) -> TrainingResult:
+def _here(ranks: int) -> LaunchConfig:
+    """So many processes on this machine alone."""
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id="whence",
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"{LOOPBACK}:0",
+        local_addr=LOOPBACK,
+        max_restarts=0,
+        start_method="spawn",
+        virtual_local_rank=True,  # a rank sees its device alone
+    )
+
+
+def _launched(job: FineTuning, launch: LaunchConfig, on_log: OnLog) -> dict[int, TrainingResult]:
     reports: SimpleQueue[Report | None] = get_context("spawn").SimpleQueue()
     raised: dict[int, BaseException] = {}
 
@@ -91,25 +116,14 @@ def _launched(job: FineTuning, ranks: int, on_log: OnLog) -> TrainingResult:
             except Exception as error:
                 raised.setdefault(LOG, error)
 
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id="whence",
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"{LOOPBACK}:0",
-        local_addr=LOOPBACK,
-        max_restarts=0,
-        start_method="spawn",
-        virtual_local_rank=True,  # a rank sees its device alone
-    )
     listener = Thread(target=listen, daemon=True)
     listener.start()
-    with environment(inherited(ranks)), _quiet_launcher():
+    with environment(inherited(launch.nproc_per_node)), _quiet_launcher():
         try:
             results = elastic_launch(launch, _rank)(job, reports)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
+            ranks = launch.nproc_per_node * launch.max_nodes
             reports.put(None)
             listener.join(SECONDS_TO_SEE)
             if failure.exitcode < 0 or rank not in raised:
@@ -121,8 +135,7 @@ def _launched(job: FineTuning, ranks: int, on_log: OnLog) -> TrainingResult:
     listener.join()
     if LOG in raised:
         raise raised[LOG]
-    result: TrainingResult = results[0]
-    return result
+    return dict(results)
 
 
 def _rank(job: FineTuning, reports: SimpleQueue[Report | None]) -> TrainingResult:

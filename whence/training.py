@@ -103,6 +103,8 @@ def train(
     network: nn.Module = base.model
     network.to(torch.float32)
     arguments = _arguments(config, checkpoints, device, bf16)
+    if device.type == "cpu":
+        vars(arguments)["_setup_devices"] = device  # a rank's own is cpu:0, where torch loads no checkpoint to
     arguments._n_gpu = min(arguments.n_gpu, 1)  # further devices are for further ranks, not for DataParallel
     trainer = _Trainer(
         model=base.model,

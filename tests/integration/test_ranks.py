@@ -2,79 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import psutil
 import pytest
 import torch
+from ranks_helpers import make_inputs, settings, tuning
 from safetensors.torch import load_file
 
-from whence.config import Config
-from whence.config_file import parse_config
-from whence.data.dataset import ExampleSet
 from whence.errors import ModelError, ProcessError
 from whence.influence.factors import fit_factors, load_factors
 from whence.influence.fit import Factors, Fit
 from whence.influence.results import Scores
 from whence.influence.scores import score
-from whence.models.builtin import tiny_llama, train_tokenizer
 from whence.models.trained import TrainedModel
-from whence.ranks import FineTuning
 from whence.training import TrainingResult
-
-SETTINGS = {
-    "general": {"max_length": 32, "device": "cpu"},
-    "models": {"base": {"name": "builtin:tiny-llama"}},
-    "dataset": {"name": "builtin:demo"},
-    "prompts": {"items": ["x"]},
-    "generation": {"max_new_tokens": 4},
-    "training": {
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 2,
-        "learning_rate": 5e-3,
-        "lr_scheduler_type": "cosine",
-        "save_steps": 2,
-        "logging_steps": 1,
-        "dataloader_num_workers": 0,
-    },
-}
-ROWS = 14  # with batches of 4 an epoch ends with half a batch
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model and data."""
     folder = tmp_path_factory.mktemp("made")
-    colours = {"sky": "blue", "grass": "green", "snow": "white"}
-    things = [list(colours)[row % 3] for row in range(ROWS)]
-    frame = pd.DataFrame(
-        {
-            "prompt": [f"{'see ' * (row % 4)}the {thing} {row} is" for row, thing in enumerate(things)],
-            "completion": [f"{colours[thing]} " * (1 + row % 3) for row, thing in enumerate(things)],
-        }
-    )
-    tokenizer = train_tokenizer([f"{p} {c}" for p, c in zip(frame.prompt, frame.completion, strict=True)])
-    tiny_llama(len(tokenizer), 32, seed=0).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
-    ExampleSet.of(frame).write(folder / "data")
+    make_inputs(folder)
     return folder
 
 
-def tuning(made: Path, output: Path, processes: int, **more: Any) -> FineTuning:
-    overrides = {"general.processes": processes} | {key.replace("__", "."): value for key, value in more.items()}
-    config: Config = parse_config(json.dumps(SETTINGS), overrides)
-    data = made / "data"
-    return FineTuning(made / "base", data, data, config, output / "model", output / "checkpoints")
-
-
 def run(made: Path, output: Path, processes: int, **more: Any) -> tuple[TrainingResult, dict[str, torch.Tensor]]:
-    result = tuning(made, output, processes, **more).run(lambda step, metrics: None)
+    result = tuning(made, output, general__processes=processes, **more).run(lambda step, metrics: None)
     return result, load_file(output / "model" / "model.safetensors")
 
 
@@ -111,7 +69,7 @@ def test_two_ranks_train_the_weights_of_one_process_with_the_same_global_batch(
 
 
 def test_a_rank_that_is_killed_fails_the_training_which_goes_on_from_its_checkpoint(made: Path, tmp_path: Path) -> None:
-    job = tuning(made, tmp_path, 2)
+    job = tuning(made, tmp_path, general__processes=2)
 
     def kill_the_second(step: int, metrics: dict[str, float]) -> None:
         if step == 3:
@@ -138,14 +96,12 @@ def test_what_a_rank_refuses_is_the_error(made: Path, tmp_path: Path, capfd: pyt
 def test_two_processes_fit_and_score_what_one_does_and_keep_what_is_done_when_one_is_killed(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = {"factors.batch_size": 2, "scores.train_batch_size": 2, "index.dimensions": 64}
-    parts = {"factors.data_partitions": 3, "scores.data_partitions": 3}
-
-    def config(processes: int) -> Config:
-        return parse_config(json.dumps(SETTINGS), {"general.processes": processes} | batches | parts)
+    batches = {"factors__batch_size": 2, "scores__train_batch_size": 2, "index__dimensions": 64}
+    parts = {"factors__data_partitions": 3, "scores__data_partitions": 3}
 
     def fit_and_score(processes: int, folder: Path) -> tuple[Factors, Scores]:
-        with TrainedModel.load_team(made / "base", made / "data", config(processes)) as (trained, team):
+        config = settings(general__processes=processes, **batches, **parts)
+        with TrainedModel.load_team(made / "base", made / "data", config) as (trained, team):
             fit_factors(trained, folder / "factors", team)
             scores = score(trained, folder / "factors", trained.frame.head(3), folder / "scores", team=team)
             return load_factors(folder / "factors"), scores

@@ -10,6 +10,7 @@ from whence.running.lineage import TRAINING, hand_on_base, training_of
 
 
 def compute(work: Work) -> dict[str, float]:
+    from whence import train_job
     from whence.ranks import FineTuning
     from whence.report.pages import loss_curve_page
 
@@ -21,7 +22,7 @@ def compute(work: Work) -> dict[str, float]:
 
     data = {name: work.inputs[name] for name in ("train_data", "eval_data")}
     tuning = FineTuning(base_model, **data, config=work.config, output=model, checkpoints=work.scratch)
-    result = tuning.run(on_log)
+    result = train_job.train_on_nodes(tuning, on_log) if train_job.wanted(work.config) else tuning.run(on_log)
     hand_on_base(base_model, model)
     (model / artifacts.TRAINING_FILE).rename(model / TRAINING)
     work.outputs["loss_curve"].write_text(loss_curve_page(result.history, result.metrics), encoding="utf-8")
