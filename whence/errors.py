@@ -59,6 +59,10 @@ class ResourceError(WhenceError):
     """The machine has too little memory, disk or accelerator for the work; raised before the work starts."""
 
 
+class ProcessError(WhenceError):
+    """One of the processes that share a task was killed."""
+
+
 class TrackingError(WhenceError):
     """The MLflow tracking server cannot be reached or refuses the request."""
 

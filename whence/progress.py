@@ -37,7 +37,12 @@ class _Lines:
 
 
 def progress(items: Iterable[Any] | None = None, **options: Any) -> tqdm[Any]:
-    """tqdm with its options; a loop that ends before its first line is due leaves none in a log."""
+    """tqdm with its options; a loop that ends before its first line is due leaves none in a log.
+
+    Of the ranks of a training the first alone draws.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        options["disable"] = True
     if DRAWN:
         return tqdm(items, mininterval=1, **options)
     seconds = 1.0 if EVENTS_VARIABLE in os.environ else SECONDS

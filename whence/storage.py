@@ -83,6 +83,21 @@ def upload_folder(folder: str | Path, address: str) -> Uploaded:
     return Uploaded(len(files), _size_of(files), len(sent), _size_of(sent), time.monotonic() - began)
 
 
+def download_folder(address: str, folder: str | Path) -> None:
+    """Fetch what :func:`upload_folder` stored under ``address``, and check it against the manifest.
+
+    Raises:
+        StorageError: there is no manifest, an object is missing or damaged, or the bucket cannot be reached.
+    """
+    manifest = json.loads(s3.read_text(f"{address.rstrip('/')}/{MANIFEST}", "manifest", StorageError))
+    for name, entry in manifest["files"].items():
+        file = Path(folder) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        s3.download(f"{address.rstrip('/')}/{name}", file, name, StorageError)
+        if digest(file) != entry[CHECKSUM]:
+            raise StorageError(f"{address}/{name} is not what was stored there", hint="run the stage again")
+
+
 def check_writable(address: str) -> None:
     """Find out in seconds whether the bucket can be written, and leave nothing there.
 

@@ -84,6 +84,10 @@ def train(
     same number of threads.) Weights that are trained are kept in float32; under ``training.bf16`` the forward pass
     casts them. With ``training.lora`` these are an adapter's, which is what is written, unless it is to be merged.
 
+    Where ``torch.distributed``'s launcher has started several processes, each calls this with the same arguments and is
+    one of the ranks that share every batch: the weights are those of one process with the same global batch, up to
+    rounding. The first of them alone writes and calls ``on_log``.
+
     Args:
         held_out: examples whose loss is watched, never learned from.
         checkpoints: folder of checkpoints; one left by a killed run is gone on from if it is complete.
@@ -91,34 +95,41 @@ def train(
             ``samples_per_second``, ``tokens_per_second`` (without padding), ``memory_bytes``, and ``eval_loss``.
 
     Raises:
-        DataError: there are fewer examples than one batch.
+        DataError: there are fewer examples than one batch of all ranks.
         ResourceError: too little disk for checkpoints and model.
         ModelError: the loss became NaN or infinite.
     """
     config, device = base.config, base.device
+    ranks, first = world()
     size = config.training.per_device_train_batch_size
-    if config.training.dataloader_drop_last and len(examples) < size:
+    if config.training.dataloader_drop_last and len(examples) < size * ranks:
         raise DataError(
-            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}",
+            f"{len(examples)} training examples do not fill one batch: training.per_device_train_batch_size is {size}"
+            + (f", in each of {ranks} processes" if ranks > 1 else ""),
             hint="lower it, or set training.dataloader_drop_last to false",
         )
     set_seed(config.general.seed)
     network = _trainable(base)
-    require_checkpoint_disk(network, config, len(examples), checkpoints)
+    require_checkpoint_disk(network, config, len(examples), checkpoints, ranks)
     require_disk(output, model_bytes(network), "the model", "write it elsewhere")
     bf16 = _bf16(config, device)
+    arguments = _arguments(config, checkpoints, device, bf16)
+    if device.type == "cpu":
+        vars(arguments)["_setup_devices"] = device  # a rank's own is cpu:0, where torch loads no checkpoint to
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # further devices are for further ranks, not for DataParallel
     trainer = _Trainer(
         model=network,
-        args=_arguments(config, checkpoints, device, bf16),
-        train_dataset=examples,
+        args=arguments,
+        train_dataset=examples if config.training.dataloader_drop_last else _filled(examples, size * ranks),
         eval_dataset=held_out,
         data_collator=examples.collate,
         callbacks=[_Report(on_log), _MarkComplete()],
     )
     trainer.remove_callback(PrinterCallback)
-    last = _last_complete(checkpoints)
+    with arguments.main_process_first(local=False):  # it removes what is half-written
+        last = _last_complete(checkpoints)
     resumed_from = _step_of(last) if last else None
-    if last:
+    if last and first:
         logger.warning("training goes on from step %d (%s)", resumed_from, last)
     started = time.monotonic()
     outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -133,14 +144,21 @@ def train(
         "steps": float(step),
         "train_seconds": seconds,
     }
-    if config.training.lora.enabled:
-        save_adapted(network, config, output)
-    else:
-        base.model.save_pretrained(output)
-    base.tokenizer.save_pretrained(output)
-    record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
-    write_json(output / TRAINING_JSON, record)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, also where ranks hold parts of them
+    if first:
+        if config.training.lora.enabled:
+            save_adapted(network, config, output, weights)
+        else:
+            base.model.save_pretrained(output, state_dict=weights)
+        base.tokenizer.save_pretrained(output)
+        record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
+        write_json(output / TRAINING_JSON, record)
     return TrainingResult(metrics, history, resumed_from)
+
+
+def world() -> tuple[int, bool]:
+    """How many ranks train together, and whether this process is the first of them; the launcher's variables say so."""
+    return int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0") == "0"
 
 
 def _trainable(base: LanguageModel) -> nn.Module:
@@ -151,12 +169,19 @@ def _trainable(base: LanguageModel) -> nn.Module:
     return network.to(torch.float32)
 
 
+def _filled(examples: TokenizedExamples, multiple: int) -> TokenizedExamples:
+    """The examples and absent ones after them, whose loss does not count, so that every rank has equally many."""
+    count = len(examples)
+    whole = count + -count % multiple
+    return examples.subset([number % count for number in range(whole)]).without(range(count, whole))
+
+
 def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bool) -> TrainingArguments:
     settings = config.training
     clip = settings.max_grad_norm
     if clip == "auto":
         clip = 0.0 if bf16 else 1.0
-    same = settings.model_dump(exclude={"bf16", "max_grad_norm", "eval_steps", "lora", "extra"})
+    same = settings.model_dump(exclude={"bf16", "max_grad_norm", "eval_steps", "lora", "extra", "fsdp"})
     return TrainingArguments(
         output_dir=str(checkpoints),
         **same,
@@ -167,6 +192,7 @@ def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bo
         save_strategy="steps",
         seed=config.general.seed,
         use_cpu=device.type == "cpu",
+        fsdp=settings.fsdp and world()[0] > 1,
         remove_unused_columns=False,
         logging_nan_inf_filter=False,  # it would replace a NaN by the mean of earlier losses
         include_num_input_tokens_seen="non_padding",
@@ -224,6 +250,9 @@ class LengthGroupedSampler(Sampler[int]):
     """Batches of like length in a random order that hangs on seed and epoch alone: a resumed run finds it again.
 
     (transformers' own draws from the global random state, which differs after a restart, and runs from long to short.)
+
+    Args:
+        batch_size: examples of a step of all ranks, so that they take the same whatever their number.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -253,12 +282,14 @@ class _Trainer(Trainer):
         """The Trainer's, from the logits of those tokens alone that the loss counts, where the model allows it.
 
         Prompts are most of the tokens, and logits cost time and memory in proportion to the vocabulary. 0 for a batch
-        of absent examples alone, whose mean over no token is not a number.
+        of absent examples alone, whose mean over no token is not a number; through the model all the same, since ranks
+        wait for each other's gradients.
         """
         targets = inputs["labels"][:, 1:]  # the token at t is predicted from those before it
         counted = targets != IGNORED
         if model.training and not counted.any():
-            return sum(weight.sum() for weight in model.parameters() if weight.requires_grad) * 0.0
+            taken = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            return model(**taken).logits.sum() * 0.0
         if self._keeps_logits:
             columns = counted.any(dim=0).nonzero().squeeze(1)
             inputs = inputs | {"logits_to_keep": columns, "shift_labels": targets[:, columns]}
@@ -276,7 +307,7 @@ class _Trainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedSampler:
         examples = cast(TokenizedExamples, train_dataset or self.train_dataset)
-        return LengthGroupedSampler(examples.lengths, self.args.train_batch_size, self.args.seed)
+        return LengthGroupedSampler(examples.lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
         """All held-out examples: the Trainer's own would drop the last batch too when training drops it."""
@@ -290,8 +321,12 @@ class _MarkComplete(TrainerCallback):
     """``on_save`` is called when everything of a checkpoint is on disk; only marked ones are gone on from."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if args.world_size > 1:  # every rank writes its random state
+            torch.distributed.barrier()
+        if not state.is_world_process_zero:
+            return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        for file in folder.iterdir():
+        for file in (path for path in folder.rglob("*") if path.is_file()):
             with open(file, "rb") as stream:
                 os.fsync(stream.fileno())
         (folder / COMPLETE).touch()
@@ -348,14 +383,14 @@ class _Report(TrainerCallback):
                 )
             entry.update(self._throughput(args, state))
         metrics = {key: float(entry[key]) for key in LOGGED if key in entry}
-        if metrics.keys() & {"loss", "eval_loss"}:
+        if state.is_world_process_zero and metrics.keys() & {"loss", "eval_loss"}:
             self.handler(state.global_step, metrics)
 
     def _throughput(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
         now = (time.monotonic(), state.global_step, state.num_input_tokens_seen)
         seconds, steps, tokens = (new - old for new, old in zip(now, self.since, strict=True))
         self.since = now
-        batch = args.train_batch_size * args.gradient_accumulation_steps
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return {
             "samples_per_second": steps * batch / seconds,
             "tokens_per_second": tokens / seconds,

@@ -15,15 +15,19 @@ from kfp.dsl import PipelineTask
 from kfp.dsl.pipeline_channel import PipelineChannel
 
 from whence.config import Config
-from whence.config.cluster import GPU_STAGE, Cluster
+from whence.config.cluster import (
+    AUTHORITIES_FOLDER,
+    AUTHORITIES_VARIABLES,
+    GPU_STAGE,
+    HUB_CACHE,
+    LABEL,
+    WAITING,
+    Cluster,
+)  # fmt: skip
 from whence.stages import stage as declaration
 
 RUN_ID_VARIABLE = "KFP_RUN_ID"
 TOLERATION_KEYS = {"tolerationSeconds": "toleration_seconds"}  # kfp's name for Kubernetes' own
-LABEL = {"app.kubernetes.io/part-of": "whence"}  # by which network policies tell our pods from other teams'
-HUB_CACHE = "/cache/huggingface"  # HF_HOME of the images
-AUTHORITIES_FOLDER = "/etc/whence"
-AUTHORITIES_VARIABLES = ("REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "SSL_CERT_FILE")  # MLflow's, S3's, the hub's
 FIRST_PAUSE, PAUSE_FACTOR = 30, 2  # seconds before the second attempt, and how the pause grows
 FORM_HELP = {
     "gpu_node_selector": "Labels of the nodes for the GPU stages [cluster.gpu_node_selector].",
@@ -122,6 +126,8 @@ class Placement:
         if self._on_gpu(stage) and stage not in cluster.stages:
             cpu, memory = cpu_limit, memory_limit = form["gpu_cpu"], form["gpu_memory"]
             register(task, cpu, memory)
+        if makes_train_job(cluster, stage):  # it waits for the nodes; its limits tell it what each may use
+            cpu, memory = WAITING.cpu, WAITING.memory
         task.set_cpu_request(cpu).set_cpu_limit(cpu_limit)
         task.set_memory_request(memory).set_memory_limit(memory_limit)
         timeout = round(resources.timeout_hours * 3600)
@@ -136,7 +142,8 @@ class Placement:
             expressions.append({"key": "kubernetes.io/arch", "operator": "In", "values": [cluster.architecture]})
         if self._on_gpu(stage):
             register(task, form["gpu_accelerator"], form["gpu_count"])
-            task.set_accelerator_type(form["gpu_accelerator"]).set_accelerator_limit(form["gpu_count"])
+            if not makes_train_job(cluster, stage):
+                task.set_accelerator_type(form["gpu_accelerator"]).set_accelerator_limit(form["gpu_count"])
             kubernetes.add_node_selector_json(task, form["gpu_node_selector"])
             kubernetes.add_toleration_json(task, form["gpu_tolerations"])
         else:
@@ -169,6 +176,11 @@ class Placement:
 
 
 HERE = Placement(cluster=None, gpu=False)
+
+
+def makes_train_job(cluster: Cluster, stage: str) -> bool:
+    """Whether a task has its work done by the nodes of a TrainJob, which :mod:`whence.train_job` makes like its pod."""
+    return stage == "train" and cluster.nodes > 1
 
 
 def register(task: PipelineTask, *values: Any) -> None:

@@ -122,9 +122,9 @@ def test_a_missing_part_is_named_and_parts_of_other_settings_do_not_count(tmp_pa
 
 @pytest.mark.parametrize(
     ("batches", "wanted", "tasks", "parts"),
-    [(10, None, None, 1), (1000, None, None, 4), (1000, None, 3, 6), (10, None, 8, 8), (2, None, 8, 2), (9, 5, 8, 5)],
+    [(10, None, 1, 1), (1000, None, 1, 4), (1000, None, 3, 6), (10, None, 8, 8), (2, None, 8, 2), (9, 5, 8, 5)],
 )
 def test_every_task_gets_as_many_parts_of_the_data(batches: int, wanted: int, tasks: int, parts: int) -> None:
     assert count_parts(batches, wanted, tasks) == parts
-    shares = [share(parts, task, tasks or 1) for task in range(tasks or 1)]
+    shares = [share(parts, task, tasks) for task in range(tasks)]
     assert sorted(part for some in shares for part in some) == list(range(parts))

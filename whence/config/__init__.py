@@ -38,6 +38,11 @@ class General(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Precision of model weights in compute; auto is bfloat16 where the device has it."
     )
+    processes: Positive | Literal["auto"] = Field(
+        "auto",
+        description="Processes of a task on one machine that share training, fitting, scoring and retraining, each "
+        "with a device of its own; auto: as many as there are CUDA devices, or one.",
+    )
     parallel_tasks: Positive | None = Field(
         None,
         description="Tasks that share fitting, scoring and retraining, each on its own node, a parameter of the "
@@ -201,7 +206,9 @@ class Training(Section):
     """Names and meanings are those of ``transformers.TrainingArguments``."""
 
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the training data.")
-    per_device_train_batch_size: Positive = Field(8, description="Examples per step and device.")
+    per_device_train_batch_size: Positive = Field(
+        8, description="Examples per step and device: a global batch is this x processes x gradient_accumulation_steps."
+    )
     per_device_eval_batch_size: Positive = Field(16, description="Examples per evaluation step and device.")
     gradient_accumulation_steps: Positive = Field(1, description="Steps whose gradients are summed before an update.")
     learning_rate: float = Field(2e-5, gt=0, description="Peak learning rate.")
@@ -225,6 +232,11 @@ class Training(Section):
     lora: Lora = Field(default_factory=lambda: Lora())
     extra: dict[str, Any] = Field(
         default_factory=dict, description="Further TrainingArguments by name, e.g. {neftune_noise_alpha: 5}."
+    )
+    fsdp: bool = Field(
+        False,
+        description="Where several processes train: divide weights, gradients and optimizer state among them (FSDP2); "
+        "false: each holds the whole (DDP).",
     )
 
 
@@ -377,7 +389,7 @@ class Validation(Section):
     lds_subset_share: float = Field(0.5, gt=0, lt=1, description="Share of the training examples in each subset.")
     lds_seeds: Positive = Field(1, description="Seeds whose outcomes are averaged for each subset.")
     processes: Positive | None = Field(
-        None, description="Retrainings at a time; null: one per core, or one where there is an accelerator."
+        None, description="Retrainings at a time; null: one per core, or one per accelerator where there is any."
     )
 
 
@@ -448,6 +460,8 @@ class Config(Section):
                 f"inspection.layer {self.inspection.layer} is not among factors.layers {self.factors.layers}; "
                 "inspect a layer whose factors are fitted"
             )
+        if self.training.fsdp and self.training.lora.enabled and self.training.lora.merge:
+            raise ValueError("training.lora.merge needs the weights in one place, and training.fsdp divides them")
         if self.factors.merge_adapter and self.training.lora.quantize:
             raise ValueError(
                 "factors.merge_adapter needs the base's weights in full, and training.lora.quantize keeps 4 bits"

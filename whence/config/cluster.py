@@ -16,6 +16,12 @@ ObjectName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$")]
 Tolerations = list[dict[Literal["key", "operator", "value", "effect", "tolerationSeconds"], str | int]]
 
 
+LABEL = {"app.kubernetes.io/part-of": "whence"}  # by which network policies tell our pods from other teams'
+HUB_CACHE = "/cache/huggingface"  # HF_HOME of the images
+AUTHORITIES_FOLDER = "/etc/whence"
+AUTHORITIES_VARIABLES = ("REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "SSL_CERT_FILE")  # MLflow's, S3's, the hub's
+
+
 class StageResources(Section):
     """What one task of a stage asks of its node; quantities as Kubernetes writes them."""
 
@@ -50,6 +56,7 @@ def amount(quantity: str) -> float:
     return float(number) * (1024.0 if unit.endswith("i") else 1000.0) ** " KMGTPE".index(unit[:1] or " ")
 
 
+WAITING = StageResources(cpu="500m", memory="2Gi")
 GPU_STAGE = StageResources(cpu="8", memory="96Gi", shm="16Gi", timeout_hours=24)
 
 
@@ -82,6 +89,15 @@ class Cluster(Section):
     )
     accelerator: str = Field("nvidia.com/gpu", min_length=1, description="Resource name of the accelerator.")
     accelerator_count: int = Field(1, ge=0, description="Accelerators per GPU task; 0 runs all stages on CPUs.")
+    nodes: int = Field(
+        1,
+        ge=1,
+        description="Nodes that training is divided among, each with accelerator_count accelerators, as a TrainJob of "
+        "Kubeflow Trainer v2; 1: one task as for the other stages.",
+    )
+    queue: ObjectName | None = Field(
+        None, description="Kueue's LocalQueue for the TrainJob of several nodes; null: none."
+    )
     secrets: dict[str, list[str]] = Field(
         default_factory=dict, description="Keys that every task gets as variables, by the name of their Secret."
     )
@@ -133,6 +149,12 @@ class Cluster(Section):
             raise ValueError(
                 f"notify: {self.notify!r} is no key of cluster.secrets, where the webhook's address has to be"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _queue_is_for_several_nodes(self) -> Cluster:
+        if self.queue is not None and self.nodes == 1:
+            raise ValueError(f"queue: {self.queue!r} is for a TrainJob, and nodes is 1; set nodes, or queue to null")
         return self
 
     def resources(self, stage: str, gpu: bool) -> StageResources:

@@ -30,13 +30,14 @@ from whence.influence.plan import plan_fit
 from whence.influence.tracked import module_shapes
 from whence.models.language import LanguageModel
 from whence.models.trained import TrainedModel
+from whence.processes import ALONE, Team
 
 logger = logging.getLogger(__name__)
 
 WORK = "work"  # below the output while the fit is unfinished
 
 
-def fit_factors(trained: TrainedModel, output: str | Path) -> FactorsInfo:
+def fit_factors(trained: TrainedModel, output: str | Path, team: Team = ALONE) -> FactorsInfo:
     """Fit the factors of ``config.factors`` on the first ``factors.num_samples`` training examples.
 
     ``output`` receives ``factors.json`` and kronfluence's own folder ``factors_<strategy>``, which plain kronfluence
@@ -48,23 +49,26 @@ def fit_factors(trained: TrainedModel, output: str | Path) -> FactorsInfo:
         trained: a causal language model on the device to work on, unchanged afterwards, with its training examples; of
             its settings ``factors``, ``general`` and ``dataset.loss_on`` are read.
         output: folder to write to, made when missing.
+        team: processes that share the parts of the data; what the others load must be equal to ``trained``.
 
     Raises:
         ConfigError: modules or layers match nothing, or cannot be tracked.
         DataError: there are no examples, or none has a token whose loss counts.
         ResourceError: too little memory or disk, before anything is fitted.
         FactorError: NaN or Inf in a factor, naming module and batch; or a module that has not seen every example once.
+        ProcessError: a process of the team was killed.
     """
     output, started = Path(output), time.monotonic()
     (output / layout.INFO).unlink(missing_ok=True)
     fit, identity = open_fit(trained, output / WORK)
     seconds: dict[str, float] = {}
+    parts = range(fit.plan.data_partitions)
     with _timed(seconds, "covariance"):
-        fit.covariances()
+        team.share(parts, fit.covariances, fit_step, "covariances", output / WORK, ())
     with _timed(seconds, "eigendecomposition"):
         fit.eigenvectors()
     with _timed(seconds, "lambda"):
-        fit.lambdas()
+        team.share(parts, fit.lambdas, fit_step, "lambdas", output / WORK, ())
     info = write_factors(fit, identity, output, seconds | {"total": time.monotonic() - started})
     fit.parts.clear()
     return info
@@ -101,6 +105,12 @@ def open_fit(trained: TrainedModel, work: Path, sources: Sequence[Path] = ()) ->
     plan = plan_fit(trained, shapes, work)
     decided_by = {"fit": identity.fingerprint, "batches": plan.batches, "data_partitions": plan.data_partitions}
     return Fit(trained, arguments, modules, plan, Parts(work, digest_of(decided_by), sources)), identity
+
+
+def fit_step(trained: TrainedModel, step: str, work: Path, sources: Sequence[Path], parts: Sequence[int]) -> None:
+    """One step of a fit on ``parts`` of the data, in a process of a team; the others are those of :func:`open_fit`."""
+    fit, _ = open_fit(trained, work, sources)
+    getattr(fit, step)(parts)
 
 
 def write_factors(fit: Fit, identity: FitIdentity, output: Path, seconds: dict[str, float]) -> FactorsInfo:

@@ -246,6 +246,17 @@ def require_memory(phases: Sequence[Phase], room: int, hint: str) -> None:
         raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there; {hint}")
 
 
+def room(model: PreTrainedModel, processes: int) -> int:
+    """Bytes that this process may hold with the weights it has: all its device has left, or its share of the machine's.
+
+    Args:
+        processes: those that compute on this machine, each with weights of its own.
+    """
+    device = next(model.parameters()).device
+    there = available_memory(device) + weight_bytes(model)
+    return there if device.type == "cuda" else there // processes
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that can still be taken on ``device``; on the CPU within the container's limit."""
     if device.type == "cuda":

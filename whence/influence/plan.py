@@ -16,6 +16,7 @@ from whence.files import require_disk
 from whence.influence import memory
 from whence.influence.info import Shape
 from whence.influence.task import LanguageModelingTask
+from whence.models.loading import count_processes
 from whence.models.trained import TrainedModel
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,8 @@ def plan_fit(trained: TrainedModel, shapes: Mapping[str, Shape], output: Path) -
     """
     model, examples, config, factors = trained.model, trained.examples, trained.config, trained.config.factors
     batches = plan_batches(examples.lengths, batch_tokens(config))
-    data_partitions = count_parts(len(batches), factors.data_partitions, config.general.parallel_tasks)
-    room = memory.available_memory(trained.device) + memory.weight_bytes(model)
+    data_partitions = count_parts(len(batches), factors.data_partitions, workers(config))
+    room = memory.room(model, count_processes(config.general))
     logits = logit_tokens(model, shapes, examples, batches)
     phases = memory.FitPhases(model, shapes, factors.strategy, batch_tokens(config), logits)
     covariance = factors.covariance_module_partitions or _fewest(phases.covariance, len(shapes), room)
@@ -93,11 +94,15 @@ def logit_tokens(
     return max(len(batch) * len(set().union(*(examples.counted(index) for index in batch))) for batch in batches)
 
 
-def count_parts(batches: int, wanted: int | None, tasks: int | None) -> int:
-    """Parts of the data: those asked for, or a few, as many for each of the parallel tasks; none is empty."""
+def workers(config: Config) -> int:
+    """Processes that share the parts of the data: those of every parallel task."""
+    return (config.general.parallel_tasks or 1) * count_processes(config.general)
+
+
+def count_parts(batches: int, wanted: int | None, workers: int) -> int:
+    """Parts of the data: those asked for, or a few, as many for each of the ``workers``; none is empty."""
     if wanted is None:
-        tasks = tasks or 1
-        wanted = -(-min(MOST_PARTS, max(1, batches // PART_BATCHES)) // tasks) * tasks
+        wanted = -(-min(MOST_PARTS, max(1, batches // PART_BATCHES)) // workers) * workers
     return min(wanted, batches)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -40,6 +41,7 @@ from whence.influence.results import (
 from whence.influence.scoring import Scoring
 from whence.influence.sketch import Sketch
 from whence.models.trained import TrainedModel
+from whence.processes import ALONE, Team
 
 TOKENS_SCHEMA = pa.schema(
     {
@@ -92,6 +94,7 @@ def score(
     queries: pd.DataFrame,
     output: str | Path,
     sources: Sequence[Path] = (),
+    team: Team = ALONE,
 ) -> Scores:
     """Score the training examples on queries and, by the settings, on themselves; list and divide the strongest.
 
@@ -103,27 +106,32 @@ def score(
             :func:`whence.evaluation.generation.generate` gives them: the score then is that of exactly these tokens.
         output: folder to write to; what was interrupted goes on from the parts it finds there.
         sources: folders in which other tasks have done :func:`score_part` of the same work.
+        team: processes that share the parts of the data; what the others load must be equal to ``trained``.
 
     Raises:
         DataError: there are no queries, or an answer does not fit within ``general.max_length``.
         FactorError: the factors belong to another model or are damaged, or a score is NaN or Inf.
         ResourceError: too little memory, before anything is computed.
+        ProcessError: a process of the team was killed.
     """
     factors, output = Path(factors), Path(output)
     queries = queries.assign(query_id=queries["query_id"] if "query_id" in queries else numbers(len(queries)))
     scoring = _scoring(trained, factors, queries, output / WORK, sources)
-    scoring.compute()
+    _shared(team, scoring, range(scoring.data_partitions), factors, queries, output / WORK, sources)
     scores = _write(output, trained, queries, scoring)
     shutil.rmtree(output / WORK, ignore_errors=True)
     return scores
 
 
-def score_part(trained: TrainedModel, factors: Path, queries: pd.DataFrame, output: Path, task: int) -> int:
+def score_part(
+    trained: TrainedModel, factors: Path, queries: pd.DataFrame, output: Path, task: int, team: Team = ALONE
+) -> int:
     """The part of :func:`score` that falls to one of ``general.parallel_tasks``.
 
     Args:
         output: receives the parts, for the ``sources`` of :func:`score`.
         task: the task's number, from 0.
+        team: as for :func:`score`.
 
     Returns:
         How many parts of the training set it was.
@@ -131,8 +139,18 @@ def score_part(trained: TrainedModel, factors: Path, queries: pd.DataFrame, outp
     output.mkdir(parents=True, exist_ok=True)
     scoring = _scoring(trained, factors, queries, output)
     parts = share(scoring.data_partitions, task, trained.config.general.parallel_tasks or 1)
-    scoring.compute(parts)
+    _shared(team, scoring, parts, factors, queries, output, ())
     return len(parts)
+
+
+def _shared(team: Team, scoring: Scoring, parts: Sequence[int], *made_of: Any) -> None:
+    """Do ``parts`` of a scoring in the processes of a team; ``made_of`` are the arguments of :func:`_scoring`."""
+    team.share([part for part in parts if not scoring.done(part)], scoring.compute, _score_parts, *made_of)
+
+
+def _score_parts(trained: TrainedModel, *arguments: Any) -> None:
+    *made_of, parts = arguments
+    _scoring(trained, *made_of).compute(parts)
 
 
 def _scoring(

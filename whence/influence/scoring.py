@@ -39,12 +39,13 @@ from whence.influence.factors import require_matching_model
 from whence.influence.info import load_factors_info
 from whence.influence.loader import Loader
 from whence.influence.parts import Parts
-from whence.influence.plan import count_parts, logit_tokens
+from whence.influence.plan import count_parts, logit_tokens, workers
 from whence.influence.queries import QueryGradients
 from whence.influence.shared import share_inputs
 from whence.influence.sketch import Sketch
 from whence.influence.task import LanguageModelingTask
 from whence.influence.tracked import tracked_model, tracked_modules
+from whence.models.loading import count_processes
 from whence.models.trained import TrainedModel
 
 HINT = "set scores.query_gradient_low_rank, or lower scores.train_batch_size and scores.query_batch_size"
@@ -120,7 +121,7 @@ class Scoring:
         self.query_batches = plan_batches(queries.lengths, self.query_tokens) if queries else []
         self.batch_tokens = scores.train_batch_size * longest
         self.batches = plan_batches(self.examples.lengths, self.batch_tokens)
-        count = count_parts(len(self.batches), scores.data_partitions, self.config.general.parallel_tasks)
+        count = count_parts(len(self.batches), scores.data_partitions, workers(self.config))
         self.divided = [self.batches[start::count] for start in range(count)]
         self.arguments = ScoreArguments(
             damping_factor=scores.damping_factor, query_gradient_low_rank=scores.query_gradient_low_rank
@@ -139,7 +140,7 @@ class Scoring:
     def compute(self, data_parts: Iterable[int] | None = None) -> None:
         """Do every part of the data (or ``data_parts``) that is not done yet."""
         parts = range(len(self.divided)) if data_parts is None else data_parts
-        missing = [part for part in parts if not self.parts.has(_name(part))]
+        missing = [part for part in parts if not self.done(part)]
         if not missing:
             return
         groups = self.groups(self.at_once())
@@ -154,6 +155,10 @@ class Scoring:
             self.parts.put(_name(part), found)
             for piece in pieces:
                 self.parts.drop(piece)
+
+    def done(self, part: int) -> bool:
+        """Whether a part of the data is scored."""
+        return self.parts.has(_name(part))
 
     def joined(self, name: str = SCORES) -> torch.Tensor:
         """One of the results, of all parts, in dataset order: ``[queries, examples]`` or ``[examples, ...]``.
@@ -191,7 +196,7 @@ class Scoring:
         logits = [logit_tokens(self.model, self.info.shapes, examples, batches) for examples, batches in given]
         of_logits = None if None in logits else max(filter(None, logits), default=0)
         rank = self.config.scores.query_gradient_low_rank
-        room = memory.available_memory(self.trained.device) + memory.weight_bytes(self.model)
+        room = memory.room(self.model, count_processes(self.config.general))
 
         def phase(steps: int) -> memory.Phase:
             return memory.score_phase(

@@ -39,7 +39,8 @@ def add_adapter(model: PreTrainedModel, config: Config) -> nn.Module:
 
     settings = config.training.lora
     if settings.quantize:
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=config.training.gradient_checkpointing)
+        prepare: Any = prepare_model_for_kbit_training
+        prepare(model, use_gradient_checkpointing=config.training.gradient_checkpointing)
     elif config.training.gradient_checkpointing:
         model.enable_input_require_grads()  # else no gradient passes the frozen embeddings into a checkpointed layer
     wanted = LoraConfig(
@@ -59,7 +60,7 @@ def add_adapter(model: PreTrainedModel, config: Config) -> nn.Module:
     return adapted
 
 
-def save_adapted(adapted: nn.Module, config: Config, folder: Path) -> None:
+def save_adapted(adapted: nn.Module, config: Config, folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write a trained adapter with its base's name and revision, or the whole model (``training.lora.merge``)."""
     peft_model: Any = adapted
     if config.training.lora.merge:
@@ -68,7 +69,7 @@ def save_adapted(adapted: nn.Module, config: Config, folder: Path) -> None:
     described = peft_model.peft_config["default"]
     described.base_model_name_or_path, described.revision = config.models.base.name, config.models.base.revision
     # Whether embeddings changed is not to be looked up on the hub: they have no adapter.
-    peft_model.save_pretrained(folder, save_embedding_layers=False)
+    peft_model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
 
 
 def base_of(folder: Path) -> Path | tuple[str, str | None]:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from whence.config import BUILTIN_TINY_LLAMA, Config, General
-from whence.errors import ConfigError, ModelError
+from whence.errors import ConfigError, ModelError, ResourceError
 from whence.files import require_disk
 from whence.models import adapters
 from whence.models.builtin import tiny_llama, train_tokenizer
@@ -48,6 +48,30 @@ def choose_device(general: General) -> torch.device:
     if general.device == "cuda" and not available:
         raise ModelError("general.device is cuda, but torch sees no CUDA device", hint="set it to auto or cpu")
     return torch.device("cuda" if available and general.device != "cpu" else "cpu")
+
+
+def count_processes(general: General) -> int:
+    """Processes that share a task on this machine: as many as ``general.processes`` says, or as there are devices."""
+    if general.processes != "auto":
+        return general.processes
+    return torch.cuda.device_count() if choose_device(general).type == "cuda" else 1
+
+
+def have_devices(general: General) -> bool:
+    """Whether each of those processes has a CUDA device of its own; false where they compute on the CPU.
+
+    Raises:
+        ResourceError: there are fewer devices than processes.
+    """
+    if choose_device(general).type != "cuda":
+        return False
+    processes, devices = count_processes(general), torch.cuda.device_count()
+    if processes > devices:
+        raise ResourceError(
+            f"general.processes is {processes}, but torch sees {devices} CUDA devices",
+            hint="set it to auto, or general.device to cpu",
+        )
+    return True
 
 
 def choose_dtype(general: General, device: torch.device) -> torch.dtype:
@@ -282,18 +306,18 @@ def load_trainable(folder: Path, config: Config) -> LanguageModel:
 def _load_adapted(folder: Path, config: Config, dtype: torch.dtype | None) -> LanguageModel:
     base = adapters.base_of(folder)
     loaded = load_base(base, config, dtype) if isinstance(base, Path) else load_model(base[0], config, base[1], dtype)
-    model = adapters.load_adapter(loaded.model, folder, config.factors.merge_adapter)
-    return LanguageModel(model.to(loaded.device).eval(), load_tokenizer(folder), config)
+    adapted: nn.Module = adapters.load_adapter(loaded.model, folder, config.factors.merge_adapter)
+    return LanguageModel(adapted.to(loaded.device).eval(), load_tokenizer(folder), config)
 
 
-def require_checkpoint_disk(model: nn.Module, config: Config, examples: int, checkpoints: Path) -> None:
+def require_checkpoint_disk(model: nn.Module, config: Config, examples: int, checkpoints: Path, ranks: int = 1) -> None:
     """Refuse where a model in float32 and its checkpoints do not fit: each as much three times, with what AdamW keeps.
 
     Raises:
         ResourceError: naming the folder, what is needed and what there is.
     """
     settings, size = config.training, model_bytes(model)
-    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    batch = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * ranks
     saved = math.ceil(settings.num_train_epochs * examples / batch / settings.save_steps)
     there = sum(file.stat().st_size for file in checkpoints.rglob("*") if file.is_file())  # by a run that is to go on
     needed = 3 * size * min(saved, settings.save_total_limit + 1) - there

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,8 @@ from whence.data.dataset import ExampleSet
 from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
 from whence.models.language import LanguageModel
-from whence.models.loading import load_model
+from whence.models.loading import count_processes, have_devices, load_model
+from whence.processes import Team, team
 
 _OWN = "{models: {base: {name: own}}, dataset: {name: own}, prompts: {items: [own]}}"
 
@@ -65,6 +68,20 @@ class TrainedModel(LanguageModel):
         """
         loaded, data = LanguageModel(model, tokenizer, config or own_config()), ExampleSet.of(train)
         return cls(model, tokenizer, loaded.config, loaded.tokenize(data.frame), data)
+
+    @classmethod
+    @contextmanager
+    def load_team(cls, model: Path, train_data: Path, config: Config) -> Iterator[tuple[TrainedModel, Team]]:
+        """What :meth:`load` loads, and processes that have loaded the same, as many as ``general.processes`` says.
+
+        Raises:
+            ResourceError: there are fewer devices than processes. Other errors are those of :meth:`load`.
+        """
+        general = config.general.model_copy(update={"processes": count_processes(config.general)})
+        config = config.model_copy(update={"general": general})
+        load = partial(cls.load, model, train_data, config)
+        with team(count_processes(general), have_devices(general), load) as processes:
+            yield load(), processes
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -23,25 +23,26 @@ PHASE = Parameter("phase", str, "Only this phase: covariance, eigenvectors or la
 
 
 def compute(work: Work) -> dict[str, float]:
-    from whence.influence.factors import fit_factors, open_fit, write_factors
+    from whence.influence.factors import fit_factors, fit_step, open_fit, write_factors
     from whence.influence.plan import share
     from whence.models.trained import TrainedModel
 
-    trained = TrainedModel.load(work.inputs["model"], work.inputs["train_data"], work.config)
     folder, phase = work.outputs["factors"], work.parameters["phase"]
     folder.mkdir(parents=True, exist_ok=True)
     sources = [*work.lists["parts"], *([work.inputs["eigenvectors"]] if "eigenvectors" in work.inputs else [])]
-    if not phase and not sources:
-        return _metrics(fit_factors(trained, folder))
-    fit, identity = open_fit(trained, folder if phase else work.scratch, sources)
-    if not phase:
-        return _metrics(write_factors(fit, identity, folder, seconds={}))
-    if phase == "eigenvectors":
-        fit.eigenvectors()
-        return {"modules": float(len(identity.modules))}
-    parts = share(fit.plan.data_partitions, work.parameters["task"], work.config.general.parallel_tasks or 1)
-    {"covariance": fit.covariances, "lambda": fit.lambdas}[phase](parts)
-    return {"data_partitions": float(len(parts))}
+    with TrainedModel.load_team(work.inputs["model"], work.inputs["train_data"], work.config) as (trained, team):
+        if not phase and not sources:
+            return _metrics(fit_factors(trained, folder, team))
+        fit, identity = open_fit(trained, folder if phase else work.scratch, sources)
+        if not phase:
+            return _metrics(write_factors(fit, identity, folder, seconds={}))
+        if phase == "eigenvectors":
+            fit.eigenvectors()
+            return {"modules": float(len(identity.modules))}
+        parts = share(fit.plan.data_partitions, work.parameters["task"], work.config.general.parallel_tasks or 1)
+        step = {"covariance": "covariances", "lambda": "lambdas"}[phase]
+        team.share(parts, getattr(fit, step), fit_step, step, folder, sources)
+        return {"data_partitions": float(len(parts))}
 
 
 def _metrics(info: FactorsInfo) -> dict[str, float]:

@@ -23,13 +23,13 @@ def compute(work: Work) -> dict[str, float]:
     from whence.models.trained import TrainedModel
 
     config = with_model_names(work.config, work.inputs["generations"])
-    trained = TrainedModel.load(work.inputs["model"], work.inputs["train_data"], config)
     queries = query_frame(config, pd.read_parquet(work.inputs["generations"] / artifacts.GENERATIONS_FILE))
     factors, folder, task = work.inputs["factors"], work.outputs["scores"], work.parameters["task"]
-    if task >= 0:
-        parts = score_part(trained, factors, queries, folder, task)
-        return {"queries": float(len(queries)), "data_partitions": float(parts)}
-    score(trained, factors, queries, folder, work.lists["parts"])
+    with TrainedModel.load_team(work.inputs["model"], work.inputs["train_data"], config) as (trained, team):
+        if task >= 0:
+            parts = score_part(trained, factors, queries, folder, task, team)
+            return {"queries": float(len(queries)), "data_partitions": float(parts)}
+        score(trained, factors, queries, folder, work.lists["parts"], team)
     link_tree(work.inputs["train_data"], folder / artifacts.SCORED_EXAMPLES)  # the rows that its columns are
     return {"queries": float(len(queries)), "examples": float(len(trained.examples))}
 

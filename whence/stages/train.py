@@ -10,22 +10,19 @@ from whence.running.lineage import TRAINING, hand_on_base, training_of
 
 
 def compute(work: Work) -> dict[str, float]:
-    from whence.data.dataset import ExampleSet
-    from whence.models.loading import load_trainable
+    from whence import train_job
+    from whence.ranks import FineTuning
     from whence.report.pages import loss_curve_page
-    from whence.training import train
 
     base_model, model = work.inputs["base_model"], work.outputs["model"]
-    base = load_trainable(base_model, work.config)
-    examples, held_out = (
-        base.tokenize(ExampleSet.read(work.inputs[name]).frame) for name in ("train_data", "eval_data")
-    )
 
     def on_log(step: int, metrics: dict[str, float]) -> None:
         work.logged_steps.add(step)
         work.run.log_metrics(metrics, step=step)
 
-    result = train(base, examples, held_out, output=model, checkpoints=work.scratch, on_log=on_log)
+    data = {name: work.inputs[name] for name in ("train_data", "eval_data")}
+    tuning = FineTuning(base_model, **data, config=work.config, output=model, checkpoints=work.scratch)
+    result = train_job.train_on_nodes(tuning, on_log) if train_job.wanted(work.config) else tuning.run(on_log)
     hand_on_base(base_model, model)
     (model / artifacts.TRAINING_FILE).rename(model / TRAINING)
     work.outputs["loss_curve"].write_text(loss_curve_page(result.history, result.metrics), encoding="utf-8")

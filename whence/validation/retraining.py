@@ -9,18 +9,18 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
-from whence.environment import environment
 from whence.files import digest_of, write_json
 from whence.models.loading import choose_device, load_trainable
+from whence.processes import pool
 from whence.progress import progress
 from whence.threads import available_cpus
 from whence.training import train
@@ -38,7 +38,7 @@ class Retrainer:
         base_model: the base-model artifact.
         folder: receives a file per finished retraining; the same ones are read from there, whoever asks for them.
         scratch: where retrainings work; nothing in it is needed afterwards.
-        processes: retrainings at a time; None: one per core, or one where there is an accelerator.
+        processes: retrainings at a time; None: one per core, or one per accelerator where there is any.
     """
 
     base_model: Path
@@ -80,21 +80,18 @@ class Retrainer:
         return self.folder / f"{digest_of(decided_by)[:24]}.json"
 
     def _retrain(self, changes: Sequence[Change], of: int) -> None:
-        workers = min(self.processes or _at_once(self.config), len(changes))
+        cuda = torch.cuda.device_count() if choose_device(self.config.general).type == "cuda" else 0
+        # A small model leaves cores idle when it is given several, so each retraining gets one of its own.
+        workers = min(self.processes or cuda or available_cpus(), len(changes))
+        devices = [number % cuda if cuda else None for number in range(workers)]
         done = of - len(changes)
         with (
             progress(total=of, initial=done, desc="retrainings", unit="retraining") as bar,
-            environment(_inherited(available_cpus() // workers)),
-            ProcessPoolExecutor(workers, get_context("spawn")) as pool,
+            pool(devices, workers) as executor,
         ):
-            futures: list[Future[None]] = [pool.submit(self._one, change) for change in changes]
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    bar.update()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            for future in as_completed([executor.submit(self._one, change) for change in changes]):
+                future.result()
+                bar.update()
 
     def _one(self, change: Change) -> None:
         """Retrain once; the file comes last and whole, so that a killed retraining leaves none."""
@@ -120,14 +117,3 @@ class Retrainer:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         write_json(file, {"change": asdict(change), "logprobs": outcome.tolist()})
-
-
-def _at_once(config: Config) -> int:
-    """A small model leaves cores idle when it is given several, so each retraining gets one of its own."""
-    return 1 if choose_device(config.general).type == "cuda" else available_cpus()
-
-
-def _inherited(threads: int) -> dict[str, str]:
-    """What the workers inherit: their share of the cores, and silence, for the one bar is drawn here."""
-    share = os.environ.get("OMP_NUM_THREADS", str(max(1, threads)))
-    return {"OMP_NUM_THREADS": share, "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
