@@ -85,7 +85,7 @@ class Team:
         """
         shares = [parts[number :: self._processes] for number in range(self._processes)]
         others: list[Future[None]] = []
-        if self._executor is not None:
+        if self._executor is not None and self._load is not None:
             others = [
                 self._executor.submit(_work, there, self._load, *arguments, share) for share in shares[1:] if share
             ]

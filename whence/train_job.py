@@ -110,7 +110,7 @@ def create(client: TrainerClient, name: str, tuning: FineTuning, pod: Pod, addre
 
     cluster = tuning.config.cluster
     volumes, mounts, variables = _volumes(tuning.config)
-    env = [{"name": key, "value": value} for key, value in variables.items()]
+    env: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in variables.items()]
     for kind, sources in {"secretKeyRef": cluster.secrets, "configMapKeyRef": cluster.config_maps}.items():
         env += [
             {"name": key, "valueFrom": {kind: {"name": source, "key": key}}}
@@ -250,7 +250,11 @@ def node(address: str, checkpoints: Path, folder: Path) -> None:
     tuning = FineTuning(**inputs, config=config, output=folder / RESULT, checkpoints=checkpoints)
     # What is not said comes from Trainer's variables.
     launch, *_ = config_from_args(parse_args(["--nproc-per-node", "1", __file__]))
-    own = {"nproc_per_node": count_processes(config.general), "max_restarts": 0, "start_method": "spawn"}
+    own: dict[str, Any] = {
+        "nproc_per_node": count_processes(config.general),
+        "max_restarts": 0,
+        "start_method": "spawn",
+    }
     results = tuning.launch(
         replace(launch, **own, virtual_local_rank=True),
         lambda step, metrics: print(f"{LOGGED}{json.dumps([step, metrics])}", flush=True),

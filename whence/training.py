@@ -192,7 +192,7 @@ def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bo
         save_strategy="steps",
         seed=config.general.seed,
         use_cpu=device.type == "cpu",
-        fsdp=settings.fsdp and world()[0] > 1,
+        fsdp=cast(Any, settings.fsdp and world()[0] > 1),
         remove_unused_columns=False,
         logging_nan_inf_filter=False,  # it would replace a NaN by the mean of earlier losses
         include_num_input_tokens_seen="non_padding",

@@ -59,7 +59,7 @@ def config_of(**settings: Any) -> Any:
 def learn(folder: Path, **settings: Any) -> TrainingResult:
     config = config_of(
         general__device="cuda", training__num_train_epochs=40, training__per_device_train_batch_size=4,
-        training__learning_rate=5e-3, training__save_steps=40, **settings,
+        training__learning_rate=2e-3, training__save_steps=40, **settings,
     )  # fmt: skip
     model = tiny_llama(len(TOKENIZER), 64, seed=0).to("cuda")
     examples = TokenizedExamples.from_frame(ROWS, TOKENIZER, config)

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from jinja2 import TemplateError
-
 from whence.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -184,6 +182,8 @@ class ChatTemplate:
         return spans
 
     def _render(self, messages: Sequence[Message], ask: bool = False) -> str:
+        from jinja2 import TemplateError  # reading prompts does without
+
         try:
             return cast(str, self._tokenizer.apply_chat_template(
                 list(messages), chat_template=self._template, tokenize=False, add_generation_prompt=ask

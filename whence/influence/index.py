@@ -62,7 +62,7 @@ class IndexInfo(BaseModel):
             factors=factors,
             train_data=data.info.fingerprint,
             loss_on=config.dataset.loss_on,
-            template=config.dataset.template,
+            template=config.dataset.chat_template or config.dataset.template,
             max_length=config.general.max_length,
             damping_factor=config.scores.damping_factor,
         )

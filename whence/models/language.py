@@ -101,6 +101,8 @@ def make_usable(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what decides which token ids a text gets; padding and truncation, which calls change, are left out."""
     parts: dict[str, Any] = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+    if tokenizer.chat_template:
+        parts["chat_template"] = tokenizer.chat_template
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         parts |= {name: backend[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "model")}

@@ -306,8 +306,10 @@ def load_trainable(folder: Path, config: Config) -> LanguageModel:
 def _load_adapted(folder: Path, config: Config, dtype: torch.dtype | None) -> LanguageModel:
     base = adapters.base_of(folder)
     loaded = load_base(base, config, dtype) if isinstance(base, Path) else load_model(base[0], config, base[1], dtype)
-    adapted: nn.Module = adapters.load_adapter(loaded.model, folder, config.factors.merge_adapter)
-    return LanguageModel(adapted.to(loaded.device).eval(), load_tokenizer(folder), config)
+    adapted = adapters.load_adapter(loaded.model, folder, config.factors.merge_adapter)
+    network: nn.Module = adapted
+    network.to(loaded.device)
+    return LanguageModel(adapted.eval(), load_tokenizer(folder), config)
 
 
 def require_checkpoint_disk(model: nn.Module, config: Config, examples: int, checkpoints: Path, ranks: int = 1) -> None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from whence.running.lineage import Absence
     from whence.tracking import StageRun
 
+# Settings that decide how rows become tokens.
+TOKENS = ("dataset.format", "dataset.chat_template", "dataset.loss_on", "dataset.template")
+
 
 class Kind(StrEnum):
     """What the Kubeflow UI takes an artifact for; the names are those of ``kfp.dsl``."""

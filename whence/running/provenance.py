@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from whence.config import Config, General, Training
-from whence.config.base import Section
-from whence.config_file import get_dotted
+from whence.config import Config
+from whence.config_file import dotted_keys, get_dotted
 from whence.files import digest_of, digests
+from whence.running.declaration import TOKENS
 from whence.running.lineage import LINEAGE
 
 DATA_TAG, BASE_TAG, SETTINGS_TAG = "whence.data_fingerprint", "whence.base_model", "whence.settings"
@@ -89,9 +89,8 @@ def judged_by(config: Config, eval_data: Path, champion_version: str) -> str:
 
 
 def _deciding_settings() -> list[str]:
-    sections: dict[str, type[Section]] = {"general": General, "training": Training}
-    keys = [f"{name}.{field}" for name, section in sections.items() for field in section.model_fields]
-    return [*(key for key in keys if key not in OPERATIONAL), "dataset.loss_on", "dataset.template"]
+    keys = [key for key in dotted_keys() if key.startswith(("general.", "training."))]
+    return [*(key for key in keys if key not in OPERATIONAL), *TOKENS]
 
 
 def _settings(tags: Mapping[str, str]) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from whence.running import artifacts
-from whence.running.declaration import TASK, Artifact, Kind, Parameter, Stage, Work
+from whence.running.declaration import TASK, TOKENS, Artifact, Kind, Parameter, Stage, Work
 
 if TYPE_CHECKING:
     from whence.influence.info import FactorsInfo
@@ -64,7 +64,7 @@ STAGE = Stage(
     inputs=(artifacts.MODEL, artifacts.TRAIN_DATA, EIGENVECTORS, PARTS),
     outputs=(artifacts.FACTORS,),
     parameters=(PHASE, TASK),
-    settings=("general", "factors", "dataset.loss_on", "dataset.template"),
+    settings=("general", "factors", *TOKENS),
     compute=compute,
     record=record,
     group="influence",

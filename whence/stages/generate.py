@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from whence.running import artifacts
-from whence.running.declaration import Stage, Work
+from whence.running.declaration import TOKENS, Stage, Work
 from whence.running.roles import CHAMPION_INPUT, models_to_compare, write_models
 
 
@@ -52,7 +52,7 @@ STAGE = Stage(
     inputs=(artifacts.MODEL, artifacts.EVAL_DATA, CHAMPION_INPUT),
     outputs=(artifacts.GENERATIONS,),
     settings=(
-        "general", "models.base.id", "models.finetuned.id", "generation", "prompts", "dataset.template",
+        "general", "models.base.id", "models.finetuned.id", "generation", "prompts", *TOKENS,
         "evaluation.batch_size", "evaluation.num_samples",
     ),
     compute=compute,

@@ -6,7 +6,7 @@ Where several tasks share the scoring, each does its share (``task``), and one m
 from __future__ import annotations
 
 from whence.running import artifacts
-from whence.running.declaration import TASK, Artifact, Kind, Stage, Work
+from whence.running.declaration import TASK, TOKENS, Artifact, Kind, Stage, Work
 from whence.running.roles import with_model_names
 
 PARTS = Artifact(
@@ -48,7 +48,7 @@ STAGE = Stage(
     inputs=(artifacts.MODEL, artifacts.FACTORS, artifacts.TRAIN_DATA, artifacts.GENERATIONS, PARTS),
     outputs=(artifacts.SCORES,),
     parameters=(TASK,),
-    settings=("general", "scores", "index", "prompts", "dataset.loss_on", "dataset.template"),
+    settings=("general", "scores", "index", "prompts", *TOKENS),
     compute=compute,
     record=record,
     group="influence",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from whence.running import artifacts
-from whence.running.declaration import Stage, Work
+from whence.running.declaration import TOKENS, Stage, Work
 from whence.running.lineage import TRAINING, hand_on_base, training_of
 
 
@@ -64,7 +64,7 @@ STAGE = Stage(
     help="Fine-tune the base model on the training data.",
     inputs=(artifacts.BASE_MODEL, artifacts.TRAIN_DATA, artifacts.EVAL_DATA),
     outputs=(artifacts.MODEL, artifacts.LOSS_CURVE),
-    settings=("general", "training", "dataset.loss_on", "dataset.template"),
+    settings=("general", "training", *TOKENS),
     compute=compute,
     record=record,
     group="training",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from whence.running import artifacts
-from whence.running.declaration import TASK, Artifact, Kind, Stage, Work
+from whence.running.declaration import TASK, TOKENS, Artifact, Kind, Stage, Work
 
 if TYPE_CHECKING:
     from whence.validation.measures import Measures
@@ -90,7 +90,7 @@ STAGE = Stage(
     outputs=(artifacts.EVIDENCE,),
     parameters=(TASK,),
     settings=(
-        "general", "scores", "prompts", "dataset.loss_on", "dataset.template", "factors", "training", "validation",
+        "general", "scores", "prompts", *TOKENS, "factors", "training", "validation",
         "evaluation.bootstrap_samples", "evaluation.confidence", "evaluation.batch_size",
     ),
     compute=compute,
