@@ -61,6 +61,7 @@ gpu: setup ## What must hold on a CUDA device, beside a CPU (not in `make test`:
 	$(BIN)/pytest tests/gpu -q -s
 
 compiled: setup ## Compile the checked-in pipelines again
+	$(BIN)/whence compile --profile chat-lora -o pipelines/compiled/chat-lora.yaml
 	$(BIN)/whence compile --profile demo -o pipelines/compiled/demo.yaml
 	$(BIN)/whence compile --profile patents-tinyllama -o pipelines/compiled/patents-tinyllama.yaml
 	$(BIN)/whence compile --profile patents-tinyllama --pipeline retraining \

@@ -19,7 +19,6 @@ torch = pytest.importorskip("torch")
 if not torch.cuda.is_available():
     pytest.skip("there is no CUDA device", allow_module_level=True)
 
-from scipy.stats import spearmanr  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 import whence  # noqa: E402
@@ -117,12 +116,13 @@ def test_scores_are_those_of_a_cpu(on_gpu: tuple[Path, Any, Any], on_cpu: tuple[
         assert np.abs(found - expected).max() < 2e-3 * np.abs(expected).max(), name
 
 
-def test_bfloat16_ranks_as_float32_does(
+def test_bfloat16_finds_what_float32_does(
     learned: tuple[Path, Any], on_gpu: tuple[Path, Any, Any], tmp_path: Path
 ) -> None:
     _, scores = attributed(learned[0] / "model", tmp_path, general__device="cuda", general__dtype="bfloat16")
     for found, expected in zip(scores.matrix, on_gpu[2].matrix, strict=True):
-        assert spearmanr(found, expected).statistic > 0.9
+        assert np.corrcoef(found, expected)[0, 1] > 0.99  # ranks of those near zero are noise
+        assert found.argmax() == expected.argmax()
 
 
 def test_exact_rows_of_the_index_are_those_of_the_scores(on_gpu: tuple[Path, TrainedModel, Any]) -> None:

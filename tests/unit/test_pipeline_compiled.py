@@ -25,7 +25,7 @@ from whence.stages import stages
 ROOT = Path(__file__).parents[2]
 RETRAINING = "patents-tinyllama-retraining"
 # Tasks: the real job has parallel ones, three more for the fit and one more for the scores.
-TASKS = {"demo": 11, "patents-tinyllama": 15, RETRAINING: 18}
+TASKS = {"demo": 11, "patents-tinyllama": 15, RETRAINING: 18, "chat-lora": 15}
 PROFILES = tuple(TASKS)
 
 
