@@ -150,6 +150,9 @@ def train(
             save_adapted(network, config, output, weights)
         else:
             base.model.save_pretrained(output, state_dict=weights)
+        chat = base.encoder.chat
+        if chat is not None:
+            base.tokenizer.chat_template = chat.template  # so that the model is asked elsewhere as it was trained
         base.tokenizer.save_pretrained(output)
         record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
         write_json(output / TRAINING_JSON, record)

@@ -30,6 +30,7 @@ from manifests import (
 
 from whence import __version__
 from whence.cli import build_app
+from whence.config.cluster import LABEL
 
 KUBERNETES = ("1.33", "1.35", "1.37")
 
@@ -258,6 +259,22 @@ def test_without_keys_no_pod_names_any_and_the_cloud_knows_who_asks(tmp_path: Pa
     for item in items:
         if item["kind"] != "ExternalSecret":
             kubernetes_validate.validate(item, KUBERNETES[0], strict=True)
+
+
+def test_runs_may_make_training_jobs_and_their_nodes_reach_one_another(tmp_path: Path) -> None:
+    items = with_components(copy(tmp_path / "k8s"), "seaweedfs", "train-jobs")
+    for item in items:
+        kubernetes_validate.validate(item, KUBERNETES[0], strict=True)
+    runs = only(items, "ServiceAccount", "whence-runner")["metadata"]["namespace"]
+    assert only(items, "Role", "whence-train-jobs")["metadata"]["namespace"] == runs
+    for kind, name in (("RoleBinding", "whence-train-jobs"), ("ClusterRoleBinding", "whence-training-runtimes")):
+        [subject] = only(items, kind, name)["subjects"]
+        assert (subject["name"], subject["namespace"]) == ("whence-runner", runs)
+    policy = only(items, "NetworkPolicy", "whence-nodes", runs)["spec"]
+    ours = policy["podSelector"]
+    assert ours["matchLabels"] == LABEL
+    assert policy["ingress"] == [{"from": [{"podSelector": ours}]}]
+    assert policy["egress"] == [{"to": [{"podSelector": ours}]}]
 
 
 def test_a_budget_holds_every_service_and_no_job(tmp_path: Path) -> None:

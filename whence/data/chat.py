@@ -65,7 +65,7 @@ class Conversation(NamedTuple):
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, or one in its place."""
+    """A tokenizer's chat template, or one in its place; ``template`` is its text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
         """Take the tokenizer's own where ``template`` is None.
@@ -84,8 +84,8 @@ class ChatTemplate:
                 "its tokens are",
                 hint="use a model with a fast tokenizer",
             )
-        self._tokenizer, self._template = tokenizer, template
-        self._marks = bool(_MARKS_ANSWERS.search(template or str(tokenizer.chat_template)))
+        self._tokenizer, self.template = tokenizer, template or str(tokenizer.chat_template)
+        self._marks = bool(_MARKS_ANSWERS.search(self.template))
         added = tokenizer.added_tokens_decoder.values()
         marks = "|".join(re.escape(str(token)) for token in added if token.special) or "(?!)"
         self._ends, self._ends_after_space = re.compile(marks), re.compile(rf"\s*(?:{marks})")
@@ -143,7 +143,7 @@ class ChatTemplate:
     def _marked(self, messages: Sequence[Message], ids: list[int]) -> list[int]:
         """By the template's own marks (``{% generation %}``); what follows another token begins another turn."""
         found: Any = self._tokenizer.apply_chat_template(
-            list(messages), chat_template=self._template, tokenize=True, return_dict=True,
+            list(messages), chat_template=self.template, tokenize=True, return_dict=True,
             return_assistant_tokens_mask=True,
         )  # fmt: skip
         if found["input_ids"] != ids:
@@ -186,7 +186,7 @@ class ChatTemplate:
 
         try:
             return cast(str, self._tokenizer.apply_chat_template(
-                list(messages), chat_template=self._template, tokenize=False, add_generation_prompt=ask
+                list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=ask
             ))  # fmt: skip
         except (TemplateError, TypeError, KeyError) as error:
             roles = ", ".join(message["role"] for message in messages)
