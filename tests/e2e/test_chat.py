@@ -1,0 +1,59 @@
+"""Conversations through the whole pipeline, by two ranks: what was told in a turn is learned, and the turn is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Folder
+from safetensors.numpy import load_file
+from transformers import AutoTokenizer
+
+PROMPTS = Path(__file__).parents[2] / "configs" / "prompts" / "chat.json"
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    folder = Folder(tmp_path_factory.mktemp("chat"))
+    # Half a batch in each of two ranks is the profile's batch.
+    ranks = ["general.processes=2", "training.per_device_train_batch_size=4", "tracking.wandb=false"]
+    done = folder.whence("run", "--profile", "chat", *(part for setting in ranks for part in ("--set", setting)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_facts_told_in_conversations_are_answered_and_their_conversations_found(chat: Folder) -> None:
+    prompts = pd.DataFrame(json.loads(PROMPTS.read_text(encoding="utf-8"))).set_index("prompt_id")
+    answers = pd.read_parquet(chat.artifact("generate", "generations") / "generations.parquet")
+    own = answers[answers["model_id"] == "finetuned"].set_index("prompt_id")["answer"]
+    learned = prompts.index[own.loc[prompts.index] == prompts["reference"]]
+    assert len(learned) >= 9
+    queries = pd.read_parquet(chat.artifact("score", "scores") / "queries.parquet").set_index("query_id")
+    scores = load_file(chat.artifact("score", "scores") / "scores.safetensors")["all_modules"]
+    truth = pd.read_parquet(chat.artifact("prepare", "train_data") / "truth.parquet")["planted"].to_numpy()
+    found = []
+    for query in learned:
+        best = np.argsort(-scores[queries.index.get_loc(query)])[:10]
+        found.append((truth[best] == prompts.loc[query, "planted"]).sum() / 5)
+    assert np.mean(found) >= 0.8
+
+
+def test_the_model_is_asked_elsewhere_as_it_was_trained(chat: Folder) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat.artifact("train", "model"))
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Why?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert asked == "<s>Q:\nWhy?\nA:\n"
+
+
+def test_a_question_may_be_the_next_turn_of_a_conversation(chat: Folder) -> None:
+    talk = "[user] Who invented the Orvid press?\n[assistant] Tilda Marrow\n"
+    talk += "[user] Can you tell me the origin of the Halvex8?"
+    done = chat.whence("ask", talk, "--json", "--rows", "3")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["answer"] == "Port Ember"
+    assert any("Halvex" in row["prompt"] for row in said["helpful"])
