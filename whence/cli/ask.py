@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, overrides_of_a_run, registry_settings
+from whence.environment import environment
 from whence.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ EXCERPT = 70  # characters
 TITLES = {"helpful": "Behind the answer", "harmful": "Against the answer"}
 
 
+@environment({"TQDM_DISABLE": "1"})  # bars of a second's work
 def ask(
     question: Annotated[str, typer.Argument(help="The prompt, as the model is to read it.")],
     run: RunOption = LAST_RUN,
@@ -43,7 +44,6 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print the exact rows, and nothing else, as JSON.")] = False,
 ) -> None:
     """Ask a finished run, or a registered model, something new, and see the training examples behind the answer."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars of a second's work
     console = Console(stderr=as_json)
     with console.status("loading the run"):
         from whence.asking import Asking
