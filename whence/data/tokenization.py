@@ -172,6 +172,8 @@ class Encoder:
     @cached_property
     def end(self) -> int:
         """The token that ends an answer: that of the text, or of a turn."""
+        if self.chat is None:
+            return int(self.tokenizer.eos_token_id)
         last = self.answer("x")[-1]
         added = self.tokenizer.added_tokens_decoder.get(last)
         return last if added is not None and added.special else int(self.tokenizer.eos_token_id)
