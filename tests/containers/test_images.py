@@ -28,7 +28,7 @@ HEAVY = {
     "kronfluence": {stage for stage in STAGES if "influence" not in groups_of(stage)},
     "deepeval": set(STAGES) - {"mmlu"},
     "wandb": set(STAGES) - {"train"},
-    "kubernetes": set(STAGES),
+    "kubernetes": set(STAGES) - {"train"},  # which may make a TrainJob
     "whence.components": set(STAGES),
     "whence.pipelines": set(STAGES),
     "pip": set(STAGES),
