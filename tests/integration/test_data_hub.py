@@ -67,7 +67,10 @@ def test_the_parquet_copy_of_a_configuration_is_read_with_class_names_and_commit
     hub: str, read: Callable[..., RawRows]
 ) -> None:
     rows = read(revision=EXPORT)
-    assert rows.frame.values.tolist() == [["a lens", "Physics", "train:1"], ["a loom", "Textiles; Paper", "train:2"]]
+    assert rows.frame.values.tolist() == [
+        ["a lens", "Physics", "train:1", "someone/patents"],
+        ["a loom", "Textiles; Paper", "train:2", "someone/patents"],
+    ]
     assert rows.source == f"someone/patents/abstract [train]@{commit_of(EXPORT)}"
     assert list(read("eval", revision=EXPORT).frame["input"]) == ["held", "out"]
 

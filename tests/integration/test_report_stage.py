@@ -32,7 +32,7 @@ def test_the_stage_reads_what_the_other_stages_left(tmp_path: Path, outputs: dic
     assert result.metrics["bytes"] == len(html.encode("utf-8"))
     assert "Weak" in (outputs["tables"] / "summary.md").read_text(encoding="utf-8")
     names = {file.name for file in outputs["tables"].iterdir() if file.is_file()}
-    assert names == {"summary.md", "prompts.csv", "examples.csv", "class_flow.csv", "self_influence.csv"}
+    assert names == {"summary.md", "prompts.csv", "examples.csv", "class_flow.csv", "self_influence.csv", "sources.csv"}
 
 
 def test_what_was_not_made_is_said_with_the_reason(tmp_path: Path, outputs: dict[str, Path]) -> None:
