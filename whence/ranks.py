@@ -6,11 +6,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
 from typing import Any
@@ -36,7 +36,7 @@ LOG = -1
 SECONDS_TO_SEE = 1.0  # for the launcher, that watches its processes ten times a second
 
 Report = tuple[int, Any]
-"""A rank, and what it raised; or ``LOG``, and a step with its metrics. None ends the reports."""
+"""A rank, and what it raised; or ``LOG``, and a step with its metrics."""
 
 
 @dataclass(frozen=True)
@@ -102,50 +102,69 @@ def _here(ranks: int) -> LaunchConfig:
 
 
 def _launched(job: FineTuning, launch: LaunchConfig, on_log: OnLog) -> dict[int, TrainingResult]:
-    reports: SimpleQueue[Report | None] = get_context("spawn").SimpleQueue()
     raised: dict[int, BaseException] = {}
-
-    def listen() -> None:
-        while (report := reports.get()) is not None:
-            rank, content = report
-            try:
-                if rank == LOG:
-                    on_log(*content)
-                else:
-                    raised[rank] = content
-            except Exception as error:
-                raised.setdefault(LOG, error)
-
-    listener = Thread(target=listen, daemon=True)
-    listener.start()
-    with environment(inherited(launch.nproc_per_node)), _quiet_launcher():
+    with environment(inherited(launch.nproc_per_node)), _quiet_launcher(), _reports(launch, on_log, raised) as reports:
         try:
-            results = elastic_launch(launch, _rank)(job, reports)
+            results, failed = elastic_launch(launch, _rank)(job, reports), None
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            ranks = launch.nproc_per_node * launch.max_nodes
-            reports.put(None)
-            listener.join(SECONDS_TO_SEE)
-            if failure.exitcode < 0 or rank not in raised:
-                died = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"code {failure.exitcode}"
-                message = f"rank {rank} of {ranks} ended with {died}, perhaps for want of memory"
-                raise ProcessError(message, hint=HINT) from None
-            raise raised[rank] from None
-    reports.put(None)
-    listener.join()
+            results, failed = {}, error.get_first_failure()
+    if failed is not None:
+        rank, failure = failed
+        if rank in raised and failure.exitcode >= 0:
+            raise raised[rank]
+        died = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"code {failure.exitcode}"
+        of = launch.nproc_per_node * launch.max_nodes
+        raise ProcessError(f"rank {rank} of {of} ended with {died}, perhaps for want of memory", hint=HINT)
     if LOG in raised:
         raise raised[LOG]
     return dict(results)
 
 
-def _rank(job: FineTuning, reports: SimpleQueue[Report | None]) -> TrainingResult:
-    rank = int(os.environ["RANK"])
+@contextmanager
+def _reports(launch: LaunchConfig, on_log: OnLog, raised: dict[int, BaseException]) -> Iterator[Sequence[Connection]]:
+    """A pipe for each rank here, since one that is killed while it writes would hold up all who share it.
+
+    Args:
+        raised: is given what ranks raise, and under ``LOG`` what ``on_log`` does.
+    """
+    readers, writers = zip(*(Pipe(duplex=False) for _ in range(launch.nproc_per_node)), strict=True)
+
+    def listen() -> None:
+        waiting = list(readers)
+        while waiting:
+            for reader in wait(waiting):
+                try:
+                    rank, content = reader.recv()
+                except EOFError:  # all who could write are gone
+                    waiting.remove(reader)
+                    continue
+                try:
+                    if rank == LOG:
+                        on_log(*content)
+                    else:
+                        raised[rank] = content
+                except Exception as error:
+                    raised.setdefault(LOG, error)
+
+    listener = Thread(target=listen, daemon=True)
+    listener.start()
     try:
-        return job.as_rank(lambda step, metrics: reports.put((LOG, (step, metrics))))
+        yield writers
+    finally:
+        for writer in writers:
+            writer.close()
+        listener.join()
+
+
+def _rank(job: FineTuning, reports: Sequence[Connection]) -> TrainingResult:
+    rank = int(os.environ["RANK"])
+    own = reports[rank % len(reports)]
+    try:
+        return job.as_rank(lambda step, metrics: own.send((LOG, (step, metrics))))
     except Exception as error:
         if not isinstance(error, WhenceError):
             time.sleep(SECONDS_TO_SEE)  # it may be for a rank that was killed, which the launcher must see first
-        reports.put((rank, error))
+        own.send((rank, error))
         raise
     finally:
         if torch.distributed.is_initialized():

@@ -8,12 +8,13 @@ variables that Trainer sets for torchrun (``PET_NNODES``, ``PET_NODE_RANK``, ``P
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from whence.ranks import FineTuning
     from whence.training import OnLog, TrainingResult
+
+logger = logging.getLogger(__name__)
 
 POD_VARIABLE, RUN_VARIABLE = "KFP_POD_NAME", "KFP_RUN_ID"  # set by Kubeflow, and by us
 LOGGED, FAILED = "logged ", "Error: "  # how lines of a node begin
@@ -52,7 +55,7 @@ class Pod:
     """What the nodes of a job take over from the pod that makes it.
 
     Attributes:
-        limits: of cores and memory: what each node is to have.
+        limits: of cores, memory and accelerators: what each node is to have.
     """
 
     image: str
@@ -62,17 +65,20 @@ class Pod:
     limits: dict[str, str]
 
     @classmethod
-    def of(cls, pod: dict[str, Any]) -> Pod:
-        """From a pod as Kubernetes answers it."""
+    def of(cls, pod: dict[str, Any], accelerators: Mapping[str, str]) -> Pod:
+        """From a pod as Kubernetes answers it; it waits without ``accelerators``, which each node is to have."""
         spec = pod["spec"]
         main = next(one for one in spec["containers"] if one["name"] == "main")
-        limits = {name: main["resources"]["limits"][name] for name in ("cpu", "memory")}
+        limits = {name: main["resources"]["limits"][name] for name in ("cpu", "memory")} | dict(accelerators)
         account = spec.get("serviceAccountName", "default")
         return cls(main["image"], account, spec.get("nodeSelector", {}), spec.get("tolerations", []), limits)
 
 
-def train_on_nodes(tuning: FineTuning, on_log: OnLog) -> TrainingResult:
+def train_on_nodes(tuning: FineTuning, on_log: OnLog, accelerators: Mapping[str, str]) -> TrainingResult:
     """Train as ``tuning`` says on ``cluster.nodes`` nodes; the job ends with this process, however that ends.
+
+    Args:
+        accelerators: how many each node is to have, by resource name.
 
     Raises:
         ClusterError: the job cannot be made, or a node failed; the message is the node's.
@@ -93,9 +99,9 @@ def train_on_nodes(tuning: FineTuning, on_log: OnLog) -> TrainingResult:
         (Path(folder) / CONFIG).write_text(tuning.config.to_yaml(), encoding="utf-8")
         upload_folder(folder, f"{address}/settings")
     pod = client.backend.core_api.read_namespaced_pod(os.environ[POD_VARIABLE], client.backend.namespace)
-    own = Pod.of(client.backend.core_api.api_client.sanitize_for_serialization(pod))
-    create(client, name, tuning, own, address)
+    own = Pod.of(client.backend.core_api.api_client.sanitize_for_serialization(pod), accelerators)
     with _deleted(client, name):
+        create(client, name, tuning, own, address)
         _follow(client, name, on_log)
     download_folder(f"{address}/{RESULT}", tuning.output)
     record = json.loads((tuning.output / "training.json").read_text(encoding="utf-8"))
@@ -131,10 +137,7 @@ def create(client: TrainerClient, name: str, tuning: FineTuning, pod: Pod, addre
     job = option.ReplicatedJobPatch(JOB, option.JobTemplatePatch(spec=option.JobSpecPatch(template)))
     jobs = option.JobSetTemplatePatch(spec=option.JobSetSpecPatch([job]))
     patch = option.RuntimePatch(option.TrainingRuntimeSpecPatch(jobs))
-    accelerators = {cluster.accelerator: str(cluster.accelerator_count)} if cluster.accelerator_count else {}
-    trainer = CustomTrainerContainer(
-        image=pod.image, num_nodes=cluster.nodes, resources_per_node=pod.limits | accelerators
-    )
+    trainer = CustomTrainerContainer(image=pod.image, num_nodes=cluster.nodes, resources_per_node=pod.limits)
     command = ["python", "-m", "whence.train_job", address, str(tuning.checkpoints)]
     seconds = round(cluster.resources("train", gpu=True).timeout_hours * 3600)
     labels = LABEL | ({QUEUE_LABEL: cluster.queue} if cluster.queue else {})
@@ -185,7 +188,11 @@ def _deleted(client: TrainerClient, name: str) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        client.delete_job(name)
+        try:
+            client.delete_job(name)
+        except (RuntimeError, TimeoutError) as error:
+            if getattr(error.__cause__, "status", None) != 404:  # it was never made
+                logger.warning("TrainJob %s is left behind (%s); kubectl delete trainjob %s", name, error, name)
 
 
 def _follow(client: TrainerClient, name: str, on_log: OnLog) -> None:

@@ -127,7 +127,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     with arguments.main_process_first(local=False):  # it removes what is half-written
-        last = _last_complete(checkpoints)
+        last = _last_complete(checkpoints, ranks)
     resumed_from = _step_of(last) if last else None
     if last and first:
         logger.warning("training goes on from step %d (%s)", resumed_from, last)
@@ -321,7 +321,10 @@ class _Trainer(Trainer):
 
 
 class _MarkComplete(TrainerCallback):
-    """``on_save`` is called when everything of a checkpoint is on disk; only marked ones are gone on from."""
+    """``on_save`` is called when everything of a checkpoint is on disk; only marked ones are gone on from.
+
+    The mark tells the number of ranks: each has its own random state and its own share of the batches seen.
+    """
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if args.world_size > 1:  # every rank writes its random state
@@ -332,17 +335,20 @@ class _MarkComplete(TrainerCallback):
         for file in (path for path in folder.rglob("*") if path.is_file()):
             with open(file, "rb") as stream:
                 os.fsync(stream.fileno())
-        (folder / COMPLETE).touch()
+        (folder / COMPLETE).write_text(str(args.world_size), encoding="ascii")
 
 
-def _last_complete(checkpoints: Path) -> Path | None:
-    """The newest checkpoint with the mark of completeness; half-written ones (killed while saving) are removed."""
+def _last_complete(checkpoints: Path, ranks: int) -> Path | None:
+    """The newest checkpoint that so many ranks can go on from; half-written ones and those of others are removed."""
     complete = []
     for folder in checkpoints.glob("checkpoint-*"):
-        if (folder / COMPLETE).exists():
+        mark = folder / COMPLETE
+        of = int(mark.read_text(encoding="ascii")) if mark.exists() else None
+        if of == ranks:
             complete.append(folder)
         else:
-            logger.warning("removing the checkpoint %s: it was not completely written", folder)
+            why = "it was not completely written" if of is None else f"it is of {of} processes, and {ranks} train now"
+            logger.warning("removing the checkpoint %s: %s", folder, why)
             shutil.rmtree(folder)
     return max(complete, key=_step_of, default=None)
 

@@ -12,6 +12,8 @@ def train(
     eval_data: dsl.Input[dsl.Dataset],
     model: dsl.Output[dsl.Model],
     loss_curve: dsl.Output[dsl.HTML],
+    accelerator: str = "",
+    accelerator_count: str = "",
 ) -> None:
     from whence.kubeflow import run_component
 

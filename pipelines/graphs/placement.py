@@ -33,7 +33,7 @@ FORM_HELP = {
     "gpu_node_selector": "Labels of the nodes for the GPU stages [cluster.gpu_node_selector].",
     "gpu_tolerations": "Taints that the GPU stages tolerate [cluster.gpu_tolerations].",
     "gpu_accelerator": "Resource name of the GPU stages' accelerator [cluster.accelerator].",
-    "gpu_count": "Accelerators per task of a GPU stage [cluster.accelerator_count].",
+    "gpu_count": "Accelerators per task of those GPU stages that share their work [cluster.accelerator_count].",
     "gpu_cpu": "Cores per task of a GPU stage, but of those that [cluster.stages] names.",
     "gpu_memory": "Memory per task of a GPU stage, but of those that [cluster.stages] names.",
 }
@@ -106,6 +106,12 @@ class Placement:
             "gpu_memory": GPU_STAGE.memory,
         }
 
+    def arguments(self, stage: str, form: Mapping[str, Any]) -> dict[str, Any]:
+        """What a task of ``stage`` is told of its place, as arguments of its component."""
+        if self.cluster is None or not (self._on_gpu(stage) and makes_train_job(self.cluster, stage)):
+            return {}
+        return {"accelerator": form["gpu_accelerator"], "accelerator_count": form["gpu_count"]}
+
     def place(self, stage: str, task: PipelineTask, form: Mapping[str, Any]) -> None:
         """Set where a task of ``stage`` runs, and with what; ``form`` has the pipeline's fields of :meth:`form`."""
         # How stages find the record of their pipeline run; `whence run` sets it the same way locally.
@@ -141,9 +147,10 @@ class Placement:
         if cluster.architecture is not None:
             expressions.append({"key": "kubernetes.io/arch", "operator": "In", "values": [cluster.architecture]})
         if self._on_gpu(stage):
-            register(task, form["gpu_accelerator"], form["gpu_count"])
             if not makes_train_job(cluster, stage):
-                task.set_accelerator_type(form["gpu_accelerator"]).set_accelerator_limit(form["gpu_count"])
+                accelerator, count = form["gpu_accelerator"], form["gpu_count"] if declaration(stage).divided else "1"
+                register(task, accelerator, count)
+                task.set_accelerator_type(accelerator).set_accelerator_limit(count)
             kubernetes.add_node_selector_json(task, form["gpu_node_selector"])
             kubernetes.add_toleration_json(task, form["gpu_tolerations"])
         else:

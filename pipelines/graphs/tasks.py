@@ -32,7 +32,9 @@ class Tasks:
     def make(self, name: str, title: str | None = None, **arguments: Any) -> PipelineTask:
         """A task of the stage ``name`` with the arguments of its component, in the graph under another ``title``."""
         component = component_of(name)
-        task = (component if title is None else titled(component, title))(**arguments)
+        task = (component if title is None else titled(component, title))(
+            **arguments, **self.placement.arguments(name, self.form)
+        )
         if stage(name).side or not stage(name).reuse:  # a failure that is handed on must not be reused
             task.set_caching_options(False)
         self.placement.place(name, task, self.form)

@@ -86,6 +86,17 @@ def test_a_rank_that_is_killed_fails_the_training_which_goes_on_from_its_checkpo
     assert_equal(made, load_file(tmp_path / "model" / "model.safetensors"), expected)
 
 
+def test_a_checkpoint_of_another_number_of_ranks_is_not_gone_on_from(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(made, tmp_path, 2)
+    result, weights = run(made, tmp_path, 1)
+    assert result.resumed_from is None
+    assert "it is of 2 processes, and 1 train now" in caplog.text
+    _, expected = run(made, tmp_path / "alone", 1)
+    assert_equal(made, weights, expected)
+
+
 def test_what_a_rank_refuses_is_the_error(made: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ModelError, match=r"training loss became (nan|inf)"):
         run(made, tmp_path, 2, training__learning_rate=1e20, training__max_grad_norm=0.0)

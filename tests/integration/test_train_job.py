@@ -95,7 +95,7 @@ def nodes(tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Lo
 def test_two_nodes_train_the_weights_of_one_process_and_the_model_comes_back(nodes: LocalNodes, tmp_path: Path) -> None:
     logged: list[int] = []
     two = tuning(tmp_path, tmp_path / "two", general__processes=1, cluster__nodes=2)
-    result = train_job.train_on_nodes(two, lambda step, metrics: logged.append(step))
+    result = train_job.train_on_nodes(two, lambda step, metrics: logged.append(step), {})
     one = tuning(tmp_path, tmp_path / "one", general__processes=1, training__per_device_train_batch_size=4)
     expected = one.run(lambda step, metrics: None)
     assert result.metrics["steps"] == expected.metrics["steps"]
@@ -115,5 +115,5 @@ def test_what_a_node_refuses_is_the_error_of_the_task(nodes: LocalNodes, tmp_pat
     with pytest.raises(
         ClusterError, match=r"the TrainJob whence-\S+ failed: 14 training examples do not fill one batch"
     ):
-        train_job.train_on_nodes(many, lambda step, metrics: None)
+        train_job.train_on_nodes(many, lambda step, metrics: None, {})
     assert len(nodes.deleted) == 1

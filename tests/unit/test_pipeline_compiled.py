@@ -19,6 +19,7 @@ from whence.errors import ConfigError
 from whence.pipelines.graphs.catalog import PipelineKind
 from whence.pipelines.graphs.compile import compile_pipeline, portable_config
 from whence.pipelines.graphs.placement import FORM_HELP, HUB_CACHE
+from whence.running.declaration import Stage
 from whence.running.form import form_default, form_of
 from whence.stages import stages
 
@@ -125,10 +126,14 @@ PARALLEL = {
 AMD64 = {"key": "kubernetes.io/arch", "operator": "In", "values": ["amd64"]}
 
 
-def runs_on_gpu(executor: str) -> bool:
-    """Whether an executor, ``exec-score-part``, is of a stage that asks for an accelerator."""
+def stage_of(executor: str) -> Stage:
+    """The stage of an executor, ``exec-score-part``."""
     name = executor.removeprefix("exec-").replace("-", "_")
-    return stages()[PARALLEL.get(name, name)].gpu
+    return stages()[PARALLEL.get(name, name)]
+
+
+def runs_on_gpu(executor: str) -> bool:
+    return stage_of(executor).gpu
 
 
 def from_form(form: dict[str, Any], text: str) -> Any:
@@ -150,7 +155,8 @@ def test_gpu_stages_ask_for_one_a100_and_the_others_stay_off_gpu_nodes(profile: 
         given = containers[name]["resources"]
         accelerator = given.pop("accelerator")
         assert from_form(form, accelerator["resourceType"]) == "nvidia.com/gpu"
-        assert from_form(form, accelerator["resourceCount"]) == "1"
+        count = accelerator["resourceCount"]
+        assert count == "1" if name in ("exec-generate", "exec-mmlu") else from_form(form, count) == "1"
         sizes = {side: from_form(form, value) for side, value in given.items()}
         cpus = {"resourceCpuLimit": "8", "resourceCpuRequest": "8"}
         assert sizes == cpus | {"resourceMemoryLimit": "96Gi", "resourceMemoryRequest": "96Gi"}
@@ -186,6 +192,16 @@ def test_a_gpu_stage_with_resources_of_its_own_keeps_them(tmp_path: Path) -> Non
     resources = pipeline["deploymentSpec"]["executors"]["exec-train"]["container"]["resources"]
     assert (resources["resourceCpuLimit"], resources["resourceMemoryLimit"]) == ("3", "12Gi")
     assert from_form(form, resources["accelerator"]["resourceCount"]) == "2"
+
+
+def test_a_task_that_makes_a_train_job_is_told_the_form_s_accelerators_and_asks_for_none(tmp_path: Path) -> None:
+    nodes = {"cluster.nodes": 2, "cluster.accelerator_count": 4}
+    compile_pipeline(profile_file("patents-tinyllama"), tmp_path / "p.yaml", nodes)
+    pipeline, _ = parsed(tmp_path / "p.yaml")
+    assert "accelerator" not in pipeline["deploymentSpec"]["executors"]["exec-train"]["container"]["resources"]
+    told = pipeline["root"]["dag"]["tasks"]["train"]["inputs"]["parameters"]
+    assert told["accelerator"] == {"componentInputParameter": "gpu_accelerator"}
+    assert told["accelerator_count"] == {"componentInputParameter": "gpu_count"}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from ranks_helpers import settings
 from whence import train_job
 from whence.errors import ClusterError, ConfigError
 from whence.ranks import FineTuning
+from whence.stages.train import accelerators_of_nodes
 
 RUNTIME = {  # the part of Kubeflow Trainer's manifest that its client reads
     "apiVersion": "trainer.kubeflow.org/v1alpha1",
@@ -84,10 +85,10 @@ def make(api: Api, **overrides: Any) -> None:
     client = object.__new__(TrainerClient)
     client.backend = object.__new__(KubernetesBackend)
     client.backend.custom_api, client.backend.namespace = api, "runs"
-    config = settings(cluster__nodes=3, cluster__accelerator_count=4, **overrides)
+    config = settings(cluster__nodes=3, **overrides)
     place = Path("/work/scratch")
     tuning = FineTuning(place, place, place, config, place, place)
-    train_job.create(client, "whence-1", tuning, train_job.Pod.of(POD), "s3://bucket/run")
+    train_job.create(client, "whence-1", tuning, train_job.Pod.of(POD, {"nvidia.com/gpu": "4"}), "s3://bucket/run")
 
 
 def test_a_train_job_has_image_place_resources_and_credentials_of_the_task_that_makes_it() -> None:
@@ -131,6 +132,19 @@ def test_a_train_job_has_image_place_resources_and_credentials_of_the_task_that_
     assert {volume["name"] for volume in pod["volumes"]} == {"shm", "work", "authorities"}
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"accelerator": "", "accelerator_count": ""}, {"nvidia.com/gpu": "4"}),
+        ({"accelerator": "amd.com/gpu", "accelerator_count": "8"}, {"amd.com/gpu": "8"}),
+        ({"accelerator": "", "accelerator_count": "0"}, {}),
+    ],
+)
+def test_nodes_have_the_accelerators_that_the_form_says(told: dict[str, str], expected: dict[str, str]) -> None:
+    work: Any = SimpleNamespace(parameters=told, config=settings(cluster__accelerator_count=4))
+    assert accelerators_of_nodes(work) == expected
+
+
 def test_a_cluster_without_trainer_or_rights_is_named_with_the_way_out() -> None:
     refusal = ApiException(status=403, reason="Forbidden")
     with pytest.raises(ClusterError, match=r"was not made: .*Forbidden; Kubeflow Trainer v2 must be there"):
@@ -143,6 +157,18 @@ def test_a_job_is_deleted_when_its_task_is_told_to_stop() -> None:
     with pytest.raises(SystemExit), train_job._deleted(client, "whence-1"):
         os.kill(os.getpid(), signal.SIGTERM)
     assert deleted == ["whence-1"]
+
+
+def test_a_job_that_was_never_made_is_not_said_to_be_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(name: str) -> None:
+        raise RuntimeError from ApiException(status=404 if name == "whence-1" else 500)
+
+    client: Any = SimpleNamespace(delete_job=refuse)
+    for name in ("whence-1", "whence-2"):
+        with pytest.raises(ClusterError, match="not made"), train_job._deleted(client, name):
+            raise ClusterError("not made")
+    assert "whence-1" not in caplog.text
+    assert "kubectl delete trainjob whence-2" in caplog.text
 
 
 def test_artifacts_are_looked_for_where_kubeflow_keeps_them() -> None:

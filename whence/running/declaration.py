@@ -118,6 +118,8 @@ class Stage:
         record: logs what a reviewer needs for good, from the outputs.
         group: the dependency group of ``pyproject.toml`` that its image holds; docker/build.sh reads it too.
         gpu: whether its tasks ask for an accelerator where the cluster has any.
+        divided: whether its work is shared by processes, one for each of ``cluster.accelerator_count`` accelerators;
+            tasks of another stage ask for one of them.
         parameters: its arguments that are plain values.
         returns: its results that are plain values.
         resolve: makes the configuration from the arguments, for the stage that begins a pipeline.
@@ -135,6 +137,7 @@ class Stage:
     record: Callable[[Work], None]
     group: str
     gpu: bool = False
+    divided: bool = False
     parameters: tuple[Parameter, ...] = ()
     returns: tuple[Parameter, ...] = ()
     resolve: Callable[[Mapping[str, Any]], Config] | None = None

@@ -69,4 +69,5 @@ STAGE = Stage(
     record=record,
     group="influence",
     gpu=True,
+    divided=True,
 )

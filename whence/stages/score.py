@@ -53,4 +53,5 @@ STAGE = Stage(
     record=record,
     group="influence",
     gpu=True,
+    divided=True,
 )

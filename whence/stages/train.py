@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from whence.running import artifacts
-from whence.running.declaration import TOKENS, Stage, Work
+from whence.running.declaration import TOKENS, Parameter, Stage, Work
 from whence.running.lineage import TRAINING, hand_on_base, training_of
 
 
@@ -22,11 +22,21 @@ def compute(work: Work) -> dict[str, float]:
 
     data = {name: work.inputs[name] for name in ("train_data", "eval_data")}
     tuning = FineTuning(base_model, **data, config=work.config, output=model, checkpoints=work.scratch)
-    result = train_job.train_on_nodes(tuning, on_log) if train_job.wanted(work.config) else tuning.run(on_log)
+    if train_job.wanted(work.config):
+        result = train_job.train_on_nodes(tuning, on_log, accelerators_of_nodes(work))
+    else:
+        result = tuning.run(on_log)
     hand_on_base(base_model, model)
     (model / artifacts.TRAINING_FILE).rename(model / TRAINING)
     work.outputs["loss_curve"].write_text(loss_curve_page(result.history, result.metrics), encoding="utf-8")
     return result.metrics
+
+
+def accelerators_of_nodes(work: Work) -> dict[str, str]:
+    """What each node is to have, by resource name: those of the pipeline's form, or else of the settings."""
+    cluster = work.config.cluster
+    count = work.parameters["accelerator_count"] or str(cluster.accelerator_count)
+    return {work.parameters["accelerator"] or cluster.accelerator: count} if int(count) else {}
 
 
 def record(work: Work) -> None:
@@ -64,9 +74,14 @@ STAGE = Stage(
     help="Fine-tune the base model on the training data.",
     inputs=(artifacts.BASE_MODEL, artifacts.TRAIN_DATA, artifacts.EVAL_DATA),
     outputs=(artifacts.MODEL, artifacts.LOSS_CURVE),
+    parameters=(
+        Parameter("accelerator", str, "Resource name of the accelerators of each node, where there are several.", ""),
+        Parameter("accelerator_count", str, "How many each node has of them; empty: as the settings say.", ""),
+    ),
     settings=("general", "training", *TOKENS),
     compute=compute,
     record=record,
     group="training",
     gpu=True,
+    divided=True,
 )

@@ -97,4 +97,5 @@ STAGE = Stage(
     record=record,
     group="validation",
     gpu=True,
+    divided=True,
 )  # fmt: skip
