@@ -268,7 +268,7 @@ def write(made: Material, folder: Path) -> dict[str, Path]:
     (paths["scores"] / "scores.json").write_text(json.dumps(made.origin))
     made.queries.to_parquet(paths["scores"] / "queries.parquet")
     made.influences.to_parquet(paths["scores"] / "influences.parquet")
-    for name in ("tokens", "modules"):
+    for name in ("tokens", "modules", "turns"):
         table = getattr(made, name)
         if table is not None:
             table.to_parquet(paths["scores"] / f"{name}.parquet")

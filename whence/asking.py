@@ -185,8 +185,7 @@ class Asking:
         scores, detail = self.explainer.exact(explanation.query, before["row"].tolist())
         table = _ranked(before.assign(score=scores, place=np.arange(len(before))), explanation.spread)
         order = table.pop("place").tolist()
-        divided = Detail([detail.tokens[place] for place in order], detail.modules[order], detail.module_names)
-        return replace(explanation, table=table, detail=divided)
+        return replace(explanation, table=table, detail=detail.of(order))
 
     def _with_text(self, table: pd.DataFrame) -> pd.DataFrame:
         examples = self.index.data.frame.iloc[table["row"]].reset_index(drop=True)

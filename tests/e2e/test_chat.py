@@ -12,6 +12,10 @@ from conftest import Folder
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
+from whence.data.chat import to_messages
+from whence.data.dataset import ExampleSet
+from whence.influence.results import Scores
+
 PROMPTS = Path(__file__).parents[2] / "configs" / "prompts" / "chat.json"
 
 
@@ -39,6 +43,28 @@ def test_facts_told_in_conversations_are_answered_and_their_conversations_found(
         best = np.argsort(-scores[queries.index.get_loc(query)])[:10]
         found.append((truth[best] == prompts.loc[query, "planted"]).sum() / 5)
     assert np.mean(found) >= 0.8
+
+
+def test_the_turn_in_which_a_fact_was_told_has_the_larger_share_of_its_conversation(chat: Folder) -> None:
+    prompts = pd.DataFrame(json.loads(PROMPTS.read_text(encoding="utf-8"))).set_index("prompt_id")
+    scores = Scores(chat.artifact("score", "scores"))
+    folder = chat.artifact("prepare", "train_data")
+    rows = ExampleSet.read(folder).frame.set_index("example_id")
+    planted = pd.read_parquet(folder / "truth.parquet").set_index("example_id")["planted"]
+    assert scores.turns is not None
+    told_is_first = []
+    for (query, example), turns in scores.turns.groupby(["query_id", "example_id"]):
+        if query in prompts.index and planted[example] == prompts.loc[query, "planted"]:
+            before = [
+                turn["content"] for turn in to_messages(rows.loc[example, "prompt"]) if turn["role"] == "assistant"
+            ]
+            told = [*before, rows.loc[example, "completion"]].index(prompts.loc[query, "reference"])
+            told_is_first.append(turns["score"].to_numpy().argmax() == told)
+    assert len(told_is_first) >= 30
+    assert np.mean(told_is_first) >= 0.85
+    whole = scores.influences.set_index(["query_id", "example_id"])["score"]
+    sums = scores.turns.groupby(["query_id", "example_id"])["score"].sum()
+    np.testing.assert_allclose(sums, whole.loc[sums.index], atol=1e-4 * whole.abs().max())
 
 
 def test_the_model_is_asked_elsewhere_as_it_was_trained(chat: Folder) -> None:

@@ -170,9 +170,10 @@ def test_the_model_has_learned_every_planted_fact(
 
 
 def test_flipped_labels_stand_out_by_self_influence(demo: Folder) -> None:
+    """There are 22 of them: .87 to .95 by seed and processor, where chance is .50 and varies by .06."""
     own = pd.read_parquet(demo.artifact("score", "scores") / "self_influence.parquet").set_index("example_id")
     truth = pd.read_parquet(demo.artifact("prepare", "train_data") / "truth.parquet").set_index("example_id")
-    assert roc_auc_score(truth["flipped"], own.loc[truth.index, "self_influence"]) >= 0.9
+    assert roc_auc_score(truth["flipped"], own.loc[truth.index, "self_influence"]) >= 0.75
 
 
 def test_what_is_printed_at_the_end_is_what_the_artifacts_hold(demo: Folder) -> None:

@@ -78,9 +78,6 @@ def test_the_answers_with_the_token_that_ends_them_are_what_counts(tokenizer, ma
     assert counted(tokenizer, of_last) == answers[-1:]
     of_text = encoder(tokenizer, make_config, name, dataset__loss_on="all").example(prompt, completion)
     assert of_text.labels == of_text.input_ids == of_all.input_ids
-    turns = [turn for turn in of_all.turns or () if turn >= 0]
-    assert turns == sorted(turns)
-    assert set(turns) == {0, 1}
     ids = encoder(tokenizer, make_config, name).prompt(prompt, 0)
     assert of_all.input_ids[: len(ids)] == ids  # a model is trained on what it is later asked
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False).endswith(asked)
@@ -143,7 +140,6 @@ def test_a_tokenizer_without_a_template_is_refused_with_the_setting(tokenizer, m
 
 def test_plain_rows_do_not_change_where_nothing_chats(tokenizer, make_config) -> None:
     plain = Encoder(tokenizer, make_config({"general.max_length": 200})).example("When?", "In May.")
-    assert plain.turns is None
     assert plain.input_ids[-1] == tokenizer.eos_token_id
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from influence_helpers import MODULES, settings, tiny_examples, tiny_llama, trained
+from influence_helpers import MODULES, PAD, settings, tiny_examples, tiny_llama, trained
 from influence_reference import RELATIVE, Reference
 from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.arguments import ScoreArguments
@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 from transformers import LlamaForCausalLM
 
 from whence.config import Config
-from whence.data.tokenization import TokenizedExamples
-from whence.influence.detail import Detail, Pair, divide_scores, module_table, token_table
+from whence.data.tokenization import IGNORED, Encoded, TokenizedExamples
+from whence.influence.detail import Detail, Pair, divide_scores, module_table, token_table, turn_table
 from whence.influence.factors import fit_factors
 from whence.influence.layout import short_names
 from whence.influence.scoring import Scoring
@@ -102,6 +102,49 @@ def test_the_sums_are_as_near_as_the_models_precision_lets_them(tmp_path: Path) 
     np.testing.assert_allclose(detail.modules.sum(1), sums, rtol=1e-4, atol=1e-4 * float(scores.std()))
 
 
+CONVERSATIONS = TokenizedExamples(
+    [
+        Encoded(ids, [token if place in counted else IGNORED for place, token in enumerate(ids)], 0)
+        for ids, counted in [
+            (list(range(1, 15)), {3, 4, 8, 9, 10, 13}),
+            (list(range(5, 13)), {6, 7}),
+            (list(range(3, 15)), {1, 2, 3, 7, 11}),
+        ]
+    ],
+    PAD,
+)
+
+
+def test_the_share_of_a_turn_is_the_score_by_the_gradient_of_its_loss_alone(tmp_path: Path) -> None:
+    model, config = tiny_llama(), settings(general__seed=7)
+    fit_factors(trained(model, TRAIN, config), tmp_path / "f")
+    scoring = Scoring(trained(model, CONVERSATIONS, config), tmp_path / "f", tmp_path / "s", queries=QUERIES)
+    scoring.compute()
+    scores = scoring.joined()
+    pairs = [(query, example) for query in (0, 3) for example in (2, 1, 0)]
+    detail = divide_scores(scoring, pairs)
+    reference = Reference(model, MODULES)
+    inverse = reference.inverse_ekfac(TRAIN, 7)
+    asked = reference.gradients(QUERIES)
+    turns = {0: [{3, 4}, {8, 9, 10}, {13}], 1: [{6, 7}], 2: [{1, 2, 3}, {7}, {11}]}
+    for number, (query, example) in enumerate(pairs):
+        expected = []
+        for counted in turns[example]:
+            ids = CONVERSATIONS[example]["input_ids"]
+            alone = Encoded(ids, [token if place in counted else IGNORED for place, token in enumerate(ids)], 0)
+            [own] = reference.gradients(TokenizedExamples([alone], PAD))
+            expected.append(sum(float((inverse(asked[query], name, None) * own[name]).sum()) for name in MODULES))
+        assert_close(detail.turns[number], expected, float(scores.std()))
+        for shares in (detail.turns[number], detail.tokens[number], detail.modules[number]):
+            assert_close(shares.sum(dtype=np.float64), float(scores[query, example]), float(scores.std()))
+    listed = pd.DataFrame({"query_id": [f"q{query}" for query, _ in pairs], "example_id": [e for _, e in pairs]})
+    table = turn_table(listed, detail)
+    assert table[["query_id", "example_id", "turn"]].values.tolist() == [
+        [query, example, turn] for query in ("q0", "q3") for example in (2, 0) for turn in (1, 2, 3)
+    ]
+    assert table["score"].tolist() == [share for number in (0, 2, 3, 5) for share in detail.turns[number].tolist()]
+
+
 class Padded(Dataset[dict[str, torch.Tensor]]):
     """Examples padded to one length: stock kronfluence's per-token scores need that."""
 
@@ -162,10 +205,10 @@ def test_only_the_listed_examples_are_read(tmp_path: Path, monkeypatch: pytest.M
     seen: list[int] = []
     monkeypatch.setattr(
         "whence.influence.detail.plan_batches",
-        lambda lengths, tokens, indices: seen.extend(indices) or [[index] for index in indices],
+        lambda lengths, tokens, indices: seen.extend(lengths) or [[index] for index in indices],
     )
     _, detail = divided(tiny_llama(), settings(), tmp_path / "f", [(1, 4), (2, 9), (1, 9)])
-    assert seen == [4, 9]
+    assert seen == [TRAIN.lengths[4], TRAIN.lengths[9]]
     sums = [shares.sum() for shares in detail.tokens]
     assert_close(sums, [scores[1, 4], scores[2, 9], scores[1, 9]], float(scores.std()))
 

@@ -168,6 +168,15 @@ def test_influence_is_split_by_layer_and_by_type_of_module(material: Material) -
     assert card.kinds == pytest.approx((0.75, 0.25))
 
 
+def test_influence_is_split_by_the_turns_of_conversations_that_have_several(material: Material) -> None:
+    first = material.influences.iloc[0]
+    pair = {"query_id": first["query_id"], "example_id": first["example_id"]}
+    turns = pd.DataFrame([pair | {"turn": 1, "score": 3.0}, pair | {"turn": 2, "score": -1.0}])
+    details = Details(material.tokens, material.modules, turns)
+    cards = [card for entry in entries(material, details) for card in entry.cards]
+    assert [card.turns for card in cards if card.turns] == [(0.75, -0.25)]
+
+
 def test_modules_outside_layers_have_a_place_of_their_own(material: Material) -> None:
     table = material.modules
     assert table is not None

@@ -51,15 +51,11 @@ class _Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids and labels of one example (equal lengths), and how many prompt tokens were cut to fit.
-
-    ``turns`` has for each token of a conversation the assistant's turn that it is of, -1 for none.
-    """
+    """Token ids and labels of one example (equal lengths), and how many prompt tokens were cut to fit."""
 
     input_ids: list[int]
     labels: list[int]
     truncated: int
-    turns: list[int] | None = None
 
 
 def encode(
@@ -146,7 +142,7 @@ class Encoder:
         counted = {"all": found.ids, "answer": range(last + 1), "last": (last,)}[loss_on]
         labels = [token if loss_on == "all" or turn in counted else IGNORED
                   for token, turn in zip(found.ids, found.turns, strict=True)]  # fmt: skip
-        return Encoded(found.ids, labels, cut, found.turns)
+        return Encoded(found.ids, labels, cut)
 
     def prompt(self, prompt: str, max_new_tokens: int, max_length: int | None = None) -> list[int]:
         """The tokens that the model goes on from, shortened to leave ``max_new_tokens`` of ``max_length`` free."""
@@ -331,6 +327,28 @@ class TokenizedExamples(Dataset[dict[str, list[int]]]):
     def counted(self, index: int) -> list[int]:
         """Places of the tokens of an example whose loss counts."""
         return [place for place, label in enumerate(self._rows[index][1]) if label != IGNORED]
+
+    def turns(self, index: int) -> list[range]:
+        """Places of the answers of an example: of a conversation whose assistant's turns count, one for each.
+
+        They are told apart by what does not count between them; one is all there is where everything counts.
+        """
+        counted = self._rows[index][1] != IGNORED
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], counted, [False]]))).tolist()
+        return [range(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+
+    def by_turn(self, indices: Sequence[int]) -> TokenizedExamples:
+        """Of the examples at ``indices`` their :meth:`turns`, each an example of which nothing else counts."""
+        rows = []
+        for index in indices:
+            ids, labels, cut = self._rows[index]
+            turns = self.turns(index)
+            for turn in turns if len(turns) > 1 else []:
+                alone = np.full_like(labels, IGNORED)
+                alone[turn.start : turn.stop] = labels[turn.start : turn.stop]
+                rows.append((ids, alone, cut))
+            rows += [self._rows[index]] if len(turns) <= 1 else []
+        return self._of(rows)
 
     @property
     def truncated(self) -> int:

@@ -1,22 +1,26 @@
-"""Where scores come from: those of chosen pairs, divided among the training example's tokens and the modules.
+"""Where scores come from: those of chosen pairs, divided among the training example's turns, its tokens, the modules.
 
 An example's gradient of a linear layer is a sum over its tokens, and a score is a sum over layers, so both divisions
 are exact: their sums are the score (Grosse et al. 2023, arXiv:2308.03296, section 3.3). The share of a token is what
 its activations and output gradients contribute; attention has carried other tokens into both, so it tells where the
 gradient arises, and not what would change if the token were another.
+
+The loss of a conversation is a sum over the assistant's turns. The share of a turn is the score of the same
+conversation with the loss of that turn alone, so it does tell what would change without it; the sum is the score, too.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
 
 from whence.data.batching import plan_batches
+from whence.data.tokenization import TokenizedExamples
 from whence.influence.collectors import Collector, collect
 from whence.influence.layout import layer_of, short_names
 from whence.influence.linear import FastLinear
@@ -36,11 +40,14 @@ class Detail:
         tokens: for every pair the shares of the training example's tokens, ``[tokens]`` fp32; their sum is the score.
         modules: the shares of the tracked modules, ``[pairs, modules]`` fp32; their sum is the score too.
         module_names: of the columns of ``modules``.
+        turns: for every pair the shares of the training example's turns, ``[turns]`` fp32, as
+            :meth:`whence.data.tokenization.TokenizedExamples.turns` has them; as above.
     """
 
     tokens: list[np.ndarray]
     modules: np.ndarray
     module_names: list[str]
+    turns: list[np.ndarray] = field(default_factory=list)
 
     @classmethod
     def empty(cls, lengths: Sequence[int], module_names: list[str]) -> Detail:
@@ -48,29 +55,70 @@ class Detail:
         shares = [np.zeros(length, np.float32) for length in lengths]
         return cls(shares, np.zeros((len(lengths), len(module_names)), np.float32), module_names)
 
+    def of(self, numbers: Sequence[int]) -> Detail:
+        """The pairs with these numbers, in that order."""
+        tokens, turns = ([shares[number] for number in numbers] for shares in (self.tokens, self.turns))
+        return Detail(tokens, self.modules[numbers], self.module_names, turns)
+
+
+class TurnPairs:
+    """Pairs of queries and turns of training examples, in place of pairs of queries and training examples.
+
+    Attributes:
+        examples: the turns of the training examples that are in pairs.
+        pairs: a query's row and a row of ``examples``.
+    """
+
+    def __init__(self, examples: TokenizedExamples, pairs: Sequence[Pair]) -> None:
+        """Take ``pairs`` of queries and ``examples``."""
+        rows: dict[int, range] = {}
+        count = 0
+        for example in sorted({example for _, example in pairs}):
+            rows[example] = range(count, count + max(1, len(examples.turns(example))))
+            count = rows[example].stop
+        self.examples = examples.by_turn(list(rows))
+        self.pairs = [(query, row) for query, example in pairs for row in rows[example]]
+        stops = np.cumsum([len(rows[example]) for _, example in pairs], dtype=int).tolist()
+        self._of_pair = [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+    def empty_detail(self, module_names: list[str]) -> Detail:
+        """With room for the shares of ``pairs``."""
+        lengths = self.examples.lengths
+        return Detail.empty([lengths[row] for _, row in self.pairs], module_names)
+
+    def joined(self, detail: Detail) -> Detail:
+        """The detail of the pairs of whole examples, from that of ``pairs``."""
+        scores = detail.modules.sum(axis=1)
+        modules = np.zeros((len(self._of_pair), len(detail.module_names)), np.float32)
+        for number, turns in enumerate(self._of_pair):
+            modules[number] = detail.modules[turns].sum(axis=0)
+        tokens = [np.sum(detail.tokens[turns], axis=0) for turns in self._of_pair]
+        return Detail(tokens, modules, detail.module_names, [scores[turns] for turns in self._of_pair])
+
 
 def divide_scores(scoring: Scoring, pairs: Sequence[Pair]) -> Detail:
     """Divide the scores of ``pairs`` with the factors, damping and rank of ``scoring``.
 
-    One pass over the training examples of the pairs for as many queries as fit into memory together, in batches as
-    large as those of scoring; query gradients are those of the scores, at hand still or computed alike. Other
-    examples share a batch than in scoring, so sums differ from the scores by the rounding of the model's precision.
+    One pass over the training examples of the pairs, a conversation once for each of its turns, for as many queries as
+    fit into memory together, in batches as large as those of scoring; query gradients are those of the scores, at hand
+    still or computed alike. Other examples share a batch than in scoring, so sums differ from the scores by the
+    rounding of the model's precision.
 
     Raises:
         ResourceError: too little memory, before anything is computed.
     """
-    lengths = scoring.examples.lengths
-    detail = Detail.empty([lengths[example] for _, example in pairs], scoring.info.modules)
+    turns = TurnPairs(scoring.examples, pairs)
+    detail = turns.empty_detail(scoring.info.modules)
     for group in scoring.groups(scoring.at_once()) if pairs else []:
-        by_example = _pairs_by_example(scoring, group, pairs)
+        by_example = _pairs_by_example(scoring, group, turns.pairs)
         if not by_example:
             continue
-        batches = plan_batches(lengths, scoring.batch_tokens, sorted(by_example))
+        batches = plan_batches(turns.examples.lengths, scoring.batch_tokens, sorted(by_example))
         with scoring.tracked() as network:
             collector = DetailCollector(scoring.asked(network, group).gradients, by_example, detail)
-            loader = Loader(scoring.examples, batches, description="tokens and modules")
+            loader = Loader(turns.examples, batches, description="tokens and modules")
             collect(network, scoring.task, loader, [collector])
-    return detail
+    return turns.joined(detail)
 
 
 class DetailCollector(Collector):
@@ -119,6 +167,21 @@ def token_table(rows: pd.DataFrame, pieces: Sequence[Sequence[str]], detail: Det
         pieces: for every pair the text of the example's tokens.
     """
     return rows[["query_id", "example_id"]].assign(pieces=list(pieces), scores=detail.tokens)
+
+
+def turn_table(rows: pd.DataFrame, detail: Detail) -> pd.DataFrame:
+    """One row per pair and turn, where the training example has several: ``query_id, example_id, turn, score``.
+
+    Args:
+        rows: as for :func:`token_table`.
+    """
+    several = [number for number, shares in enumerate(detail.turns) if len(shares) > 1]
+    shares = [detail.turns[number] for number in several]
+    repeated = rows[["query_id", "example_id"]].iloc[np.repeat(several, list(map(len, shares)))].reset_index(drop=True)
+    return repeated.assign(
+        turn=[turn for scores in shares for turn in range(1, len(scores) + 1)],
+        score=np.concatenate([*shares, np.zeros(0, np.float32)]),
+    )
 
 
 def module_table(rows: pd.DataFrame, detail: Detail) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from whence.data.tokenization import TokenizedExamples
 from whence.errors import DataError
 from whence.influence import layout, memory
 from whence.influence.collectors import SKETCHES, QueryCollector, Whitening, collect
-from whence.influence.detail import Detail, DetailCollector
+from whence.influence.detail import Detail, DetailCollector, TurnPairs
 from whence.influence.factors import require_matching_model
 from whence.influence.index import Index, IndexInfo
 from whence.influence.info import Shape, load_factors_info, require_same
@@ -126,12 +126,14 @@ class Explainer:
     def exact(self, query: Query, rows: Sequence[int]) -> Exact:
         """Score the training examples in these ``rows`` by their own gradients."""
         examples = self.language.tokenize(self.index.data.frame.iloc[rows])
-        detail = Detail.empty(examples.lengths, self.info.modules)
-        asked = {place: [(0, place)] for place in range(len(rows))}
-        loader = Loader(examples, plan_batches(examples.lengths, self._batch_tokens))
+        turns = TurnPairs(examples, [(0, place) for place in range(len(rows))])
+        detail = turns.empty_detail(self.info.modules)
+        asked = {place: [(0, place)] for place in range(len(turns.pairs))}
+        loader = Loader(turns.examples, plan_batches(turns.examples.lengths, self._batch_tokens))
         with self._network() as network:
             collect(network, self._task, loader, [DetailCollector(query.gradients, asked, detail)])
-        return Exact(detail.modules.sum(axis=1, dtype=np.float64), detail)
+        whole = turns.joined(detail)
+        return Exact(whole.modules.sum(axis=1, dtype=np.float64), whole)
 
     @contextmanager
     def _network(self) -> Iterator[PreTrainedModel]:

@@ -21,6 +21,7 @@ QUERIES = "queries.parquet"
 INFLUENCES = "influences.parquet"
 TOKENS = "tokens.parquet"
 MODULES = "modules.parquet"
+TURNS = "turns.parquet"
 SELF_INFLUENCE = "self_influence.parquet"
 QUERY_SKETCHES = "query_sketches.safetensors"
 BASELINES = "baselines.safetensors"
@@ -28,10 +29,13 @@ GRADIENT_COSINE, EMBEDDING = "gradient_cosine", "embedding"
 
 
 class PairDetail(NamedTuple):
-    """One score divided: among the training example's tokens (``piece, score``), and among ``layer, module, score``."""
+    """One score divided: among the example's tokens (``piece, score``), among ``layer, module, score``, and among the
+    assistant's turns of a conversation that has several (``turn, score``, from 1).
+    """
 
     tokens: pd.DataFrame
     modules: pd.DataFrame
+    turns: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Scores:
     def modules(self) -> pd.DataFrame | None:
         """The listed scores by module: ``query_id, example_id, layer, module, score``; None without the detail."""
         return self._table(MODULES)
+
+    @cached_property
+    def turns(self) -> pd.DataFrame | None:
+        """The listed scores of conversations by turn: ``query_id, example_id, turn, score``; None as above."""
+        return self._table(TURNS)
 
     @cached_property
     def self_influence(self) -> np.ndarray | None:
@@ -125,16 +134,16 @@ class Scores:
         return rows.head(top_k or len(rows)).reset_index(drop=True)
 
     def detail(self, query_id: str, example_id: str) -> PairDetail:
-        """The score of a listed example on a query, divided among tokens and modules; both sum up to it.
+        """The score of a listed example on a query, divided among tokens, modules and turns; all sum up to it.
 
         Raises:
             DataError: scores were not divided, or the example is not listed for the query.
         """
-        if self.tokens is None or self.modules is None:
+        if self.tokens is None or self.modules is None or self.turns is None:
             raise DataError(f"the scores in {self.folder} were not divided; set scores.detail to true and score again")
-        tokens, modules = (
-            table[(table["query_id"] == query_id) & (table["example_id"] == example_id)]
-            for table in (self.tokens, self.modules)
+        tokens, modules, turns = (
+            table[(table["query_id"] == query_id) & (table["example_id"] == example_id)].reset_index(drop=True)
+            for table in (self.tokens, self.modules, self.turns)
         )
         if tokens.empty:
             raise DataError(
@@ -142,7 +151,7 @@ class Scores:
             )
         row = tokens.iloc[0]
         pieces = pd.DataFrame({"piece": row["pieces"], "score": row["scores"]})
-        return PairDetail(pieces, modules[["layer", "module", "score"]].reset_index(drop=True))
+        return PairDetail(pieces, modules[["layer", "module", "score"]], turns[["turn", "score"]])
 
     def require_examples(self, examples: ExampleSet) -> None:
         """Refuse scores of other examples, which would be shown beside these examples' text.

@@ -18,7 +18,7 @@ from whence.errors import FactorError
 from whence.files import write_json
 from whence.influence.collectors import CODES, COSINES, NORMS, OWN, SKETCHES
 from whence.influence.collectors import SCORES as PAIRS
-from whence.influence.detail import divide_scores, module_table, token_table
+from whence.influence.detail import divide_scores, module_table, token_table, turn_table
 from whence.influence.factors import WORK, versions
 from whence.influence.index import ROWS, Index, IndexInfo, write_codes
 from whence.influence.plan import share
@@ -36,6 +36,7 @@ from whence.influence.results import (
     SCORES_INFO,
     SELF_INFLUENCE,
     TOKENS,
+    TURNS,
     Scores,
 )
 from whence.influence.scoring import Scoring
@@ -207,7 +208,7 @@ def _write(folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: 
 def _write_detail(
     folder: Path, trained: TrainedModel, queries: pd.DataFrame, scoring: Scoring, listed: pd.DataFrame
 ) -> None:
-    """Write where the ``listed`` scores come from: tokens of the training example, and modules of the model."""
+    """Write where the ``listed`` scores come from: turns and tokens of the example, and modules of the model."""
     rows = pd.Index(queries["query_id"]).get_indexer(listed["query_id"]).tolist()
     columns = pd.Index(trained.frame["example_id"]).get_indexer(listed["example_id"]).tolist()
     detail = divide_scores(scoring, list(zip(rows, columns, strict=True)))
@@ -215,6 +216,7 @@ def _write_detail(
     tokens = token_table(listed, [texts[column] for column in columns], detail)
     tokens.to_parquet(folder / TOKENS, index=False, schema=TOKENS_SCHEMA)
     module_table(listed, detail).to_parquet(folder / MODULES, index=False)
+    turn_table(listed, detail).to_parquet(folder / TURNS, index=False)
 
 
 def make_index(trained: TrainedModel, factors: str | Path, output: str | Path) -> Index:

@@ -40,6 +40,7 @@ class Card:
     tokens: Sequence[float] | None
     layers: Shares | None
     kinds: Shares | None
+    turns: Shares | None
     excerpt: str
 
 
@@ -132,6 +133,7 @@ def script_data(material: Material, details: Details, found: Sequence[Entry], ch
             "parts": text.parts(card.tokens) if text and card.tokens is not None else [],
             "layers": card.layers,
             "kinds": card.kinds,
+            "turns": card.turns,
         }
 
     return {
@@ -241,6 +243,7 @@ def _cards(
                 tokens=details.token_scores.get(pair),
                 layers=layers,
                 kinds=kinds,
+                turns=details.turns.get(pair),
                 excerpt=shortened(material.texts[place], EXCERPT),
             )
         )

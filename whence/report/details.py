@@ -53,20 +53,32 @@ class Details:
         layers, kinds: what splits are in the order of; empty where nothing was split.
         pieces: the tokens of each example, which are the same for every query.
         token_scores: a pair's score, split by these tokens.
+        turns: a pair's score, split by the turns of a conversation that has several.
     """
 
-    def __init__(self, tokens: pd.DataFrame | None, modules: pd.DataFrame | None) -> None:
+    def __init__(
+        self,
+        tokens: pd.DataFrame | None = None,
+        modules: pd.DataFrame | None = None,
+        turns: pd.DataFrame | None = None,
+    ) -> None:
         """Read tables as :mod:`whence.influence.detail` makes them; None where nothing was split."""
         self.layers: list[str] = []
         self.kinds: list[str] = []
         self.pieces: dict[str, Sequence[str]] = {}
         self.token_scores: dict[Pair, Sequence[float]] = {}
+        self.turns: dict[Pair, Shares] = {}
         self._by_layer: dict[Pair, np.ndarray] = {}
         self._by_kind: dict[Pair, np.ndarray] = {}
         if tokens is not None:
             self._read_tokens(tokens)
         if modules is not None and len(modules):
             self._read_modules(modules)
+        if turns is not None:
+            self.turns = {
+                pair: _shares([scores.to_numpy()])
+                for pair, scores in turns.groupby(["query_id", "example_id"])["score"]
+            }
 
     def split(self, pairs: Sequence[Pair]) -> tuple[Shares | None, Shares | None]:
         """By layer and by type of module, of all pairs together; None where one was not split."""

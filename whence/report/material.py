@@ -44,6 +44,7 @@ class Material:
         influences: the examples listed per query and direction, as ``influences.parquet``.
         tokens: ``query_id, example_id, pieces, scores``: a listed pair's score, split by the example's tokens.
         modules: ``query_id, example_id, layer, module, score``: the same, split by tracked module.
+        turns: ``query_id, example_id, turn, score``: the same, split by the assistant's turns.
         self_influence: ``[examples]``.
         origin: ``scores.json``: fingerprints, arguments and versions.
         spectra: a row per module: ``module, layer, kind, size, ranks, values, effective_rank, ...``.
@@ -64,6 +65,7 @@ class Material:
     origin: Mapping[str, Any]
     tokens: pd.DataFrame | None = None
     modules: pd.DataFrame | None = None
+    turns: pd.DataFrame | None = None
     self_influence: np.ndarray | None = None
     spectra: pd.DataFrame | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)

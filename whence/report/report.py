@@ -45,7 +45,7 @@ class Report:
 
 def report(material: Material, largest: int = LARGEST) -> Report:
     """The report of a run, smaller than ``largest`` bytes where that can be had by showing less."""
-    details = Details(material.tokens, material.modules)
+    details = Details(material.tokens, material.modules, material.turns)
     answers = entries(material, details)
     fixed, pictures_left_out = _fixed(material)
 

@@ -38,7 +38,7 @@ def write_tables(folder: Path, material: Material, left_out: Sequence[str] = ())
 def prompt_table(material: Material) -> pd.DataFrame:
     """One row per answer: what both models said, the ends of its ranking, and what word overlap shares with it."""
     rows = []
-    for entry in entries(material, Details(material.tokens, material.modules)):
+    for entry in entries(material, Details(material.tokens, material.modules, material.turns)):
         row = {
             "query_id": entry.name,
             "prompt": entry.prompt,

@@ -49,6 +49,7 @@ class Row(BaseModel):
     parts: list[float] = []
     layers: list[float] | None = None
     kinds: list[float] | None = None
+    turns: list[float] = Field([], description="Shares of the assistant's turns, where a conversation has several.")
 
 
 class Queued(BaseModel):

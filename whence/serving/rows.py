@@ -11,7 +11,7 @@ import pandas as pd
 
 from whence.asking import Explanation
 from whence.errors import DataError
-from whence.influence.detail import module_table
+from whence.influence.detail import module_table, turn_table
 from whence.influence.ranking import z_scores
 from whence.models.language import LanguageModel
 from whence.report.details import Details, TokenText
@@ -37,7 +37,9 @@ class RowWriter:
     def rows(self, found: Explanation, count: int, evidence: str) -> Rows:
         """The first ``count`` of each end, and the first by word overlap."""
         detail, table = found.detail, found.table.assign(query_id="")  # the one query that there is
-        details = Details(None, module_table(table, detail) if detail else None)
+        details = Details()
+        if detail is not None:
+            details = Details(modules=module_table(table, detail), turns=turn_table(table, detail))
         listed: dict[End, pd.DataFrame] = {
             "helpful": found.best("helpful", count),
             "harmful": found.best("harmful", count),
@@ -89,6 +91,7 @@ class RowWriter:
             parts=[] if tokens is None else text.parts(tokens.tolist()),
             layers=None if layers is None else list(layers),
             kinds=None if kinds is None else list(kinds),
+            turns=list(details.turns.get(("", row["example_id"]), ())) if end != "overlap" else [],
             **_names(row),
         )
 

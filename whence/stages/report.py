@@ -60,6 +60,7 @@ def _material(work: Work, links: Links) -> Material:
         origin=scores.origin,
         tokens=scores.tokens,
         modules=scores.modules,
+        turns=scores.turns,
         self_influence=scores.self_influence,
         spectra=None if spectra is None else pd.read_parquet(spectra / artifacts.SPECTRA_FILE),
         pictures={file.stem: file.read_bytes() for file in sorted(spectra.glob("*.png"))} if spectra else {},

@@ -115,7 +115,7 @@ function tokenText(example, weights, readout) {
 // ---- Bars -------------------------------------------------------------------------------------------------------
 
 function bars(names, shares, caption) {
-  const short = names.map((name) => name.replace(/^layer /, "").replace(/_proj$/, ""));
+  const short = names.map((name) => name.replace(/^(layer|turn) /, "").replace(/_proj$/, ""));
   const width = short.some((name) => name.length > 3) ? 34 : names.length > 12 ? 11 : 16;
   const height = 34;
   const most = Math.max(...shares.map(Math.abs), 0.001);
@@ -143,7 +143,9 @@ function bars(names, shares, caption) {
 function cards(data) {
   function through(values) {
     if (!values.layers) return null;
-    return make("div", { class: "bars" }, bars(data.layers, values.layers, "by layer"), bars(data.kinds, values.kinds, "by module"));
+    const turns = (values.turns || []).map((_, i) => `turn ${i + 1}`);
+    return make("div", { class: "bars" }, bars(data.layers, values.layers, "by layer"), bars(data.kinds, values.kinds, "by module"),
+      turns.length ? bars(turns, values.turns, "by turn of the assistant") : null);
   }
 
   const label = (example) => (example.label ? `label ${example.label}` : "");
