@@ -13,7 +13,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -132,12 +132,14 @@ def _reports(launch: LaunchConfig, on_log: OnLog, raised: dict[int, BaseExceptio
     def listen() -> None:
         waiting = list(readers)
         while waiting:
-            for reader in wait(waiting):
+            for ready in wait(waiting):
+                reader = cast(Connection, ready)
                 try:
-                    rank, content = reader.recv()
+                    report: Report = reader.recv()
                 except EOFError:  # all who could write are gone
                     waiting.remove(reader)
                     continue
+                rank, content = report
                 try:
                     if rank == LOG:
                         on_log(*content)

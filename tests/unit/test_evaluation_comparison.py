@@ -16,9 +16,11 @@ from whence.errors import DataError
 from whence.estimates import Bootstrap, mean_statistic
 from whence.evaluation.comparison import compare_models, headline_metrics, join_influences
 from whence.evaluation.metrics import (
+    AnswerKind,
     chrf,
     macro_f1_statistic,
     rouge_l,
+    token_f1,
 )
 
 LABELS = ["Physics", "Textiles", "Mechanics"]
@@ -38,7 +40,8 @@ def eval_answers():
             {"example_id": [f"eval-{n:06d}" for n in range(60)], "label": labels, "predicted": predicted}
         )
         frame["correct"] = frame["exact_match"] = frame["predicted"] == frame["label"]
-        frames.append(frame.assign(ranked=True, model_id=model_id))
+        frame["loss"], frame["tokens"] = rng.random(60), rng.integers(1, 4, 60)
+        frames.append(frame.assign(ranked=True, model_id=model_id, reference=frame["label"], answer=frame["predicted"]))
     frames[1] = frames[1].sample(frac=1, random_state=0)  # the order must not matter
     return pd.concat(frames, ignore_index=True)
 
@@ -140,6 +143,12 @@ def test_models_are_compared_on_the_same_rows_whatever_their_order(eval_answers,
         assert comparison["metrics"]["accuracy"][role]["value"] == pytest.approx(rows["correct"].mean())
         expected = f1_score(rows["label"], rows["predicted"], average="macro")
         assert comparison["metrics"]["macro_f1"][role]["value"] == pytest.approx(expected)
+        loss = rows["loss"].sum() / rows["tokens"].sum()
+        assert comparison["metrics"]["loss"][role]["value"] == pytest.approx(loss)
+        assert comparison["metrics"]["perplexity"][role]["value"] == pytest.approx(np.exp(loss))
+    assert set(comparison["metrics"]) == {
+        "accuracy", "macro_f1", "exact_match", "loss", "perplexity", "prompt_exact_match", "prompt_token_f1",
+    }  # fmt: skip
     for measured in comparison["metrics"].values():
         for role in ("base", "finetuned", "difference"):
             assert measured[role]["low"] <= measured[role]["value"] <= measured[role]["high"]
@@ -154,20 +163,50 @@ def test_prompts_without_reference_do_not_count(eval_answers, generations, make_
     )
     assert (comparison["prompts"], comparison["prompts_with_reference"]) == (3, 2)
     metrics = headline_metrics(comparison)
-    assert metrics["finetuned.prompt_exact_match"] == metrics["finetuned.rouge_l"] == 1.0
+    assert metrics["finetuned.prompt_exact_match"] == metrics["finetuned.prompt_token_f1"] == 1.0
     assert metrics["base.prompt_exact_match"] == 0.0
-    # "Port" of "Port Ember": P 1, R 1/2, F 2/3; "Marrow Tilda" of "Tilda Marrow": one word in order of two, F 1/2
-    assert metrics["base.rouge_l"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    # "Port" of "Port Ember": P 1, R 1/2, F 2/3; "Marrow Tilda" of "Tilda Marrow": the same words
+    assert metrics["base.prompt_token_f1"] == pytest.approx((2 / 3 + 1) / 2)
     none = compare_models(eval_answers, generations, {}, make_config({"evaluation.bootstrap_samples": 50}))
-    assert "rouge_l" not in none["metrics"]
+    assert not [name for name in none["metrics"] if name.startswith("prompt_")]
     assert "no prompt has a reference" in none["notes"][0]
 
 
-def test_free_text_is_measured_by_exact_match_alone_and_the_result_says_so(eval_answers, generations, make_config):
-    free = eval_answers.assign(ranked=False, predicted=None)
-    comparison = compare_models(free, generations, REFERENCES, make_config({"evaluation.bootstrap_samples": 50}))
-    assert set(comparison["metrics"]) == {"exact_match", "prompt_exact_match", "rouge_l", "chrf"}
-    assert "not ranked" in comparison["notes"][0]
+LONG = "the cat sat on the mat and looked at the dog that looked at the cat"
+
+
+def test_free_text_is_measured_by_what_fits_its_length_and_the_result_says_so(eval_answers, generations, make_config):
+    config = make_config({"evaluation.bootstrap_samples": 50})
+    short = eval_answers.assign(ranked=False, predicted=None, reference="Port Ember", answer="the Port")
+    comparison = compare_models(short, generations, dict.fromkeys(REFERENCES, LONG), config)
+    assert set(comparison["metrics"]) == {
+        "exact_match", "token_f1", "loss", "perplexity", "prompt_exact_match", "prompt_rouge_l", "prompt_chrf",
+    }  # fmt: skip
+    assert comparison["metrics"]["token_f1"]["base"]["value"] == pytest.approx(2 / 3)
+    assert "short answers, so what was generated is measured and no labels were ranked" in comparison["notes"][0]
+    long = short.assign(reference=LONG, answer=" ".join(LONG.split()[:8]))
+    comparison = compare_models(long, generations, {}, config)
+    assert set(comparison["metrics"]) == {"exact_match", "rouge_l", "chrf", "loss", "perplexity"}
+    assert comparison["metrics"]["rouge_l"]["base"]["value"] == pytest.approx(16 / 24)
+
+
+def test_f1_of_words_is_that_of_squad():
+    answers = ["The Port, Ember!", "ember port port", "", "", "a"]
+    references = ["port ember", "Port Ember", "", "x", "the"]
+    # without articles and punctuation equal; 2 of 3 and 2 words: P 2/3, R 1; nothing was right; wrong; nothing both
+    np.testing.assert_allclose(token_f1(answers, references), [1, 0.8, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers", "kind"),
+    [
+        (["A", "B"] * 9, [LONG] * 18, AnswerKind.CLASSES),
+        ([str(number) for number in range(99)], ["two words"] * 99, AnswerKind.SHORT),
+        (["A"] * 9, [LONG] * 9, AnswerKind.LONG),
+    ],
+)
+def test_the_kind_of_answers_is_that_of_few_labels_or_of_their_length(labels, answers, kind):
+    assert AnswerKind.of(labels, answers) == kind
 
 
 def test_a_single_model_is_measured_without_a_difference(eval_answers, generations, make_config):

@@ -14,8 +14,10 @@ from whence.config import Config, Retraining
 from whence.errors import ConfigError, DataError
 from whence.evaluation.comparison import compare_benchmark
 from whence.evaluation.gate import check_rules, decide
+from whence.evaluation.metrics import AnswerKind
 from whence.stages import gate
 
+LONG, SHORT = AnswerKind.LONG, AnswerKind.SHORT
 RULES = Retraining(metric="accuracy", min_gain=0.01, max_loss={"macro_f1": 0.02, "mmlu": 0.05})
 
 
@@ -85,7 +87,7 @@ def test_a_guard_on_a_benchmark_that_is_switched_off_is_noted_and_any_other_gap_
     decision = decide(without, RULES)
     assert decision.passed
     assert "mmlu is guarded but was not measured" in decision.notes[0]
-    with pytest.raises(DataError, match=r"macro_f1 was not measured.*exact_match"):
+    with pytest.raises(DataError, match=r"macro_f1 was not measured.*; decide on one of accuracy"):
         decide({"accuracy": GOOD["accuracy"]}, RULES)
 
 
@@ -96,25 +98,56 @@ def test_one_model_alone_decides_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rules", "labels", "references", "words"),
+    ("rules", "rows", "prompts", "words"),
     [
-        ({}, 1000, 1, r"retraining\.metric: accuracy cannot be measured.*1000 distinct answers.*exact_match"),
-        ({"metric": "exact_match"}, 1000, 1, r"retraining\.max_loss: accuracy cannot be measured"),
-        ({"metric": "chrf"}, 3, 0, r"retraining\.metric: chrf cannot be measured, because no prompt has a reference"),
+        ({"metric": "accuracy"}, SHORT, SHORT, r"metric: accuracy cannot be measured, .* short answers; .*exact_match"),
+        ({"max_loss": {"rouge_l": 0.1}}, SHORT, LONG, r"retraining\.max_loss: rouge_l cannot be measured"),
+        ({"metric": "prompt_chrf"}, LONG, None, r"prompt_chrf cannot be measured, because no prompt has a reference"),
+        ({"metric": "prompt_chrf"}, LONG, SHORT, r"prompt_chrf cannot .*short answers; there are prompt_exact_match,"),
     ],
 )
 def test_rules_that_this_data_cannot_satisfy_are_refused_before_training(
-    make_config: Callable[..., Config], rules: dict[str, Any], labels: int, references: int, words: str
+    make_config: Callable[..., Config], rules: dict[str, Any], rows: AnswerKind, prompts: AnswerKind | None, words: str
 ) -> None:
     config = make_config({f"retraining.{name}": value for name, value in rules.items()})
     with pytest.raises(ConfigError, match=words):
-        check_rules(config, [f"answer {number}" for number in range(labels)], references)
+        check_rules(config, rows, prompts)
 
 
 def test_rules_that_can_be_measured_are_let_through(make_config: Callable[..., Config]) -> None:
-    check_rules(make_config(), ["A", "B"], 0)
-    free_text = {"retraining.metric": "rouge_l", "retraining.max_loss": {"exact_match": 0.1}}
-    check_rules(make_config(free_text), [str(number) for number in range(1000)], 5)
+    for kind in AnswerKind:
+        check_rules(make_config(), kind, None)
+    rules = {"retraining.metric": "rouge_l", "retraining.max_loss": {"loss": 0.1, "prompt_token_f1": 0.1}}
+    check_rules(make_config(rules), LONG, SHORT)
+
+
+@pytest.mark.parametrize(
+    ("taken", "decided"),
+    [
+        (("accuracy", "macro_f1"), "accuracy"),
+        (("token_f1", "exact_match"), "token_f1"),
+        (("rouge_l", "chrf"), "rouge_l"),
+    ],
+)
+def test_what_fits_the_answers_decides_where_the_rules_do_not_say(taken: tuple[str, str], decided: str) -> None:
+    metrics = {name: measured(0.02, 0.05, 0.08) for name in (*taken, "loss")}
+    decision = decide(metrics, Retraining())
+    assert [(check.measure, check.rule) for check in decision.checks] == [
+        (decided, "gain"),
+        *((n, "loss") for n in taken),
+    ]
+    assert decision.passed
+    assert not decide(metrics | {taken[1]: measured(-0.03, 0.0, 0.03)}, Retraining()).passed
+
+
+@pytest.mark.parametrize(("high", "passed"), [(-0.1, True), (0.1, False)])
+def test_a_loss_has_to_become_less(high: float, passed: bool) -> None:
+    metrics = {"loss": measured(-0.5, -0.3, high, champion=2.0)}
+    decision = decide(metrics, Retraining(metric="loss", max_loss={}))
+    [check] = decision.checks
+    assert decision.passed == passed
+    assert (check.low, check.difference, check.high) == pytest.approx((-high, 0.3, 0.5))
+    assert (check.champion, check.candidate) == pytest.approx((2.0, 1.7))
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,23 @@ def test_free_text_answers_are_not_ranked_but_compared_exactly(tiny_model, tiny_
     assert table["correct"].tolist() == table["exact_match"].tolist() == [True, False, False, False, False]
 
 
+@pytest.mark.parametrize("loss_on", ["answer", "all"])
+def test_the_loss_of_the_reference_answer_is_the_model_s_own(
+    tiny_model, tiny_tokenizer, held_out, make_config, loss_on
+):
+    config = make_config({"evaluation.batch_size": 2, "dataset.loss_on": loss_on})
+    language = LanguageModel(tiny_model, tiny_tokenizer, config)
+    table = answer_examples(language, held_out, LABELS)
+    for row, example in zip(table.itertuples(), language.tokenize(held_out), strict=True):
+        ids, labels = (torch.tensor([example[name]]) for name in ("input_ids", "labels"))
+        count = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad():
+            expected = float(tiny_model(input_ids=ids, labels=labels).loss) * count
+        assert row.tokens == count
+        assert row.loss == pytest.approx(expected, rel=1e-4)
+    assert table["reference"].tolist() == held_out["completion"].tolist()
+
+
 def test_num_samples_answers_a_seeded_choice_of_rows(tiny_model, tiny_tokenizer, held_out, make_config):
     def ids(seed):
         config = make_config({"evaluation.num_samples": 2, "general.seed": seed})

@@ -22,7 +22,10 @@ BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 S3_SCHEME = "s3://"
 
 DataFormat = Literal["question_answer", "prompt_completion", "messages", "text"]
-Metric = Literal["accuracy", "macro_f1", "exact_match", "prompt_exact_match", "rouge_l", "chrf", "mmlu"]
+Metric = Literal[
+    "accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "chrf", "loss", "perplexity",
+    "prompt_exact_match", "prompt_token_f1", "prompt_rouge_l", "prompt_chrf", "mmlu",
+]  # fmt: skip
 
 
 def is_address(name: object) -> bool:
@@ -416,20 +419,30 @@ class Tracking(Section):
 class Retraining(Section):
     """When a new model takes the champion's place; the rule is that of :func:`whence.evaluation.gate.decide`."""
 
-    metric: Metric = Field("accuracy", description="What a new model must be better at.")
+    metric: Metric | Literal["auto"] = Field(
+        "auto",
+        description="What a new model must be better at; auto: accuracy of classes, token_f1 of short answers, rouge_l "
+        "of long ones.",
+    )
     min_gain: float = Field(
         0.0,
         ge=-1,
         le=1,
         description="The lower bound of its gain must be above this; negative: as good will do.",
     )
-    max_loss: dict[Metric, Fraction] = Field(
-        {"accuracy": 0.02, "macro_f1": 0.02, "mmlu": 0.05},
-        description="Guarded metrics: the lower bound of each difference may be this far below 0.",
+    max_loss: dict[Metric, Fraction] | Literal["auto"] = Field(
+        "auto",
+        description="Guarded metrics: the lower bound of each gain may be this far below 0; auto: 0.02 for both that "
+        "fit the answers (macro_f1 beside accuracy, exact_match beside token_f1, chrf beside rouge_l), mmlu 0.05.",
     )
     explain: Literal["champion", "always"] = Field(
         "champion", description="Factors, scores and report: of a new champion only, or of refused models, too."
     )
+
+    @property
+    def use_mmlu(self) -> bool:
+        """Whether the benchmark has a part in the decision."""
+        return self.metric == "mmlu" or self.max_loss == "auto" or "mmlu" in self.max_loss
 
 
 class Config(Section):

@@ -5,22 +5,33 @@ Needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from whence.config import Config
 from whence.data.formatting import GENERATED_SUFFIX
 from whence.errors import DataError
 from whence.estimates import Bootstrap, Statistic, mean_statistic
-from whence.evaluation.metrics import chrf, macro_f1_statistic, rouge_l, same_text
+from whence.evaluation.metrics import (
+    PROMPT,
+    AnswerKind,
+    chrf,
+    macro_f1_statistic,
+    rouge_l,
+    same_text,
+    token_f1,
+    token_loss_statistic,
+)
 
 ROWS, PROMPTS, QUESTIONS = "evaluation rows", "prompts", "questions"
-NOT_RANKED = (
-    "the answers are free text, so labels were not ranked: accuracy and macro-F1 are left out and exact_match "
-    "compares the generated answers"
-)
+TEXT_MEASURES: dict[AnswerKind, dict[str, Callable[[Sequence[str], Sequence[str]], np.ndarray]]] = {
+    AnswerKind.CLASSES: {},
+    AnswerKind.SHORT: {"token_f1": token_f1},
+    AnswerKind.LONG: {"rouge_l": rouge_l, "chrf": chrf},
+}
 
 _INFLUENCE_COLUMNS = {
     "direction": "direction",
@@ -38,7 +49,11 @@ _INFLUENCE_COLUMNS = {
 def compare_models(
     eval_answers: pd.DataFrame, generations: pd.DataFrame, references: Mapping[str, str | None], config: Config
 ) -> dict[str, Any]:
-    """Measure the models on the evaluation rows and on the prompts that have a reference.
+    """Measure the models on the evaluation rows and on the prompts that have a reference, by what fits the answers.
+
+    Classes are ranked: ``accuracy`` and ``macro_f1``. Of short answers the words are compared (``token_f1``), of long
+    ones ``rouge_l`` and ``chrf``; beside them always ``exact_match`` of the generated answers, the reference answer's
+    ``loss`` per token and ``perplexity``, its exponential. Measures of prompts begin with ``prompt_``.
 
     Args:
         eval_answers: rows of :func:`whence.evaluation.generation.answer_examples` with ``model_id``.
@@ -48,7 +63,8 @@ def compare_models(
     Returns:
         JSON-able: ``models`` (id by role, ``base`` and ``finetuned``, of those that answered), counts, the bootstrap's
         settings, ``notes``, and ``metrics``: by name ``over`` (what it is measured on) and, per role and for
-        ``difference`` (fine-tuned minus base), ``{value, low, high}``. All measures go from 0 to 1, more is better.
+        ``difference`` (fine-tuned minus base), ``{value, low, high}``. Measures go from 0 to 1, and more is better, but
+        for :data:`whence.evaluation.metrics.LESS_IS_BETTER`.
 
     Raises:
         DataError: a model has no answers, or the models did not answer the same rows or prompts.
@@ -64,22 +80,30 @@ def compare_models(
         metrics[name] = _measured(over, items, dict(zip(models, statistics, strict=True)), config)
 
     count = len(next(iter(rows.values())))
-    if all(table["ranked"].all() for table in rows.values()):
+    kind = _kind(rows.values())
+    if kind == AnswerKind.CLASSES:
         measure("accuracy", ROWS, count, [mean_statistic(table["correct"]) for table in rows.values()])
         f1 = [macro_f1_statistic(table["label"].tolist(), table["predicted"].tolist()) for table in rows.values()]
         measure("macro_f1", ROWS, count, f1)
     else:
-        notes.append(NOT_RANKED)
+        notes.append(f"the answers are free text, {kind}, so what was generated is measured and no labels were ranked")
     measure("exact_match", ROWS, count, [mean_statistic(table["exact_match"]) for table in rows.values()])
+    for name, score in TEXT_MEASURES[kind].items():
+        scores = [score(table["answer"].tolist(), table["reference"].tolist()) for table in rows.values()]
+        measure(name, ROWS, count, [mean_statistic(values) for values in scores])
+    losses = [token_loss_statistic(table["loss"], table["tokens"]) for table in rows.values()]
+    measure("loss", ROWS, count, losses)
+    measure("perplexity", ROWS, count, [_exponential(loss) for loss in losses])
     if referenced:
         expected = [str(references[prompt_id]) for prompt_id in referenced]
         answers = [table.loc[referenced, "answer"].tolist() for table in by_role.values()]
         exact = [[same_text(*pair) for pair in zip(texts, expected, strict=True)] for texts in answers]
-        measure("prompt_exact_match", PROMPTS, len(expected), [mean_statistic(values) for values in exact])
-        for name, score in (("rouge_l", rouge_l), ("chrf", chrf)):
-            measure(name, PROMPTS, len(expected), [mean_statistic(score(texts, expected)) for texts in answers])
+        measure(f"{PROMPT}exact_match", PROMPTS, len(expected), [mean_statistic(values) for values in exact])
+        for name, score in TEXT_MEASURES[AnswerKind.of_text(expected)].items():
+            scores = [score(texts, expected) for texts in answers]
+            measure(f"{PROMPT}{name}", PROMPTS, len(expected), [mean_statistic(values) for values in scores])
     else:
-        notes.append("no prompt has a reference answer: ROUGE-L and chrF are left out")
+        notes.append("no prompt has a reference answer, so the answers to them are not measured")
     return {
         "models": models,
         "eval_rows": count,
@@ -163,6 +187,18 @@ def join_influences(
     joined["direction"] = joined["direction"].astype("string")
     leading = ["prompt_id", "query_id", "scored_answer", *answers.columns.drop("prompt_id")]
     return joined[[*leading, *_INFLUENCE_COLUMNS.values()]]
+
+
+def _kind(rows: Iterable[pd.DataFrame]) -> AnswerKind:
+    """What kind of answers there are: classes where both models ranked them."""
+    tables = list(rows)
+    if all(table["ranked"].all() for table in tables):
+        return AnswerKind.CLASSES
+    return AnswerKind.of_text(tables[0]["reference"].tolist())
+
+
+def _exponential(statistic: Statistic) -> Statistic:
+    return lambda weights: np.exp(statistic(weights))
 
 
 def _measured(over: str, items: int, statistics: Mapping[str, Statistic], config: Config) -> dict[str, Any]:

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
 
 from whence.config import Generation
+from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.models.language import LanguageModel
 
 Completion = tuple[int, ...]
@@ -100,6 +102,20 @@ def completion_logprobs(language: LanguageModel, prefix: Prefix, completions: Se
         last = logprobs[:, -1, [completions[index][-1] for index in members]]
         totals[:, members] = (read + last).cpu()
     return totals
+
+
+@torch.inference_mode()
+def example_losses(language: LanguageModel, examples: TokenizedExamples, indices: Sequence[int]) -> list[float]:
+    """The summed loss of the tokens of each of these examples that count, in nats."""
+    batch = {name: tensor.to(language.device) for name, tensor in examples.batch(indices).items()}
+    targets = batch["labels"][:, 1:]  # the token at t is predicted from those before it
+    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    kept = _accepted(language.model, logits_to_keep=columns)
+    taken = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits = language.model(**taken, use_cache=False, **kept).logits
+    logits = (logits if kept else logits[:, columns]).float()
+    losses = cross_entropy(logits.mT, targets[:, columns], ignore_index=IGNORED, reduction="none")
+    return [float(loss) for loss in losses.sum(dim=1)]
 
 
 def _logits_after(language: LanguageModel, prefix: Prefix, stem: Completion) -> torch.Tensor:

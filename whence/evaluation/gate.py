@@ -7,7 +7,7 @@ rows the interval is wider, and a candidate has to be better by more; none is le
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,15 +15,19 @@ import pandas as pd
 
 from whence.config import Config, Retraining
 from whence.errors import ConfigError, DataError
-from whence.evaluation.metrics import can_be_ranked
+from whence.evaluation.metrics import ALWAYS, LESS_IS_BETTER, PROMPT, AnswerKind, fitting
 
-LABEL_MEASURES = ("accuracy", "macro_f1")
-PROMPT_MEASURES = ("prompt_exact_match", "rouge_l", "chrf")
+AUTO = "auto"
+MOST_LOST, MOST_LOST_OF_MMLU = 0.02, 0.05  # where the settings leave it to us
 
 
 @dataclass(frozen=True)
 class Check:
-    """One rule and what came of it; ``low`` and ``high`` bound ``difference``, which is candidate minus champion."""
+    """One rule and what came of it.
+
+    ``low`` and ``high`` bound ``difference``, what the candidate is better by: candidate minus champion or, where less
+    is better, champion minus candidate.
+    """
 
     measure: str
     rule: str
@@ -67,7 +71,7 @@ class Decision:
 
 
 def decide(metrics: Mapping[str, Mapping[str, Any]], rules: Retraining) -> Decision:
-    """Apply the rules.
+    """Apply the rules, those that are ``auto`` by what fits the answers, which is what was measured.
 
     A candidate passes when the lower bound of its gain in ``metric`` is above ``min_gain``, and the lower bound of the
     difference in every guarded measure is at least minus its ``max_loss``. So with a ``min_gain`` of 0 the gain must be
@@ -81,7 +85,12 @@ def decide(metrics: Mapping[str, Mapping[str, Any]], rules: Retraining) -> Decis
         DataError: a measure of the rules was not taken. MMLU is the exception: it is switched off by its own setting,
             and a guard on it is then noted as not applied.
     """
-    limits = [(rules.metric, "gain", rules.min_gain), *((name, "loss", -most) for name, most in rules.max_loss.items())]
+    fit = fitting(metrics)
+    metric = fit[0] if rules.metric == AUTO else rules.metric
+    guarded: Mapping[Any, float] = dict.fromkeys(fit, MOST_LOST) | {"mmlu": MOST_LOST_OF_MMLU}
+    if not isinstance(rules.max_loss, str):
+        guarded = rules.max_loss
+    limits = [(metric, "gain", rules.min_gain), *((name, "loss", -most) for name, most in guarded.items())]
     checks, notes = [], []
     for name, rule, bound in limits:
         if name in metrics:
@@ -90,51 +99,51 @@ def decide(metrics: Mapping[str, Mapping[str, Any]], rules: Retraining) -> Decis
             notes.append("mmlu is guarded but was not measured: evaluation.mmlu.enabled is false")
         else:
             raise DataError(
-                f"retraining: {name} was not measured, so nothing can be decided on it", hint=_way_out(name)
+                f"retraining: {name} was not measured, so nothing can be decided on it",
+                hint=f"decide on one of {', '.join(metrics)}",
             )
     return Decision(tuple(checks), tuple(notes))
 
 
-def check_rules(config: Config, labels: Sequence[str], references: int) -> None:
+def check_rules(config: Config, rows: AnswerKind, prompts: AnswerKind | None) -> None:
     """Find out before anything is trained whether the measures of the rules can be taken.
 
     Args:
-        labels: the distinct answers of the held-out rows.
-        references: how many prompts have a reference answer.
+        rows: what kind of answers the held-out rows have.
+        prompts: what kind of reference answers the prompts have; None where they have none.
 
     Raises:
-        ConfigError: naming the measure and why it cannot be.
+        ConfigError: naming the measure and why it cannot be, with those that can.
     """
     rules = config.retraining
-    for key, names in (("metric", [rules.metric]), ("max_loss", list(rules.max_loss))):
+    guarded = () if isinstance(rules.max_loss, str) else tuple(rules.max_loss)
+    for key, names in (("metric", (rules.metric,)), ("max_loss", guarded)):
         for name in names:
-            if name in LABEL_MEASURES and not can_be_ranked(labels):
-                why = f"the held-out rows have {len(labels)} distinct answers, which are no classes"
-            elif name in PROMPT_MEASURES and not references:
-                why = "no prompt has a reference answer"
-            else:
-                continue
-            raise ConfigError(f"retraining.{key}: {name} cannot be measured, because {why}", hint=_way_out(name))
+            kind = prompts if name.startswith(PROMPT) else rows
+            taken = [*rows.measures, *ALWAYS]
+            if name.startswith(PROMPT):
+                taken = [PROMPT + one for one in ("exact_match", *prompts.measures)] if prompts else []
+            if name not in (AUTO, "mmlu", *taken):
+                why = "no prompt has a reference answer" if kind is None else f"the answers are {kind}"
+                hint = f"there are {', '.join(dict.fromkeys(taken))}" if taken else "give the prompts references"
+                raise ConfigError(f"retraining.{key}: {name} cannot be measured, because {why}", hint=hint)
 
 
 def _check(name: str, rule: str, bound: float, measured: Mapping[str, Any]) -> Check:
     if "difference" not in measured:
         raise DataError(f"retraining: {name} was measured of one model only", hint="both must answer")
     difference = measured["difference"]
+    ends = [difference["low"], difference["high"]]
+    sign = -1 if name in LESS_IS_BETTER else 1
+    low, high = sorted(sign * end for end in ends)
     return Check(
         measure=name,
         rule=rule,
         champion=measured["base"]["value"],
         candidate=measured["finetuned"]["value"],
-        difference=difference["value"],
-        low=difference["low"],
-        high=difference["high"],
+        difference=sign * difference["value"],
+        low=low,
+        high=high,
         bound=bound,
-        passed=difference["low"] > bound if rule == "gain" else difference["low"] >= bound,
+        passed=low > bound if rule == "gain" else low >= bound,
     )
-
-
-def _way_out(name: str) -> str:
-    if name in LABEL_MEASURES:
-        return "for free text decide on exact_match, or on rouge_l or chrf of the prompts"
-    return "decide on accuracy, or give the prompts references" if name in PROMPT_MEASURES else "enable evaluation.mmlu"

@@ -20,6 +20,7 @@ from whence.evaluation.decoding import (
     Generated,
     completion_logprobs,
     continue_prompts,
+    example_losses,
     read_prompts,
 )
 from whence.evaluation.metrics import can_be_ranked, same_text
@@ -110,8 +111,9 @@ def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequen
         labels: the distinct answers.
 
     Returns:
-        One row per answered example in the frame's order: ``example_id, label, predicted, answer, mean_logprob,
-        exact_match, correct, ranked, seconds``.
+        One row per answered example in the frame's order: ``example_id, label, reference, predicted, answer,
+        mean_logprob, exact_match, correct, ranked, seconds``, and of the reference answer the ``tokens`` that count and
+        their summed ``loss`` in nats.
     """
     config = language.config
     wanted = config.evaluation.num_samples
@@ -124,6 +126,7 @@ def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequen
         {
             "example_id": frame["example_id"].to_numpy(),
             "label": frame["label"].to_numpy(),
+            "reference": frame["completion"].to_numpy(),
             "predicted": [_best(answer, labels) for answer in answers],
             "answer": [answer.text for answer in answers],
             "mean_logprob": [answer.generated.mean_logprob for answer in answers],
@@ -135,7 +138,21 @@ def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequen
     table["correct"] = table["correct"].astype(bool)
     table["ranked"] = ranked
     table["seconds"] = [answer.seconds for answer in answers]
+    table["tokens"], table["loss"] = _losses(language, frame)
     return table
+
+
+def _losses(language: LanguageModel, frame: pd.DataFrame) -> tuple[list[int], list[float]]:
+    """The tokens that count in each example, and their summed loss."""
+    config, examples = language.config, language.tokenize(frame)
+    losses = dict.fromkeys(range(len(examples)), 0.0)
+    # Batches as in training, which has been through the same logits.
+    for batch in plan_batches(
+        examples.lengths, config.training.per_device_train_batch_size * config.general.max_length
+    ):
+        losses.update(zip(batch, example_losses(language, examples, batch), strict=True))
+    # Nothing predicts the first token.
+    return [sum(place > 0 for place in examples.counted(index)) for index in losses], list(losses.values())
 
 
 def _answer(

@@ -12,6 +12,7 @@ from whence.data.dataset import DatasetInfo
 from whence.data.prompts import prompt_changes
 from whence.estimates import Estimate
 from whence.evaluation.comparison import PROMPTS
+from whence.evaluation.metrics import LESS_IS_BETTER, PROMPT
 from whence.report.material import Material
 from whence.report.words import covered
 
@@ -19,22 +20,30 @@ NAMES = {
     "accuracy": "Accuracy",
     "macro_f1": "Macro-F1",
     "exact_match": "Exact match",
-    "prompt_exact_match": "Exact match",
+    "token_f1": "F1 of words",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "loss": "Loss per token",
+    "perplexity": "Perplexity",
 }
+ROLES = ("base", "finetuned", "difference")
 WILSON_Z = 1.959964  # of a 95 % interval
 
 
 @dataclass(frozen=True)
 class Row:
-    """A measure of both models; models that were not measured are None."""
+    """A measure of both models; models that were not measured are None.
+
+    Attributes:
+        is_share: whether it goes from 0 to 1 and more is better; else it is a loss, and less is better.
+    """
 
     title: str
     over: str
     base: Estimate | None
     finetuned: Estimate | None
     difference: Estimate | None
+    is_share: bool = True
 
 
 def title(material: Material) -> str:
@@ -44,15 +53,16 @@ def title(material: Material) -> str:
 
 
 def measures(material: Material) -> list[Row]:
-    """The comparison's measures, all from 0 to 1, with bootstrap intervals."""
+    """The comparison's measures with bootstrap intervals."""
     counts = {PROMPTS: material.measured["prompts_with_reference"]}
     rows = []
     for name, measured in material.measured["metrics"].items():
         count = counts.get(measured["over"], material.measured["eval_rows"])
-        results = {role: Estimate(**measured[role]) for role in ("base", "finetuned", "difference") if role in measured}
+        results = {role: Estimate(**measured[role]) for role in ROLES if role in measured}
         over = f"{count:,} {measured['over']}"
-        named = NAMES.get(name, name.replace("_", " "))
-        rows.append(Row(named, over, results.get("base"), results.get("finetuned"), results.get("difference")))
+        plain = name.removeprefix(PROMPT)
+        base, finetuned, difference = map(results.get, ROLES)
+        rows.append(Row(NAMES.get(plain, plain), over, base, finetuned, difference, name not in LESS_IS_BETTER))
     return rows
 
 

@@ -13,7 +13,7 @@ from whence.report import data, overview
 from whence.report.answers import DIRECTIONS, entries
 from whence.report.details import Details
 from whence.report.material import Material
-from whence.report.words import Piece, bounds, percent, visible
+from whence.report.words import Piece, bounds, measured, percent, visible
 
 IN = "This run in "
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|~])")
@@ -108,14 +108,21 @@ def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
 
 def _table(rows: Sequence[overview.Row]) -> list[str]:
     head = ["| measure | over | base | fine-tuned |", "|---|---|---|---|"]
-    cells = [(_plain(row.title), _plain(row.over), _estimate(row.base), _estimate(row.finetuned)) for row in rows]
+    cells = [
+        (_plain(row.title), _plain(row.over), *(_estimate(found, row.is_share) for found in (row.base, row.finetuned)))
+        for row in rows
+    ]
     return [*head, *(f"| {' | '.join(row)} |" for row in cells)]
 
 
-def _estimate(found: Estimate | None) -> str:
-    if found is None or found.low is None or found.high is None:
-        return "" if found is None else percent(found.value)
-    return f"{percent(found.value)} ({bounds(found.low, found.high)})"
+def _estimate(found: Estimate | None, is_share: bool) -> str:
+    if found is None:
+        return ""
+    value = percent(found.value) if is_share else measured(found.value)
+    if found.low is None or found.high is None:
+        return value
+    interval = bounds(found.low, found.high) if is_share else f"{measured(found.low)} to {measured(found.high)}"
+    return f"{value} ({interval})"
 
 
 def _plain(text: str) -> str:

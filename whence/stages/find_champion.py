@@ -30,14 +30,17 @@ def compute(work: Work) -> dict[str, float]:
     from whence.data.dataset import ExampleSet
     from whence.data.prompts import load_prompts
     from whence.evaluation.gate import check_rules
+    from whence.evaluation.metrics import AnswerKind
     from whence.files import write_atomically
     from whence.running.lineage import write_absent
     from whence.running.provenance import changes, judged_by, provenance
     from whence.tracking.registry import Registry
 
     config, eval_data = work.config, work.inputs["eval_data"]
-    references = sum(bool(prompt.reference) for prompt in load_prompts(config))
-    check_rules(config, sorted(ExampleSet.read(eval_data).info.labels), references)
+    references = [prompt.reference for prompt in load_prompts(config) if prompt.reference]
+    held_out = ExampleSet.read(eval_data).frame
+    rows = AnswerKind.of(held_out["label"].tolist(), held_out["completion"].tolist())
+    check_rules(config, rows, AnswerKind.of_text(references) if references else None)
     registry = Registry(config)
     champion = registry.champion()
     version = champion.number if champion else ""

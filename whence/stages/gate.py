@@ -42,7 +42,7 @@ def compute(work: Work) -> dict[str, float]:
     from whence.running.provenance import judged_by
 
     missing, rules = work.absent.get("benchmark"), work.config.retraining
-    if missing is not None and missing.failed and "mmlu" in (rules.metric, *rules.max_loss):
+    if missing is not None and missing.failed and rules.use_mmlu:
         raise DataError(f"nothing can be decided on mmlu, because {missing.why}; mend that and run again")
     generations, version = work.inputs["generations"], work.parameters["champion_version"]
     config = with_model_names(work.config, generations)

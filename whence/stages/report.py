@@ -105,13 +105,16 @@ def _description(work: Work) -> str:
     """The headline with links, which hold wherever MLflow's pages are opened, and the summary without its own."""
     from urllib.parse import quote
 
+    from whence.evaluation.metrics import fitting
+    from whence.report.overview import NAMES
     from whence.report.tables import IN
     from whence.report.words import percent
     from whence.tracking.server import VERSION_TAG
 
     name, version = work.config.tracking.registered_model, work.run.pipeline_tags().get(VERSION_TAG)
     measured = json.loads((work.inputs["comparison"] / artifacts.COMPARISON_FILE).read_text(encoding="utf-8"))
-    accuracy = measured["metrics"].get("accuracy", {})
+    measure = fitting(measured["metrics"])[0]
+    values = measured["metrics"].get(measure, {})
     evidence = work.inputs.get("evidence")
     grade = evidence and json.loads((evidence / artifacts.EVIDENCE_FILE).read_text(encoding="utf-8"))["grade"]["word"]
     pages = {
@@ -120,8 +123,11 @@ def _description(work: Work) -> str:
         "Kubeflow": work.run.kubeflow_url,
     }
     head = [f"**Evidence: {grade or 'not measured'}**"]
-    if {"base", "finetuned"} <= accuracy.keys():
-        head.append(" → ".join(f"{percent(accuracy[role]['value'])}" for role in ("base", "finetuned")) + " accuracy")
+    if {"base", "finetuned"} <= values.keys():
+        head.append(
+            " → ".join(f"{percent(values[role]['value'])}" for role in ("base", "finetuned"))
+            + f" {NAMES[measure].lower()}"
+        )
     head += [f"[{title}]({page})" for title, page in pages.items() if page]
     text = (work.outputs["tables"] / SUMMARY_FILE).read_text(encoding="utf-8")
     return " · ".join(head) + "\n\n" + text.partition("\n")[2].partition(f"\n[{IN}")[0].strip()
