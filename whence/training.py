@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -131,7 +132,7 @@ def train(
     resumed_from = _step_of(last) if last else None
     if last and first:
         logger.warning("training goes on from step %d (%s)", resumed_from, last)
-    started = time.monotonic()
+    began, started = _now(), time.monotonic()
     outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
     seconds = time.monotonic() - started
     step = trainer.state.global_step
@@ -144,6 +145,7 @@ def train(
         "steps": float(step),
         "train_seconds": seconds,
     }
+    times = {"began": began, "finished": _now()}
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole, also where ranks hold parts of them
     if first:
         if config.training.lora.enabled:
@@ -154,9 +156,13 @@ def train(
         if chat is not None:
             base.tokenizer.chat_template = chat.template  # so that the model is asked elsewhere as it was trained
         base.tokenizer.save_pretrained(output)
-        record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16}
+        record = {"metrics": metrics, "history": history, "resumed_from": resumed_from, "bf16": bf16, **times}
         write_json(output / TRAINING_JSON, record)
     return TrainingResult(metrics, history, resumed_from)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def world() -> tuple[int, bool]:

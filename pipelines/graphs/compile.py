@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from kfp.compiler import Compiler
 
 from whence.config import Config, is_address
-from whence.config_file import inline_prompts, load_config, parse_config, read_settings
+from whence.config_file import get_dotted, inline_prompts, load_config, parse_config, read_settings
 from whence.pipelines.graphs.catalog import PipelineKind, stages_of
 from whence.pipelines.graphs.check import HOURS, check_pipeline
 from whence.pipelines.graphs.placement import Placement
@@ -20,10 +20,10 @@ from whence.stages import check_stage_names, stage
 
 
 def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """The profile as it can travel: prompts inlined, paths as written, and no work folder of this machine.
+    """The profile as it can travel: prompts inlined, paths as written, and no folder of this machine to write to.
 
-    A relative ``general.work_dir`` is a folder of the machine that runs it; in a pod it would be lost with the pod, or
-    lie on a read-only root. An absolute one, a mounted volume, is kept.
+    A relative ``general.work_dir`` or ``models.finetuned.path`` is a folder of the machine that runs it; in a pod it
+    would be lost with the pod, or lie on a read-only root. An absolute one, a mounted volume, is kept.
 
     Raises:
         ConfigError: the profile or its prompts file cannot be used.
@@ -34,10 +34,12 @@ def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = N
     if is_address(profile):  # what lies beside it is at an address, too
         portable |= {f"dataset.{name}": getattr(config.dataset, name) for name in ("train_files", "eval_files")}
     config = parse_config(read_settings(profile), {**(overrides or {}), **portable}, origin=str(profile))
-    work_dir = config.general.work_dir
-    if work_dir is None or Path(work_dir).is_absolute():
-        return config
-    return parse_config(config.to_yaml(), {"general.work_dir": None})
+    here = {
+        key: None
+        for key in ("general.work_dir", "models.finetuned.path")
+        if not Path(get_dotted(config, key) or "/").is_absolute()
+    }
+    return parse_config(config.to_yaml(), here) if here else config
 
 
 def compile_pipeline(

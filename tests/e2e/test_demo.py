@@ -153,6 +153,20 @@ def test_the_spectra_of_all_modules_are_those_of_the_factors(demo: Folder) -> No
     assert (demo.artifact("inspect", "spectra") / "all_layers.png").stat().st_size > 10_000
 
 
+def test_the_model_has_a_card_which_the_report_completes(demo: Folder) -> None:
+    model, tables = demo.artifact("train", "model"), demo.artifact("report", "tables")
+    early, whole = (json.loads((folder / "model_card.json").read_text()) for folder in (model, tables / "model_card"))
+    assert early["parameters"] == sum(tensor.size for tensor in load_file(model / "model.safetensors").values())
+    assert early["train_data"]["rows"] == 1210
+    assert early["evaluation"] is None
+    measured = json.loads((demo.artifact("compare", "comparison") / "comparison.json").read_text())["metrics"]
+    assert whole["evaluation"] == measured
+    evidence = json.loads((demo.artifact("validate", "evidence") / "evidence.json").read_text())
+    assert whole["evidence"]["grade"] == evidence["grade"]["word"]
+    assert (whole["digest"], whole["finished"]) == (early["digest"], early["finished"])
+    assert "| Accuracy | evaluation rows |" in (tables / "model_card" / "README.md").read_text()
+
+
 def test_the_history_of_training_and_the_configuration_go_with_every_folder(demo: Folder) -> None:
     model = demo.artifact("train", "model") / "lineage"
     assert len(json.loads((model / "training.json").read_text())["history"]) > 10

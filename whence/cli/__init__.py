@@ -19,6 +19,7 @@ import whence
 from whence.cli.ask import ask
 from whence.cli.champion import champion_app
 from whence.cli.evaluate import evaluate
+from whence.cli.push import push
 from whence.cli.serve import serve
 from whence.cli.settings import config_app
 from whence.cli.stages import add_commands
@@ -63,6 +64,7 @@ def build_app() -> typer.Typer:
         register(app)
     app.command()(ask)
     app.command()(serve)
+    app.command()(push)
     app.command()(evaluate)
     app.add_typer(config_app, name="config")
     app.add_typer(champion_app, name="champion")

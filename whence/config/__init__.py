@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from whence.config.base import Fraction, Page, Positive, Section
+from whence.config.card import Card
 from whence.config.cluster import Cluster
 from whence.config.serving import Serving
 from whence.yaml_text import write_yaml
@@ -463,6 +464,7 @@ class Config(Section):
     validation: Validation = Field(default_factory=lambda: Validation())
     tracking: Tracking = Field(default_factory=lambda: Tracking())
     retraining: Retraining = Field(default_factory=lambda: Retraining())
+    card: Card = Field(default_factory=lambda: Card())
     serving: Serving = Field(default_factory=lambda: Serving())
     cluster: Cluster = Field(default_factory=lambda: Cluster())
 

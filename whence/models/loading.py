@@ -331,5 +331,14 @@ def model_bytes(model: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def stored_parameters(folder: Path) -> int:
+    """How many parameters a model folder holds: of an adapter its own alone."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as weights:
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return count
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from whence.report import data, overview
 from whence.report.answers import DIRECTIONS, entries
 from whence.report.details import Details
 from whence.report.material import Material
-from whence.report.words import Piece, bounds, measured, percent, visible
+from whence.report.words import Piece, bounds, measured, percent, plain
 
 IN = "This run in "
-_MARKUP = re.compile(r"([\\`*_\[\]<>#|~])")
 
 
 def write_tables(folder: Path, material: Material, left_out: Sequence[str] = ()) -> None:
@@ -81,26 +79,26 @@ def _joined(pieces: list[Piece] | None) -> str | None:
 
 def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
     """What was trained on what, the grade of the evidence and the headline numbers, in Markdown."""
-    lines = [f"# {_plain(overview.title(material))}", ""]
-    lines += [f"**Not the whole run:** {_plain('; '.join(material.failures))}", ""] if material.failures else []
-    lines += [f"- **{name}:** {_plain(text)}" for name, text in overview.facts(material)]
+    lines = [f"# {plain(overview.title(material))}", ""]
+    lines += [f"**Not the whole run:** {plain('; '.join(material.failures))}", ""] if material.failures else []
+    lines += [f"- **{name}:** {plain(text)}" for name, text in overview.facts(material)]
     lines += ["", "## Evidence", ""]
     if material.evidence is None:
         lines.append("Not measured.")
     else:
         grade = material.evidence.grade
-        lines.append(f"**{grade.word.capitalize()}.** {_plain(grade.sentence)}")
+        lines.append(f"**{grade.word.capitalize()}.** {plain(grade.sentence)}")
         judged = [criterion for criterion in grade.criteria if criterion.passed is not None]
         marks = {True: "reached", False: "not reached"}
-        lines += ["", *(f"- {marks[bool(found.passed)]}: {_plain(found.sentence)}" for found in judged)]
+        lines += ["", *(f"- {marks[bool(found.passed)]}: {plain(found.sentence)}" for found in judged)]
         if len(judged) < len(grade.criteria):
             lines.append(f"- not measured in this run: {len(grade.criteria) - len(judged)} further thresholds")
     lines += ["", "## Base against fine-tuned", "", *_table(overview.measures(material))]
     benchmark = overview.benchmark(material)
     if benchmark:
-        lines += ["", f"## {_plain(overview.benchmark_name(material))}", "", *_table(benchmark)]
+        lines += ["", f"## {plain(overview.benchmark_name(material))}", "", *_table(benchmark)]
     lines += ["", *left_out] if left_out else []
-    lines += ["", *(f"- **Not in MLflow:** {_plain(what)}" for what in material.links.not_recorded)]
+    lines += ["", *(f"- **Not in MLflow:** {plain(what)}" for what in material.links.not_recorded)]
     links = [("MLflow", material.links.mlflow), ("Kubeflow Pipelines", material.links.kubeflow)]
     lines += ["", *(f"[{IN}{name}]({url})" for name, url in links if url)]
     return "\n".join(lines).rstrip() + "\n"
@@ -109,7 +107,7 @@ def summary_text(material: Material, left_out: Sequence[str] = ()) -> str:
 def _table(rows: Sequence[overview.Row]) -> list[str]:
     head = ["| measure | over | base | fine-tuned |", "|---|---|---|---|"]
     cells = [
-        (_plain(row.title), _plain(row.over), *(_estimate(found, row.is_share) for found in (row.base, row.finetuned)))
+        (plain(row.title), plain(row.over), *(_estimate(found, row.is_share) for found in (row.base, row.finetuned)))
         for row in rows
     ]
     return [*head, *(f"| {' | '.join(row)} |" for row in cells)]
@@ -123,8 +121,3 @@ def _estimate(found: Estimate | None, is_share: bool) -> str:
         return value
     interval = bounds(found.low, found.high) if is_share else f"{measured(found.low)} to {measured(found.high)}"
     return f"{value} ({interval})"
-
-
-def _plain(text: str) -> str:
-    """Text of the data as text: no markup, one line."""
-    return _MARKUP.sub(r"\\\1", " ".join(visible(text).split()))

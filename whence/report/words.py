@@ -14,6 +14,7 @@ _PIECES = re.compile(r"\s+|\w+|[^\w\s]")
 # Control characters and lone surrogates cannot stand in HTML; direction marks make text read as something else
 # (CVE-2021-42574). Scripts written from right to left need none of them: elements with text have dir="auto".
 _UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_MARKUP = re.compile(r"([\\`*_\[\]<>#|~])")  # of Markdown
 _FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -82,6 +83,11 @@ def parts_kept(limit: int) -> tuple[int, int]:
     """How many characters of a too long text are kept at its start and its end, where question and answer stand."""
     tail = limit * 2 // 5
     return limit - tail, tail
+
+
+def plain(text: str) -> str:
+    """Text of the data as Markdown shows it: no markup, one line."""
+    return _MARKUP.sub(r"\\\1", " ".join(visible(text).split()))
 
 
 def gap(characters: int) -> str:

@@ -30,6 +30,7 @@ PROMOTION = Artifact("promotion", Kind.MARKDOWN, "Which version is the champion 
 
 # In base_model and model
 TRAINING_FILE = "training.json"
+CARD_FILES = ("README.md", "model_card.json")  # in model, as whence.report.card names them
 # In generations
 GENERATIONS_FILE = "generations.parquet"
 EVAL_ANSWERS_FILE = "eval_answers.parquet"

@@ -19,7 +19,7 @@ from whence.config_file import load_config
 from whence.errors import DataError
 from whence.files import digests, write_atomically, write_json
 from whence.models import BASE as BASE
-from whence.running.artifacts import TRAINING_FILE
+from whence.running.artifacts import CARD_FILES, TRAINING_FILE
 
 LINEAGE = "lineage"
 CONFIG_FILE = f"{LINEAGE}/config.yaml"
@@ -78,9 +78,9 @@ def hand_on_base(base_model: Path, model: Path) -> None:
 def content_digests(path: Path) -> dict[str, str]:
     """sha256 by relative name of the files that decide what is made of an artifact.
 
-    The configuration counts through the settings that a stage reads, and the log of a training changes no result.
+    The configuration counts through the settings that a stage reads; log of a training and model card change no result.
     """
-    return {name: sha for name, sha in digests(path).items() if name not in (CONFIG_FILE, TRAINING)}
+    return {name: sha for name, sha in digests(path).items() if name not in (CONFIG_FILE, TRAINING, *CARD_FILES)}
 
 
 def write_absent(folder: Path, why: str, failed: bool = False) -> None:

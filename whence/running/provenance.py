@@ -10,6 +10,7 @@ from typing import Any
 from whence.config import Config
 from whence.config_file import dotted_keys, get_dotted
 from whence.files import digest_of, digests
+from whence.running.artifacts import CARD_FILES
 from whence.running.declaration import TOKENS
 from whence.running.lineage import LINEAGE
 
@@ -30,8 +31,9 @@ OPERATIONAL = {
 
 
 def model_digest(folder: Path) -> str:
-    """sha256 (hex) of a model's files, names and contents; its lineage does not count."""
-    return digest_of({name: sha for name, sha in digests(folder).items() if not name.startswith(f"{LINEAGE}/")})
+    """sha256 (hex) of a model's files, names and contents; its lineage and its card do not count."""
+    found = {name: sha for name, sha in digests(folder).items() if not name.startswith(f"{LINEAGE}/")}
+    return digest_of({name: sha for name, sha in found.items() if name not in CARD_FILES})
 
 
 def provenance(config: Config, base_model: Path, train_data: Path) -> dict[str, str]:

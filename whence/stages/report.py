@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from whence.report.material import Links, Material
 
 SUMMARY_FILE = "summary.md"
+CARD_FOLDER = "model_card"
 COMPARABLE = ("prompts.csv", "examples.csv", "class_flow.csv", "sources.csv")  # tables that MLflow shows across runs
 
 
@@ -32,11 +33,27 @@ def compute(work: Work) -> dict[str, float]:
     page = make_report(material)
     work.outputs["report"].write_text(page.html, encoding="utf-8")
     write_tables(work.outputs["tables"], material, page.left_out)
+    _write_card(work, material)
     return {
         "queries": float(len(material.queries)),
         "bytes": float(work.outputs["report"].stat().st_size),
         "left_out": float(len(page.left_out)),
     }
+
+
+def _write_card(work: Work, material: Material) -> None:
+    """The model card with what is measured by now; of a model that has one."""
+    from whence.report.card import JSON, ModelCard
+
+    begun = training_of(work.inputs["scores"]).get("card")
+    if begun is None:  # a model that was trained elsewhere
+        return
+    grade = material.evidence.grade if material.evidence else None
+    card = ModelCard.model_validate(begun).judged(material.config, material.measured["metrics"], grade)
+    card.write(work.outputs["tables"] / CARD_FOLDER)
+    finetuned = work.config.models.finetuned.path
+    if finetuned is not None and (Path(finetuned) / JSON).is_file():  # the copy that train has put there
+        card.write(Path(finetuned))
 
 
 def _material(work: Work, links: Links) -> Material:
@@ -144,7 +161,7 @@ STAGE = Stage(
         artifacts.BENCHMARK.without("Without it the page says why."),
     ),
     outputs=(artifacts.REPORT, artifacts.TABLES),
-    settings=("profile", "evaluation.confidence", "scores.top_k"),
+    settings=("profile", "evaluation.confidence", "scores.top_k", "card"),
     compute=compute,
     record=record,
     group="pages",

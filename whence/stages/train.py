@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from urllib.parse import quote
 
 from whence.running import artifacts
@@ -28,6 +29,7 @@ def compute(work: Work) -> dict[str, float]:
         result = tuning.run(on_log)
     hand_on_base(base_model, model)
     (model / artifacts.TRAINING_FILE).rename(model / TRAINING)
+    _write_card(work)
     work.outputs["loss_curve"].write_text(loss_curve_page(result.history, result.metrics), encoding="utf-8")
     return result.metrics
 
@@ -39,14 +41,32 @@ def accelerators_of_nodes(work: Work) -> dict[str, str]:
     return {work.parameters["accelerator"] or cluster.accelerator: count} if int(count) else {}
 
 
+def _write_card(work: Work) -> None:
+    """Write the card with the model, and into its lineage, which whoever measures the model completes it from."""
+    from whence.files import write_json
+    from whence.models.loading import stored_parameters
+    from whence.report.card import model_card
+    from whence.running.provenance import model_digest
+
+    model = work.outputs["model"]
+    trained = training_of(model)
+    parameters, digest = stored_parameters(model), model_digest(model)
+    card = model_card(work.config, model, parameters=parameters, digest=digest, record=trained, data=work.inputs)
+    card.write(model)
+    write_json(model / TRAINING, trained | {"card": card.model_dump(mode="json")})
+
+
 def record(work: Work) -> None:
     from whence.data.dataset import ExampleSet
+    from whence.models.publishing import save_finetuned
     from whence.running.provenance import model_digest, provenance
     from whence.tracking.registry import CONTENT_TAG
     from whence.tracking.server import ENDS_WITH_TAG, VERSION_TAG
 
     model, name = work.outputs["model"], work.config.tracking.registered_model
     trained = training_of(model)
+    if (path := work.config.models.finetuned.path) is not None:
+        save_finetuned(model, Path(path))
     for entry in trained["history"]:
         if entry["step"] not in work.logged_steps:  # what an earlier, crashed or reused run computed belongs here, too
             work.run.log_metrics({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
