@@ -172,19 +172,19 @@ def scored_as_by_autograd(
     scores = [torch.stack([expected(asked, seen) for seen in gradients]) for asked in reference.gradients(queries)]
     scoring = Scoring(trained, folder, folder, queries=queries, baselines=True)
     scoring.compute()
-    close(scoring.joined(), torch.stack(scores), relative=1e-5)
+    close(scoring.joined(), torch.stack(scores), relative=1e-4)
     own = torch.stack([expected(gradient, gradient) for gradient in gradients])
-    close(scoring.joined(OWN), own, relative=1e-5)
+    close(scoring.joined(OWN), own, relative=1e-4)
     asked, seen = (
         torch.stack([embedding(model, some[row]) for row in range(len(some))]) for some in (queries, examples)
     )
-    close(scoring.joined(COSINES), asked @ seen.T, relative=1e-5)
+    close(scoring.joined(COSINES), asked @ seen.T, relative=1e-4)
     factors = load_factors(folder)
     for name in modules:
         left, right = (factors[f"{side}_eigenvectors"][name].double() for side in ("gradient", "activation"))
         squares = [(left.T @ gradient[name] @ right).square() for gradient in gradients]
         assert int(factors["num_lambda_processed"][name]) == len(examples)
-        close(factors["lambda_matrix"][name], torch.stack(squares).sum(0), relative=1e-5)
+        close(factors["lambda_matrix"][name], torch.stack(squares).sum(0), relative=1e-4)
 
 
 @pytest.mark.parametrize("name", FUSED)

@@ -283,6 +283,7 @@ def refused_answers(folder: Path, config: Config, candidate: str) -> dict[str, P
     """The inputs of the stage ``gate`` for two models that answer alike."""
     rows = pd.DataFrame({"example_id": ["e-0", "e-1"], "label": ["A", "B"], "predicted": ["A", "A"], "ranked": True})
     rows["correct"] = rows["exact_match"] = rows["predicted"] == rows["label"]
+    rows = rows.assign(reference=rows["label"], answer=rows["predicted"], loss=0.5, tokens=2)
     said = pd.DataFrame([{"prompt_id": "prompt-000", "prompt": "A lens bends light.", "answer": "Yes."}])
     (folder / "generations").mkdir(parents=True)
     for name, frame in (("eval_answers", rows), ("generations", said)):

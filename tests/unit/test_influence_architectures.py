@@ -128,13 +128,13 @@ def test_tokens_in_one_row_are_counted_and_scored_by_example(tmp_path, model, pa
     require_examples(model, modules)
     found = fit_and_score(model, config, tmp_path / "f", queries, train)
     reference = Reference(model, modules)
-    close(found, expected_scores(reference, queries, train), relative=1e-5)
+    close(found, expected_scores(reference, queries, train), relative=1e-4)
     factors, gradients = load_factors(tmp_path / "f"), reference.gradients(train)
     for name in modules:
         left, right = (factors[f"{side}_eigenvectors"][name].double() for side in ("gradient", "activation"))
         squares = [(left.T @ gradient[name] @ right).square() for gradient in gradients]
         assert int(factors["num_lambda_processed"][name]) == len(train)
-        close(factors["lambda_matrix"][name], torch.stack(squares).sum(0), relative=1e-5)
+        close(factors["lambda_matrix"][name], torch.stack(squares).sum(0), relative=1e-4)
 
 
 class Routed(nn.Module):
