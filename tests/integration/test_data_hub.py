@@ -56,9 +56,9 @@ def point_to(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def read(make_config: Callable[..., Config]) -> Callable[..., RawRows]:
-    def read(split: str = "train", **settings: Any) -> RawRows:
+    def read(split: str = "train", seed: int = 0, **settings: Any) -> RawRows:
         values = {"name": "someone/patents", "config_name": "abstract", "eval_split": "test", **settings}
-        return read_rows(make_config({f"dataset.{k}": v for k, v in values.items()}).dataset, split, seed=0)
+        return read_rows(make_config({f"dataset.{k}": v for k, v in values.items()}).dataset, split, seed)
 
     return read
 
@@ -73,6 +73,15 @@ def test_the_parquet_copy_of_a_configuration_is_read_with_class_names_and_commit
     ]
     assert rows.source == f"someone/patents/abstract [train]@{commit_of(EXPORT)}"
     assert list(read("eval", revision=EXPORT).frame["input"]) == ["held", "out"]
+
+
+def test_a_stream_is_read_as_far_as_is_wanted_in_an_order_of_the_seed(hub: str, read: Callable[..., RawRows]) -> None:
+    found = {seed: read(revision=EXPORT, streaming=1, seed=seed) for seed in range(6)}
+    assert {rows.frame["input"][0] for rows in found.values()} == {"a lens", "a loom"}
+    assert read(revision=EXPORT, streaming=1, seed=3).frame.equals(found[3].frame)
+    assert found[0].frame["output"].isin(["Physics", "Textiles; Paper"]).all(), "class names as ever"
+    assert found[0].source.endswith(f"@{commit_of(EXPORT)}")
+    assert len(read(revision=EXPORT, streaming=9).frame) == 2
 
 
 def test_a_commit_pins_the_data(hub: str, read: Callable[..., RawRows]) -> None:

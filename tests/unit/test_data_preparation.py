@@ -57,6 +57,30 @@ def test_every_row_is_kept_or_counted_by_reason(prepare: Callable[..., tuple[Exa
     assert train.info.labels == {"Physics": 1, "Textiles": 1, "Mechanics": 1}
 
 
+def test_of_a_conversation_given_as_prompt_and_completion_the_completion_alone_is_learned(
+    make_config: Callable[..., Config], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    turns = [
+        {"role": role, "content": text}
+        for role, text in [("user", "Who?"), ("assistant", "Ada."), ("user", "When?"), ("assistant", "In May.")]
+    ]
+    file = tmp_path / "pairs.jsonl"
+    settings = {
+        "dataset.name": None, "dataset.train_files": [str(file)], "dataset.eval_files": [str(file)],
+        "dataset.chat_template": "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}",
+        "dataset.cleaning.drop_duplicates": False,
+    }  # fmt: skip
+
+    def learned(row: dict[str, Any], **more: Any) -> str:
+        file.write_text(json.dumps(row))
+        train, _ = prepare_datasets(make_config(settings | more), lambda texts: tiny_tokenizer)
+        return train.info.loss_on
+
+    assert learned({"prompt": turns[:3], "completion": turns[3:]}) == "last"
+    assert learned({"messages": turns}) == "answer"
+    assert learned({"prompt": turns[:3], "completion": turns[3:]}, **{"dataset.loss_on": "all"}) == "all"
+
+
 def test_code_is_kept_to_the_letter_and_rows_that_changed_are_counted(
     prepare: Callable[..., tuple[ExampleSet, ExampleSet]],
 ) -> None:

@@ -326,6 +326,7 @@ def test_a_conversation_is_what_was_said_before_the_last_answer_and_that(
     assert rows.rows_read == 4
     pair = read(write(tmp_path / "pair.jsonl", [{"prompt": TALK[:3], "completion": TALK[3:]}]))
     assert (pair.format, pair.frame["input"].tolist()) == ("messages", [before])
+    assert (rows.last_alone, pair.last_alone) == (False, True)
     pd.DataFrame({"messages": [TALK]}).to_parquet(tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet").frame["input"].tolist() == [before]
     with pytest.raises(DataError, match="row 1, message 2: the role is 'bot'"):

@@ -23,6 +23,7 @@ BUILTIN_TINY_LLAMA = "builtin:tiny-llama"
 S3_SCHEME = "s3://"
 
 DataFormat = Literal["question_answer", "prompt_completion", "messages", "text"]
+LossOn = Literal["answer", "last", "all"]
 Metric = Literal[
     "accuracy", "macro_f1", "exact_match", "token_f1", "rouge_l", "chrf", "loss", "perplexity",
     "prompt_exact_match", "prompt_token_f1", "prompt_rouge_l", "prompt_chrf", "mmlu",
@@ -114,6 +115,11 @@ class Dataset(Section):
     eval_files: list[str] = Field(default_factory=list, description="The same for evaluation.")
     num_samples: Positive | None = Field(None, description="Training examples to keep (seeded choice); null keeps all.")
     num_eval_samples: Positive | None = Field(None, description="Evaluation examples to keep; null keeps all.")
+    streaming: Positive | None = Field(
+        None,
+        description="Read so many rows of each hub split as a stream, shuffled by the seed, for a dataset that is too "
+        "large for memory or disk; null: read it whole.",
+    )
     format: DataFormat | None = Field(
         None,
         description="What rows are: question_answer (input_column in the template, output_column), prompt_completion "
@@ -142,10 +148,10 @@ class Dataset(Section):
         "{input}\n\nQuestion: Which class does this text belong to?\nAnswer:",
         description="Prompt with {input} where the row's text goes; the answer follows after one space.",
     )
-    loss_on: Literal["answer", "last", "all"] = Field(
+    loss_on: LossOn = Field(
         "answer",
         description="Tokens whose loss counts, in training, factors and scores alike: of a conversation all answers of "
-        "the assistant, or the last.",
+        "the assistant (where it is given as prompt and completion, the last alone), or the last.",
     )
     cleaning: Cleaning = Field(default_factory=lambda: Cleaning())
 

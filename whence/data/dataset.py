@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from whence.config import DataFormat
+from whence.config import DataFormat, LossOn
 from whence.errors import DataError
 from whence.files import write_atomically
 
@@ -38,6 +38,8 @@ class DatasetInfo(BaseModel):
     """Rows per answer, the most frequent first, of many the first thousand."""
     format: DataFormat
     """How rows became text; see ``dataset.format``."""
+    loss_on: LossOn
+    """What of them is learned; see ``dataset.loss_on``."""
     template: str
     max_length: int
     tokens: dict[str, float]
@@ -82,7 +84,8 @@ class ExampleSet:
         unknown: dict[str, Any] = {
             "split": "train", "source": "own", "rows": len(frame), "rows_read": len(frame), "dropped": {},
             "changed": {}, "truncated": 0, "labels": whole["label"].value_counts().to_dict(), "template": "{input}",
-            "format": "question_answer", "max_length": 0, "tokens": {}, "fingerprint": fingerprint(whole),
+            "format": "question_answer", "loss_on": "answer", "max_length": 0, "tokens": {},
+            "fingerprint": fingerprint(whole),
         }  # fmt: skip
         return cls(whole, DatasetInfo(**unknown | facts), truth)
 

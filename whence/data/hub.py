@@ -14,13 +14,18 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from whence.config import Dataset
 from whence.data.files import Table, values_of
 from whence.errors import DataError
+from whence.progress import progress
 
+SHUFFLED = 10_000  # rows that a stream is shuffled within
 PARQUET_EXPORT = "refs/convert/parquet"
 """Branch on which the hub keeps its own parquet copy of a dataset, also of those that come as a loading script."""
 
 
-def read_hub(settings: Dataset, split: str, selection: Sequence[str]) -> tuple[Table, str]:
+def read_hub(settings: Dataset, split: str, selection: Sequence[str], seed: int) -> tuple[Table, str]:
     """Read the columns of ``selection`` that a split has; class labels become names unless ``label_names`` is set.
+
+    With ``dataset.streaming`` so many of its rows alone: the first of a stream that ``seed`` shuffles (its files, and
+    rows within a buffer of ``SHUFFLED``).
 
     Returns:
         The rows, and their source in words, with the commit if the hub answers.
@@ -32,7 +37,7 @@ def read_hub(settings: Dataset, split: str, selection: Sequence[str]) -> tuple[T
     source = f"{name}{f'/{settings.config_name}' if settings.config_name else ''} [{split}]"
     commit = None if Path(name).is_dir() else _commit(name, settings.revision)
     try:
-        data = _load(settings, split, commit or settings.revision)
+        data = _load(settings, split, commit or settings.revision, seed)
     except Exception as error:  # the library raises nearly every kind
         raise DataError(f"dataset.name: cannot load {source}: {_reason(error, name, commit)}") from error
     present = [column for column in selection if column in data.column_names]
@@ -59,15 +64,21 @@ def _commit(name: str, revision: str | None) -> str | None:
         ) from error
 
 
-def _load(settings: Dataset, split: str, revision: str | None) -> datasets.Dataset:
+def _load(settings: Dataset, split: str, revision: str | None, seed: int) -> datasets.Dataset:
     name, subset = str(settings.name), settings.config_name
+    how = {"split": split, "revision": revision, "streaming": settings.streaming is not None}
     try:
-        return datasets.load_dataset(name, subset, split=split, revision=revision)
+        found = datasets.load_dataset(name, subset, **how)
     except ValueError as error:
         if subset is None or "BuilderConfig" not in str(error):
             raise
         # On the parquet branch the configurations are folders.
-        return datasets.load_dataset(name, data_dir=subset, split=split, revision=revision)
+        found = datasets.load_dataset(name, data_dir=subset, **how)
+    if settings.streaming is None:
+        return found
+    stream = found.shuffle(seed, buffer_size=SHUFFLED).take(settings.streaming)
+    rows = progress(stream, desc=f"stream {split}", unit="row", total=settings.streaming)
+    return datasets.Dataset.from_list(list(rows), features=stream.features)
 
 
 def _reason(error: Exception, name: str, commit: str | None) -> str:

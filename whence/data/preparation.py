@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from whence.config import Config, DataFormat
+from whence.config import Config, DataFormat, LossOn
 from whence.data.chat import ChatError
 from whence.data.cleaning import CHANGES, clean_rows, look
 from whence.data.dataset import COLUMNS, DatasetInfo, ExampleSet, fingerprint
@@ -52,7 +52,11 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
         )
     if config.dataset.format is None and raw["train"].format != "question_answer":
         logger.warning("dataset.format: the columns tell that rows are %s", raw["train"].format)
-    config = with_format(config, raw["train"].format)
+    loss_on = config.dataset.loss_on
+    if loss_on == "answer" and raw["train"].last_alone:
+        loss_on = "last"
+        logger.warning("dataset.loss_on: the completions are the last answers, which alone count")
+    config = with_format(config, raw["train"].format, loss_on)
     cleaned = {split: clean_rows(rows.frame, config.dataset.cleaning) for split, rows in raw.items()}
     rows = {split: frame for split, (frame, _) in cleaned.items()}
     dropped = {split: raw[split].dropped + counter for split, (_, counter) in cleaned.items()}
@@ -79,9 +83,10 @@ def prepare_datasets(config: Config, tokenizer_for: TokenizerFor) -> tuple[Examp
     return train, evaluation
 
 
-def with_format(config: Config, format: DataFormat) -> Config:
-    """The settings with the format that rows were found to be of."""
-    return config.model_copy(update={"dataset": config.dataset.model_copy(update={"format": format})})
+def with_format(config: Config, format: DataFormat, loss_on: LossOn) -> Config:
+    """The settings with the format that rows were found to be of, and with what of them is to be learned."""
+    found = {"format": format, "loss_on": loss_on}
+    return config.model_copy(update={"dataset": config.dataset.model_copy(update=found)})
 
 
 def _sample(rows: pd.DataFrame, count: int | None, seed: int) -> tuple[pd.DataFrame, int]:
@@ -141,6 +146,7 @@ def _finish(
         rows=len(frame),
         rows_read=raw.rows_read,
         format=raw.format,
+        loss_on=config.dataset.loss_on,
         dropped=_nonzero(dropped),
         changed=Counter(change for changes in kept[CHANGES] for change in changes),
         truncated=sum(item.truncated > 0 for item in encoded if isinstance(item, Encoded)),

@@ -36,6 +36,8 @@ class RawRows:
     format: DataFormat = "question_answer"
     dropped: Counter[str] = field(default_factory=Counter)
     """Rows that could not be read as the format has them, by reason."""
+    last_alone: bool = False
+    """Whether a conversation's last answer alone is to be learned: what precedes it was given as its prompt."""
 
     @property
     def rows_read(self) -> int:
@@ -62,7 +64,7 @@ def read_rows(settings: Dataset, split: Split, seed: int) -> RawRows:
         from whence.data.hub import read_hub  # imports the datasets library, which takes a while
 
         hub_split = settings.train_split if split == "train" else settings.eval_split
-        table, source = read_hub(settings, hub_split, columns)
+        table, source = read_hub(settings, hub_split, columns, seed)
         return _joined([_rows(table, source, hub_split, settings.name, settings, split)], source)
     setting, names = f"dataset.{split}_files", settings.train_files if split == "train" else settings.eval_files
     files = [file for name in names for file in expand(name, setting)]
@@ -83,7 +85,8 @@ def _joined(tables: list[RawRows], source: str) -> RawRows:
             hint="give files of one format",
         )
     dropped = sum((table.dropped for table in tables), Counter[str]())
-    return RawRows(pd.concat([table.frame for table in tables], ignore_index=True), source, first.format, dropped)
+    frame = pd.concat([table.frame for table in tables], ignore_index=True)
+    return RawRows(frame, source, first.format, dropped, first.last_alone)
 
 
 def recognised(columns: Collection[str], settings: Dataset, origin: str) -> DataFormat:
@@ -161,7 +164,8 @@ def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset
         rows |= _truth(outputs, truth, f"dataset.truth_column: {origin}", table.lines)
     frame = pd.DataFrame(rows, dtype=object)
     usable = np.array([reason is None for reason in reasons], dtype=bool)
-    return RawRows(frame[usable], origin, format, Counter(reason for reason in reasons if reason))
+    dropped = Counter(reason for reason in reasons if reason)
+    return RawRows(frame[usable], origin, format, dropped, last_alone=format == "messages" and "format " in needed)
 
 
 def _conversation(messages: list[Any], origin: str) -> tuple[str | None, str | None, str | None]:

@@ -136,7 +136,7 @@ def first_example(config: Config) -> list[tuple[str, bool]]:
         return made[0]
 
     train, _ = prepare_datasets(config, tokenizer_for)
-    row, encoder = train.frame.iloc[0], Encoder(made[0], with_format(config, train.info.format))
+    row, encoder = train.frame.iloc[0], Encoder(made[0], with_format(config, train.info.format, train.info.loss_on))
     encoded, texts = encoder.example(row["prompt"], row["completion"]), encoder.texts(row["prompt"], row["completion"])
     tokens = made[0].convert_ids_to_tokens(encoded.input_ids)
     named = [text or str(token) for text, token in zip(texts, tokens, strict=True)]  # special tokens have no text

@@ -52,7 +52,7 @@ def compute(work: Work) -> dict[str, float]:
         return load_base_tokenizer(base_model)
 
     train, evaluation = prepare_datasets(work.config, tokenizer_for)
-    work.config = with_format(work.config, train.info.format)
+    work.config = with_format(work.config, train.info.format, train.info.loss_on)
     if work.config.models.base.name == BUILTIN_TINY_LLAMA:  # any other was looked at before its data was read
         check_base_model(work.config, empty_model(str(base_model)), load_base_tokenizer(base_model))
     train.write(work.outputs["train_data"])
