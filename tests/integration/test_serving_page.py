@@ -46,6 +46,7 @@ def row(end: str, rank: int, **more: Any) -> Row:
 
 class Scripted:
     profile, title, example = "demo", "What the lamp model learned", "What is the lamp made of?"
+    chats = True
 
     def __init__(self) -> None:
         self.facts = {"Model": "tiny", "Training examples": "1,030"}
@@ -191,6 +192,27 @@ def test_a_link_holds_the_question_and_the_answer(window: Any, service: tuple[st
     assert (last.question, last.answer) == ("Why & how?", ANSWER)
 
 
+def test_a_conversation_goes_on_turn_by_turn(window: Any, service: tuple[str, Scripted], browser: Any) -> None:
+    ask(window, "What is it?")
+    window.get_by_role("button", name="Continue the conversation").click()
+    said = window.get_by_role("listitem").filter(has_text="What is it?")
+    assert said.inner_text() == "user What is it?"
+    ask(window, "And why?")
+    last = service[1].asked[-1]
+    assert last.question == "And why?"
+    talk = [("user", "What is it?"), ("assistant", ANSWER)]
+    assert [(turn.role, turn.content) for turn in last.before] == talk
+    link = window.get_by_role("link", name="Link to this question").evaluate("link => link.href")
+    other = browser.new_page()
+    other.goto(link)
+    other.get_by_text("Exact scores of the rows").wait_for()
+    assert [(turn.role, turn.content) for turn in service[1].asked[-1].before] == talk
+    other.close()
+    window.get_by_role("button", name="Begin anew").click()
+    ask(window, "What else?")
+    assert service[1].asked[-1].before == []
+
+
 def test_rows_are_saved_as_csv_without_formulas_and_as_json(window: Any, tmp_path: Path) -> None:
     ask(window)
     for name in ("CSV", "JSON"):
@@ -218,6 +240,8 @@ def test_who_stops_makes_room_for_the_next(window: Any, service: tuple[str, Scri
 def test_axe_finds_nothing_that_keeps_people_out(window: Any, scheme: str) -> None:
     window.emulate_media(color_scheme=scheme)
     ask(window)
+    window.get_by_role("button", name="Continue the conversation").click()
+    ask(window, "And why?")
     window.evaluate(axe_source() + "; 0")
     found = window.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert [f"{rule['id']}: {node['html'][:100]}" for rule in found["violations"] for node in rule["nodes"]] == []

@@ -24,7 +24,7 @@ ROW = Row(end="helpful", rank=1, id="e1", label=None, source=None, pieces=["a", 
 class Echo:
     """Answers with the question, and notes how many questions are answered at the same time."""
 
-    profile, title, example = "test", "What a test learned", "Why?"
+    profile, title, example, chats = "test", "What a test learned", "Why?", False
 
     def __init__(self) -> None:
         self.facts = {"Model": "<b>echo</b>"}

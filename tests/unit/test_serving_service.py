@@ -41,6 +41,20 @@ def test_the_model_s_own_answer_comes_in_pieces_and_then_whole(service: Service,
     assert answer.ended == own.ended
 
 
+def test_turns_before_the_question_are_the_prompt_of_a_model_that_chats(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    with pytest.raises(DataError, match="for a model that was trained on such"):
+        events_of(service, before=before)
+    asked: list[str] = []
+    stream = service._asking.stream
+    monkeypatch.setattr(service._asking, "stream", lambda prompt, *more: asked.append(prompt) or stream("x", *more))
+    service.chats = True
+    events_of(service, before=before, answer="lens")
+    assert asked == ["[user] Who?\n[assistant] Ada.\n[user] The lens is"]
+
+
 def test_rows_are_those_of_asking_with_words_that_add_up(service: Service, asked_run: Path) -> None:
     *_, estimated, exact = events_of(service, answer="valve", rows=3)
     asking = Asking(load_run(asked_run))

@@ -43,6 +43,7 @@ class Answers(Protocol):
     title: str
     facts: dict[str, str]
     example: str
+    chats: bool
 
     def explain(self, question: Question) -> Generator[Event]:
         """The pieces of the answer, the answer, and its rows, first estimated and then exact."""
@@ -130,7 +131,7 @@ def create_app(explainer: Callable[[], Answers | None], settings: Serving) -> Fa
         found = ready()
         return render(
             "ask.html", ["cards.js", "ask.js"], connects=True, profile=found.profile, title=found.title,
-            facts=list(found.facts.items()), example=found.example, longest=LONGEST_TEXT,
+            facts=list(found.facts.items()), example=found.example, longest=LONGEST_TEXT, chats=found.chats,
         )  # fmt: skip
 
     @app.post("/api/ask", responses={200: {"content": {LINES: {}}}, 503: {"description": "Busy, or still loading."}})

@@ -7,13 +7,24 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 LONGEST_TEXT = 8000  # characters of a question or an answer
+LONGEST_TALK = 100  # turns
 End = Literal["helpful", "harmful", "overlap"]
+
+
+class Turn(BaseModel, extra="forbid"):
+    """A turn of a conversation."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = Field(max_length=LONGEST_TEXT)
 
 
 class Question(BaseModel, extra="forbid"):
     """What is asked of the service."""
 
     question: str = Field(min_length=1, max_length=LONGEST_TEXT, description="The prompt as the model is to read it.")
+    before: list[Turn] = Field(
+        [], max_length=LONGEST_TALK, description="The conversation so far, where the model was trained on such."
+    )
     answer: str | None = Field(
         None,
         max_length=LONGEST_TEXT,

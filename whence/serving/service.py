@@ -6,10 +6,12 @@ from collections.abc import Generator
 
 from whence.asking import Answer as Asked
 from whence.asking import Asking
+from whence.data.chat import to_text
+from whence.errors import DataError
 from whence.evaluation.generation import stream_answer
 from whence.report.words import covered, number, visible
 from whence.run_folder import RunFolder
-from whence.serving.events import LONGEST_TEXT, Answer, BaseAnswer, Event, Example, Question, Token
+from whence.serving.events import LONGEST_TEXT, Answer, BaseAnswer, Event, Example, Question, Token, Turn
 from whence.serving.rows import RowWriter
 
 
@@ -18,6 +20,7 @@ class Service:
 
     Attributes:
         profile, title, facts, example: what people see of it, and a question that it can be asked.
+        chats: whether it was trained on conversations.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -33,7 +36,7 @@ class Service:
         self._writer = RowWriter(self._asking.language, data.frame, run)
         grade = run.grade
         self._evidence = grade.sentence if grade else "How far influences can be trusted was not measured in this run."
-        self.profile = config.profile
+        self.profile, self.chats = config.profile, config.dataset.chats
         self.title = f"What {config.models.base.name} learned from {config.dataset.name}"
         self.facts = {
             "Fine-tuned model": config.models.finetuned.id,
@@ -50,7 +53,7 @@ class Service:
             DataError: question and answer do not fit, the answer is empty, or has not the words asked about.
         """
         answer: Asked | None = None
-        for piece in self._asking.stream(question.question, question.answer, question.as_input):
+        for piece in self._asking.stream(self._prompt(question), question.answer, question.as_input):
             if isinstance(piece, str):
                 yield Token(text=visible(piece))
             else:
@@ -64,6 +67,14 @@ class Service:
         found = self._asking.first(answer)
         yield self._writer.rows(found, question.rows, self._evidence)
         yield self._writer.rows(self._asking.exact(found), question.rows, self._evidence)
+
+    def _prompt(self, question: Question) -> str:
+        if not question.before:
+            return question.question
+        if not self.chats or question.as_input:
+            raise DataError("a conversation is for a model that was trained on such, and is no input of a template")
+        asked = Turn(role="user", content=question.question)
+        return to_text([turn.model_dump() for turn in [*question.before, asked]])
 
     def open(self, example_id: str) -> Example | None:
         """A training example in full; None where there is none of this id."""

@@ -7,6 +7,7 @@
   };
   let result = null; // of the last question: what the rows are about, and the rows
   let running = null;
+  let before = []; // the turns that the next question follows, where the model chats
 
   const say = (text) => { byId("status").textContent = text; };
 
@@ -49,7 +50,8 @@
   }
 
   function start(question) {
-    result = { question: question.question, answer: "", rows: [] };
+    result = { question: question.question, before: question.before || [], answer: "", rows: [] };
+    if (byId("continue")) byId("continue").disabled = true;
     byId("result").hidden = false;
     byId("asked").textContent = question.question;
     byId("said").textContent = "";
@@ -68,6 +70,7 @@
     answer(event) {
       result.answer = event.text;
       byId("said").textContent = event.text;
+      if (byId("continue")) byId("continue").disabled = false;
       if (event.ended !== "end of text") {
         byId("ended").hidden = false;
         byId("ended").textContent = event.ended === "empty" ? "The model ended its answer at once." : "The answer was cut off at its greatest length.";
@@ -94,7 +97,7 @@
     byId("kind").textContent = about.filter(Boolean).join(" ");
     for (const name of ["label", "source"]) choices(name);
     byId("filters").hidden = false;
-    byId("permalink").href = address(result.question, result.answer);
+    byId("permalink").href = address(result);
     const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = (row) => ["label", "source"].every((name) => !byId(name).value || row[name] === byId(name).value) &&
       words.every((word) => `${row.id} ${row.label || ""} ${row.pieces.join("")}`.toLowerCase().includes(word));
@@ -128,17 +131,29 @@
 
   // ---- Links and files --------------------------------------------------------------------------------------------
 
-  const address = (question, answer) => "#" + new URLSearchParams({ question, answer });
+  const address = ({ question, answer, before }) => "#" + new URLSearchParams({ question, answer, ...(before.length ? { before: JSON.stringify(before) } : {}) });
+
+  function follow(turns) {
+    if (!byId("before")) return;
+    before = turns;
+    byId("before").hidden = !turns.length;
+    byId("turns").replaceChildren(...turns.map((turn) => make("li", { dir: "auto" }, make("b", {}, turn.role), ` ${turn.content}`)));
+  }
+
+  function turnsOf(text) {
+    try { return JSON.parse(text || "[]"); } catch { return []; }
+  }
 
   function fromAddress() {
     const asked = new URLSearchParams(location.hash.slice(1));
     if (!asked.get("question")) return;
     byId("question").value = asked.get("question");
     byId("answer").value = asked.get("answer") || "";
+    follow(turnsOf(asked.get("before")));
     ask(written());
   }
 
-  const written = () => ({ question: byId("question").value, answer: byId("answer").value || null, base: byId("base").checked, as_input: byId("as-input").checked });
+  const written = () => ({ question: byId("question").value, before, answer: byId("answer").value || null, base: byId("base").checked, as_input: byId("as-input").checked });
 
   function save(name, kind, text) {
     const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: kind })), download: name });
@@ -168,8 +183,16 @@
   byId("csv").addEventListener("click", () => save("rows.csv", "text/csv", table(result.rows)));
   byId("json").addEventListener("click", () => save("rows.json", "application/json", JSON.stringify(result, null, 1)));
   document.addEventListener("selectionchange", () => { byId("about").disabled = !result || !result.answer || !selection(); });
-  byId("about").addEventListener("click", () => ask({ question: result.question, answer: result.answer, about: selection() }));
+  byId("about").addEventListener("click", () => ask({ question: result.question, before: result.before, answer: result.answer, about: selection() }));
   byId("examples").addEventListener("click", (event) => { const link = event.target.closest("button[data-id]"); if (link) open(link.dataset.id); });
+  if (byId("before")) {
+    byId("continue").addEventListener("click", () => {
+      follow([...result.before, { role: "user", content: result.question }, { role: "assistant", content: result.answer }]);
+      byId("question").value = byId("answer").value = "";
+      byId("question").focus();
+    });
+    byId("anew").addEventListener("click", () => { follow([]); byId("question").focus(); });
+  }
   addEventListener("hashchange", fromAddress);
   startTheme();
   fromAddress();
