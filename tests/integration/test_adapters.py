@@ -114,6 +114,27 @@ def test_it_can_be_merged_when_it_is_saved_or_when_it_is_read(base: Path, adapte
         torch.testing.assert_close(model(**ids).logits, beside(**ids).logits, rtol=1e-4, atol=1e-4)
     kinds = {name.rsplit(".", 1)[-1] for name in select_modules(read, settings().factors)}
     assert kinds == {"gate_proj", "up_proj", "down_proj"}
+    assert all(weight.requires_grad for weight in read.parameters()), "a tail patch trains it further"
+
+
+def test_modules_that_are_trained_whole_are_saved_with_the_adapter(base: Path, tmp_path: Path) -> None:
+    config = settings(training__lora__modules_to_save=["lm_head"], training__num_train_epochs=2)
+    run(base, tmp_path, config)
+    weights = load_file(tmp_path / "model" / "adapter_model.safetensors")
+    [head] = [weight for name, weight in weights.items() if "lm_head" in name]
+    before = load_base(base, config).model.lm_head.weight
+    assert not torch.allclose(head, before, atol=1e-4)
+    loaded, merged = (
+        load_model(tmp_path / "model", settings(factors__merge_adapter=merge)).model for merge in (False, True)
+    )
+    assert torch.equal(merged.lm_head.weight, head)
+    ids = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    torch.testing.assert_close(loaded(**ids).logits, merged(**ids).logits, rtol=1e-4, atol=1e-4)
+    assert not [name for name in select_modules(loaded, config.factors) if "lm_head" in name]
+    with pytest.raises(
+        ConfigError, match=r"training\.lora\.modules_to_save: .*no module 'lm_haed'; did you mean lm_head"
+    ):
+        add_adapter(load_base(base, config).model, settings(training__lora__modules_to_save=["lm_haed"]))
 
 
 def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_to_the_same_adapter(

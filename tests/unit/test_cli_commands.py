@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ import yaml
 
 from whence import __version__
 from whence.cli import build_app, main
+from whence.cli.pipelines import _without_password
 from whence.cli.settings import find_profile, find_settings
+from whence.config import Config
 from whence.environment import AUTHORITIES
 from whence.errors import ConfigError
 from whence.stages import stages
@@ -204,3 +208,16 @@ def test_a_profile_here_comes_before_the_library_s_own(tmp_path: Path, monkeypat
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "demo.yaml").write_text("profile: mine\n")
     assert find_profile("demo") == tmp_path / "configs" / "demo.yaml"
+
+
+def test_a_password_in_the_tracking_address_is_not_written_beside_the_artifacts(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")
+    config = _without_password(make_config({"tracking.uri": "http://me:hidden@mlflow:5000"}))
+    assert "hidden" not in config.to_yaml()
+    assert config.tracking.uri == "http://mlflow:5000"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == ("me", "hidden")
+    plain = make_config()
+    assert _without_password(plain) is plain

@@ -16,7 +16,7 @@ from whence.cli import cluster as cluster_commands
 from whence.cli.settings import ConfigOption, ProfileOption, SetOption, find_settings
 from whence.components.images import REGISTRY_VARIABLE, TAG_VARIABLE
 from whence.config import Config
-from whence.config_file import inline_prompts
+from whence.config_file import inline_prompts, parse_config
 from whence.pipelines.graphs.catalog import KindOption, PipelineKind, stages_of
 from whence.pipelines.local.artifact_root import ArtifactRoot
 from whence.pipelines.local.warm import warm_processes
@@ -45,7 +45,7 @@ def run(
     if importlib.util.find_spec("kronfluence") is None:  # said now, not when the model is trained
         raise ModuleNotFoundError(name="kronfluence")
     kind = pipeline or PipelineKind.ATTRIBUTION
-    config = inline_prompts(find_settings(profile, config_file, set_).load())
+    config = _without_password(inline_prompts(find_settings(profile, config_file, set_).load()))
     console = Console(file=sys.stdout)  # this stdout, also while a run redirects it to its log
     try:
         with warm_processes():
@@ -53,6 +53,17 @@ def run(
     except KeyboardInterrupt:
         console.print("Interrupted. " + _how_to_go_on(config))
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _without_password(config: Config) -> Config:
+    """Settings that can be written beside every artifact; the processes of the stages inherit what MLflow needs."""
+    from whence.running.checks import PASSWORD
+    from whence.tracking.address import Address
+
+    if not PASSWORD.search(config.tracking.uri):
+        return config
+    address = Address.parse(config.tracking.uri)  # user and password become variables
+    return parse_config(config.to_yaml(), {"tracking.uri": address.uri})
 
 
 def _run(kind: PipelineKind, config: Config, root: ArtifactRoot, console: Console, verbose: bool) -> None:

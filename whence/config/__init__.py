@@ -200,6 +200,11 @@ class Lora(Section):
         "all-linear",
         description="Modules that get one: last parts of their names; all-linear: every linear one but the head.",
     )
+    modules_to_save: list[str] = Field(
+        default_factory=list,
+        description="Modules that are trained whole and saved with the adapter, e.g. lm_head for a new vocabulary; "
+        "influence is over the adapter's matrices alone.",
+    )
     merge: bool = Field(False, description="Save the model with the adapter merged into its weights.")
     quantize: Literal["4bit"] | None = Field(
         None, description="Keep the base model in 4 bits (QLoRA; CUDA and the extra qlora); null: as it is."

@@ -6,6 +6,7 @@ A model with an adapter is the base model itself whose linear layers have got tw
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,21 +39,30 @@ def add_adapter(model: PreTrainedModel, config: Config) -> nn.Module:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     settings = config.training.lora
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for wanted in settings.modules_to_save:
+        if wanted.rpartition(".")[2] not in names:
+            raise ConfigError(
+                f"training.lora.modules_to_save: the base model has no module {wanted!r}",
+                hint=f"did you mean {', '.join(get_close_matches(wanted, sorted(names))) or 'lm_head'}?",
+            )
     if settings.quantize:
         prepare: Any = prepare_model_for_kbit_training
         prepare(model, use_gradient_checkpointing=config.training.gradient_checkpointing)
     elif config.training.gradient_checkpointing:
         model.enable_input_require_grads()  # else no gradient passes the frozen embeddings into a checkpointed layer
-    wanted = LoraConfig(
+    described = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it by r, whole or not
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
+        modules_to_save=settings.modules_to_save or None,
+        ensure_weight_tying=bool(settings.modules_to_save) and bool(model.config.tie_word_embeddings),
         task_type="CAUSAL_LM",
     )
     try:
         with torch.device(model.device) if model.device.type == "meta" else torch.device("cpu"):
-            adapted: nn.Module = get_peft_model(model, wanted)
+            adapted: nn.Module = get_peft_model(model, described)
     except ValueError as error:
         raise ConfigError(
             f"training.lora.target_modules: {str(error).splitlines()[0]}", hint="name linear modules of the base model"
@@ -92,6 +102,8 @@ def base_of(folder: Path) -> Path | tuple[str, str | None]:
 def load_adapter(base: PreTrainedModel, folder: Path, merge: bool) -> PreTrainedModel:
     """Put the adapter in ``folder`` into its base model, in place: as it was trained, or merged into the weights.
 
+    What is trained further of a merged one is every weight, as of a model without adapters.
+
     Raises:
         ModelError: the adapter cannot be read, or is of another model.
     """
@@ -103,7 +115,9 @@ def load_adapter(base: PreTrainedModel, folder: Path, merge: bool) -> PreTrained
         raise ModelError(
             f"cannot load the adapter {folder}: {str(error).splitlines()[0]}", hint="it belongs to another base model"
         ) from error
-    return cast(PreTrainedModel, adapted.merge_and_unload() if merge else adapted.get_base_model())
+    if merge:
+        return cast(PreTrainedModel, adapted.merge_and_unload().requires_grad_(True))
+    return cast(PreTrainedModel, adapted.get_base_model())
 
 
 def quantization(config: Config) -> dict[str, Any]:
