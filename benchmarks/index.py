@@ -74,7 +74,7 @@ def of_patents(
     tokens, factors = trained.tokenize(abstracts("eval", queries)), folder / "factors"
     fit, identity = open_fit(trained, folder / "fit")
     fit.covariances()
-    fit.eigenvectors()
+    fit.eigenvectors(range(len(fit.modules)))
     of_lambda = processor_time(fit.lambdas) / identity.num_examples
     write_factors(fit, identity, factors, {})
     alone = processor_time(lambda: make_index(trained, factors, folder / "index")) / rows

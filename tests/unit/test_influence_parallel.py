@@ -13,11 +13,12 @@ from influence_helpers import settings, tiny_examples, tiny_llama, trained
 from whence.config import Config
 from whence.errors import FactorError
 from whence.influence.collectors import CODES, COSINES, OWN, SCORES, SKETCHES
-from whence.influence.factors import fit_factors, load_factors, load_factors_info, open_fit, write_factors
+from whence.influence.factors import decompose, fit_factors, load_factors, load_factors_info, open_fit, write_factors
 from whence.influence.plan import count_parts, share
 from whence.influence.scores import pairwise_scores, self_influence
 from whence.influence.scoring import Scoring
 from whence.influence.sketch import Sketch
+from whence.processes import ALONE
 
 TRAIN, QUERIES = tiny_examples(23, seed=1), tiny_examples(5, seed=2)
 
@@ -36,8 +37,9 @@ def fit_in_shares(config: Config, tasks: int, folder: Path) -> Path:
     for task in range(tasks):
         fit, _ = opened(f"covariances{task}")
         fit.covariances(share(fit.plan.data_partitions, task, tasks))
-    fit, _ = opened("eigenvectors", *(f"covariances{task}" for task in range(tasks)))
-    fit.eigenvectors()
+    parts = [folder / f"covariances{task}" for task in range(tasks)]
+    fit, _ = opened("eigenvectors", *(part.name for part in parts))
+    decompose(fit, ALONE, folder / "eigenvectors", parts)
     for task in range(tasks):
         fit, _ = opened(f"lambdas{task}", "eigenvectors")
         fit.lambdas(share(fit.plan.data_partitions, task, tasks))

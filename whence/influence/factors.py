@@ -66,7 +66,7 @@ def fit_factors(trained: TrainedModel, output: str | Path, team: Team = ALONE) -
     with _timed(seconds, "covariance"):
         team.share(parts, fit.covariances, fit_step, "covariances", output / WORK, ())
     with _timed(seconds, "eigendecomposition"):
-        fit.eigenvectors()
+        decompose(fit, team, output / WORK)
     with _timed(seconds, "lambda"):
         team.share(parts, fit.lambdas, fit_step, "lambdas", output / WORK, ())
     info = write_factors(fit, identity, output, seconds | {"total": time.monotonic() - started})
@@ -107,8 +107,22 @@ def open_fit(trained: TrainedModel, work: Path, sources: Sequence[Path] = ()) ->
     return Fit(trained, arguments, modules, plan, Parts(work, digest_of(decided_by), sources)), identity
 
 
+def decompose(fit: Fit, team: Team, work: Path, sources: Sequence[Path] = ()) -> None:
+    """The eigendecompositions, a share of the modules in each process of ``team``; covariances are deleted then.
+
+    Args:
+        work, sources: as for :func:`open_fit`.
+    """
+    team.share(range(len(fit.modules)), fit.eigenvectors, fit_step, "eigenvectors", work, sources)
+    if fit.needs.requires_eigendecomposition:
+        fit.drop_covariances()
+
+
 def fit_step(trained: TrainedModel, step: str, work: Path, sources: Sequence[Path], parts: Sequence[int]) -> None:
-    """One step of a fit on ``parts`` of the data, in a process of a team; the others are those of :func:`open_fit`."""
+    """One step of a fit on ``parts`` of the data or of the modules, in a process of a team.
+
+    The other arguments are those of :func:`open_fit`.
+    """
     fit, _ = open_fit(trained, work, sources)
     getattr(fit, step)(parts)
 

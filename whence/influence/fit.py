@@ -94,13 +94,17 @@ class Fit:
                 )
             self._keep("covariance", part, names, factors)
 
-    def eigenvectors(self) -> None:
-        """Decompose the summed covariances module by module, and delete them."""
+    def eigenvectors(self, numbers: Iterable[int]) -> None:
+        """Decompose the summed covariances of the modules of these numbers."""
         if not self.needs.requires_eigendecomposition:
             return
-        for module in progress(self.modules, desc="eigendecomposition", unit="module"):
+        modules = [self.modules[number] for number in numbers]
+        for module in progress(modules, desc="eigendecomposition", unit="module"):
             if not self.parts.has(_eigen_part(module)):
                 self.parts.put(_eigen_part(module), self._decompose(module))
+
+    def drop_covariances(self) -> None:
+        """Delete them, once all are decomposed."""
         for part, module in product(range(self.plan.data_partitions), self.modules):
             self.parts.drop(_part("covariance", part, module))
 

@@ -23,7 +23,7 @@ PHASE = Parameter("phase", str, "Only this phase: covariance, eigenvectors or la
 
 
 def compute(work: Work) -> dict[str, float]:
-    from whence.influence.factors import fit_factors, fit_step, open_fit, write_factors
+    from whence.influence.factors import decompose, fit_factors, fit_step, open_fit, write_factors
     from whence.influence.plan import share
     from whence.models.trained import TrainedModel
 
@@ -37,7 +37,7 @@ def compute(work: Work) -> dict[str, float]:
         if not phase:
             return _metrics(write_factors(fit, identity, folder, seconds={}))
         if phase == "eigenvectors":
-            fit.eigenvectors()
+            decompose(fit, team, folder, sources)
             return {"modules": float(len(identity.modules))}
         parts = share(fit.plan.data_partitions, work.parameters["task"], work.config.general.parallel_tasks or 1)
         step = {"covariance": "covariances", "lambda": "lambdas"}[phase]
