@@ -191,6 +191,9 @@ def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bo
     if clip == "auto":
         clip = 0.0 if bf16 else 1.0
     same = settings.model_dump(exclude={"bf16", "max_grad_norm", "eval_steps", "lora", "extra", "fsdp"})
+    divided = settings.fsdp and world()[0] > 1
+    if divided and settings.gradient_checkpointing:  # FSDP's own, which does not gather the weights once more
+        same |= {"gradient_checkpointing": False, "fsdp_config": {"activation_checkpointing": True}}
     return TrainingArguments(
         output_dir=str(checkpoints),
         **same,
@@ -201,7 +204,7 @@ def _arguments(config: Config, checkpoints: Path, device: torch.device, bf16: bo
         save_strategy="steps",
         seed=config.general.seed,
         use_cpu=device.type == "cpu",
-        fsdp=cast(Any, settings.fsdp and world()[0] > 1),
+        fsdp=cast(Any, divided),
         remove_unused_columns=False,
         logging_nan_inf_filter=False,  # it would replace a NaN by the mean of earlier losses
         include_num_input_tokens_seen="non_padding",

@@ -54,8 +54,12 @@ def assert_equal(made: Path, ours: dict[str, torch.Tensor], expected: dict[str, 
 
 @pytest.mark.parametrize(
     "divided",
-    [{"training__dataloader_drop_last": False}, {"training__fsdp": True}],
-    ids=["ddp, with half a batch", "fsdp"],
+    [
+        {"training__dataloader_drop_last": False},
+        {"training__fsdp": True},
+        {"training__fsdp": True, "training__gradient_checkpointing": True},
+    ],
+    ids=["ddp, with half a batch", "fsdp", "fsdp, checkpointing"],
 )
 def test_two_ranks_train_the_weights_of_one_process_with_the_same_global_batch(
     made: Path, tmp_path: Path, divided: dict[str, Any]
