@@ -81,6 +81,26 @@ def test_of_a_conversation_given_as_prompt_and_completion_the_completion_alone_i
     assert learned({"prompt": turns[:3], "completion": turns[3:]}, **{"dataset.loss_on": "all"}) == "all"
 
 
+def test_conversations_that_the_template_refuses_are_counted_and_the_first_is_said(
+    make_config: Callable[..., Config], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    file = tmp_path / "talks.jsonl"
+    talks = [talk, [{"role": "system", "content": "Be brief."}, *talk]]
+    file.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in talks))
+    template = (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('no system here') }}"
+    )
+    template += "{% endif %}{{ message['content'] + '\n' }}{% endfor %}"
+    settings = {"dataset.name": None, "dataset.train_files": [str(file)], "dataset.eval_files": [str(file)],
+                "dataset.chat_template": template, "dataset.cleaning.drop_duplicates": False}  # fmt: skip
+    train, _ = prepare_datasets(make_config(settings), lambda texts: tiny_tokenizer)
+    assert train.info.dropped == {"refused_by_the_chat_template": 1}
+    assert "train: 1 rows are left out, the first because" in caplog.text
+    assert "no system here" in caplog.text
+
+
 def test_code_is_kept_to_the_letter_and_rows_that_changed_are_counted(
     prepare: Callable[..., tuple[ExampleSet, ExampleSet]],
 ) -> None:

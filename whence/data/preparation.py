@@ -123,7 +123,12 @@ def _finish(
     encoder = Encoder(tokenizer, config)
     encoded = [_encode(encoder, prompt, answer) for prompt, answer in shown]
     fits = np.array([isinstance(item, Encoded) for item in encoded], dtype=bool)
-    dropped.update(item for item in encoded if isinstance(item, str))
+    refused = [item for item in encoded if isinstance(item, ChatError)]
+    if refused:
+        logger.warning("%s: %d rows are left out, the first because %s", split, len(refused), refused[0])
+    dropped.update(
+        {"refused_by_the_chat_template": len(refused), "answer_does_not_fit": int((~fits).sum()) - len(refused)}
+    )
     kept, texts = rows[fits], texts[fits]
     if kept.empty:
         raise DataError(_nothing_left(split, raw, dropped))
@@ -159,15 +164,12 @@ def _finish(
     return ExampleSet(frame, info, _truth(kept, frame))
 
 
-def _encode(encoder: Encoder, prompt: str, completion: str) -> Encoded | str:
-    """The row as tokens, or in a word why it cannot be."""
+def _encode(encoder: Encoder, prompt: str, completion: str) -> Encoded | DataError:
+    """The row as tokens, or why it cannot be."""
     try:
         return encoder.example(prompt, completion)
-    except ChatError as error:
-        logger.info("a row is dropped: %s", error)
-        return "refused_by_the_chat_template"
-    except DataError:
-        return "answer_does_not_fit"
+    except DataError as error:
+        return error
 
 
 def _warn_of_lookalikes(labels: Iterable[str]) -> None:
