@@ -115,6 +115,8 @@ def _print_places(console: Console, result: LocalRun, config: Config) -> None:
         for title, output in PAGES.items()
         if (result.artifacts / output).is_file()
     }
+    card = result.artifacts / "report" / "tables" / "model_card" / "README.md"
+    places |= {"The model card": _short(card)} if card.is_file() else {}
     places |= {
         "All artifacts": _short(result.artifacts),
         "The log": _short(result.log),
