@@ -21,8 +21,8 @@ from whence.influence.results import Scores
 PROMPTS = Path(__file__).parents[2] / "configs" / "prompts" / "chat.json"
 
 
-ADAPTER = ["training.lora.enabled=true", "training.num_train_epochs=10", "training.learning_rate=2e-3",
-           "general.processes=2", "training.per_device_train_batch_size=4"]  # fmt: skip
+ADAPTER = ["training.lora.enabled=true", "training.lora.r=8", "training.lora.alpha=16", "training.num_train_epochs=8",
+           "training.learning_rate=2e-3", "general.processes=2", "training.per_device_train_batch_size=4"]  # fmt: skip
 
 
 def whence(folder: Folder, *arguments: str, settings: Sequence[str] = ()) -> None:
