@@ -136,7 +136,7 @@ def _reports(launch: LaunchConfig, on_log: OnLog, raised: dict[int, BaseExceptio
                 reader = cast(Connection, ready)
                 try:
                     report: Report = reader.recv()
-                except EOFError:  # all who could write are gone
+                except (EOFError, OSError):  # all who could write are gone, perhaps in the middle of a report
                     waiting.remove(reader)
                     continue
                 rank, content = report

@@ -14,6 +14,7 @@ import torch
 from ranks_helpers import make_inputs, settings, tuning
 from safetensors.torch import load_file
 
+from whence import ranks
 from whence.errors import ModelError, ProcessError
 from whence.influence.factors import fit_factors, load_factors
 from whence.influence.fit import Factors, Fit
@@ -88,6 +89,17 @@ def test_a_rank_that_is_killed_fails_the_training_which_goes_on_from_its_checkpo
     assert result.resumed_from in (2, 4)
     _, expected = run(made, tmp_path / "one", 1, training__per_device_train_batch_size=4)
     assert_equal(made, load_file(tmp_path / "model" / "model.safetensors"), expected)
+
+
+def test_a_rank_that_is_killed_while_it_reports_holds_nobody_up() -> None:
+    told, raised = list[Any](), dict[int, BaseException]()
+    launch = ranks._here(2)
+    with ranks._reports(launch, lambda *report: told.append(report), raised) as (first, second):
+        first.send((ranks.LOG, (1, {"loss": 0.5})))
+        os.write(second.fileno(), b"\0\0")  # half the length of what was to come
+        first.send((0, ValueError("wrong")))
+    assert told == [(1, {"loss": 0.5})]
+    assert str(raised[0]) == "wrong"
 
 
 def test_a_checkpoint_of_another_number_of_ranks_is_not_gone_on_from(
