@@ -29,7 +29,7 @@ def image(stage: str) -> str:
     tag = os.environ.get(TAG_VARIABLE, __version__)
     if tag == "latest":
         raise PipelineError(
-            f"{TAG_VARIABLE}=latest moves, and Kubeflow would reuse results of old code; give a version"
+            f"{TAG_VARIABLE}=latest moves, and Kubeflow would reuse results of old code", hint="give a version"
         )
     name = f"{registry}/{stage.replace('_', '-')}:{tag}"
     digests = os.environ.get(DIGESTS_VARIABLE)
@@ -42,7 +42,9 @@ def _pinned(name: str, digests: Path) -> str:
     except OSError as error:
         raise PipelineError(f"{DIGESTS_VARIABLE}: {digests} cannot be read: {error.strerror}") from error
     if not known:
-        raise PipelineError(f"{DIGESTS_VARIABLE}: {digests} has no digest of {name}; push it with DIGESTS={digests}")
+        raise PipelineError(
+            f"{DIGESTS_VARIABLE}: {digests} has no digest of {name}", hint=f"push it with DIGESTS={digests}"
+        )
     return known[-1]
 
 

@@ -149,7 +149,7 @@ class Asking:
         ends = [len(decode([ids[place] for place in counted[: number + 1]])) for number in range(len(counted))]
         start = decode([ids[place] for place in counted]).rfind(words)
         if start < 0:
-            raise DataError(f"the answer has no words {words!r}; give words as they stand in it")
+            raise DataError(f"the answer has no words {words!r}", hint="give words as they stand in it")
         labels = [IGNORED] * len(ids)
         for place, begin, end in zip(counted, [0, *ends], ends, strict=False):
             if begin < start + len(words) and end > start:

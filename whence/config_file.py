@@ -115,7 +115,9 @@ def unpack(settings: str) -> str:
     try:
         return bz2.decompress(base64.b64decode(settings, validate=True)).decode()
     except (ValueError, OSError) as error:
-        raise ConfigError("settings: are not as this version compiles them; compile the pipeline again") from error
+        raise ConfigError(
+            "settings: are not as this version compiles them", hint="compile the pipeline again"
+        ) from error
 
 
 def inline_prompts(config: Config, *, from_storage: bool = False) -> Config:

@@ -53,7 +53,7 @@ def authorities(who: str) -> str | None:
     if variable is None:
         return None
     if not Path(os.environ[variable]).exists():
-        raise ConfigError(f"{variable}: names {os.environ[variable]}, which is not there; correct or unset it")
+        raise ConfigError(f"{variable}: names {os.environ[variable]}, which is not there", hint="correct or unset it")
     return os.environ[variable]
 
 
@@ -70,7 +70,7 @@ def settings_of_the_network() -> str:
     words += [f"{who} trusts {_first_set(names)}" for who, names in AUTHORITIES.items() if authorities(who)]
     mirror = os.environ.get("HF_ENDPOINT", "https://")
     if not mirror.startswith(("http://", "https://")):
-        raise ConfigError(f"HF_ENDPOINT: {mirror} is no address; write it with http:// or https:// before it")
+        raise ConfigError(f"HF_ENDPOINT: {mirror} is no address", hint="write it with http:// or https:// before it")
     words += [f"{name} is not read: {setting} wins" for name, setting in NOT_READ.items() if os.environ.get(name)]
     return "; ".join(words)
 

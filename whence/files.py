@@ -126,8 +126,8 @@ def require_disk(folder: Path, needed: int, what: str, hint: str) -> None:
     logger.info("disk for %s: %s, %s free at %s", what, readable(needed), readable(free), place)
     if needed > free:
         raise ResourceError(
-            f"not enough disk for {what}: {readable(needed)} are needed, {readable(free)} are free at {place}; "
-            f"free some space, or {hint}"
+            f"not enough disk for {what}: {readable(needed)} are needed, {readable(free)} are free at {place}",
+            hint=f"free some space, or {hint}",
         )
 
 

@@ -97,7 +97,7 @@ def run_checks(name: str, settings: KfpArtifact) -> None:
         print(outcome, flush=True)
         failed += [] if outcome.passed else [outcome.check]
     if failed:
-        raise PipelineError(f"{name}: {', '.join(failed)} failed; what was found is above")
+        raise PipelineError(f"{name}: {', '.join(failed)} failed", hint="what was found is above")
 
 
 @_in_words()

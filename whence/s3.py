@@ -71,7 +71,7 @@ def make_client() -> Any:
     except ValueError as error:  # boto3's own for an address that is none
         given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         raise StorageError(
-            f"AWS_ENDPOINT_URL: {given or error} is no address; write it with http:// or https:// before it"
+            f"AWS_ENDPOINT_URL: {given or error} is no address", hint="write it with http:// or https:// before it"
         ) from error
 
 
@@ -138,7 +138,7 @@ def require(address: str, setting: str) -> None:
     bucket, key = split(address)
     with explained(f"{setting}: cannot read {address}", DataError):
         if not make_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount"):
-            raise DataError(f"{setting}: there is nothing at {address}; correct the address")
+            raise DataError(f"{setting}: there is nothing at {address}", hint="correct the address")
 
 
 def _reason(error: Exception) -> str:

@@ -84,7 +84,9 @@ class Client(kfp.Client):
         health = self.get_kfp_healthz()
         self.namespace = namespace or self.get_user_namespace() or None
         if health.multi_user and self.namespace is None:
-            raise ClusterError("namespace: this Kubeflow has several users; give that of your profile with --namespace")
+            raise ClusterError(
+                "namespace: this Kubeflow has several users", hint="give that of your profile with --namespace"
+            )
 
     @property
     def api_client(self) -> kfp_server_api.ApiClient:
@@ -189,10 +191,14 @@ def equals(**values: str) -> str:
 
 def _check_environment(host: str) -> None:
     if "@" in urlsplit(host if "//" in host else f"//{host}").netloc:
-        raise ClusterError("address: a user name or password in it is not sent; give a token in KF_PIPELINES_TOKEN")
+        raise ClusterError(
+            "address: a user name or password in it is not sent", hint="give a token in KF_PIPELINES_TOKEN"
+        )
     variable = "KF_PIPELINES_SA_TOKEN_PATH"
     if not Path(os.environ.get(variable) or __file__).is_file():
-        raise ClusterError(f"login: {variable} names {os.environ[variable]}, which is no file; correct or unset it")
+        raise ClusterError(
+            f"login: {variable} names {os.environ[variable]}, which is no file", hint="correct or unset it"
+        )
 
 
 def _keep_host(configuration: kfp_server_api.Configuration) -> None:

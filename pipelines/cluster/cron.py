@@ -37,16 +37,17 @@ def six_fields(expression: str) -> str:
     fields = SHORTHANDS.get(expression.strip().lower(), expression).replace("?", "*").split()
     if len(fields) not in (5, 6):
         raise ConfigError(
-            f"--cron {expression!r}: has {len(fields)} fields; write five (minute, hour, day of month, month, day of "
-            "week), e.g. '0 3 * * 1', or six with the seconds first"
+            f"--cron {expression!r}: has {len(fields)} fields",
+            hint="write five (minute, hour, day of month, month, day of week), e.g. '0 3 * * 1', or six with the "
+            "seconds first",
         )
     fields = ["0", *fields] if len(fields) == 5 else fields
     for field in fields:
         items = field.split(",")
         if not all(ITEM.fullmatch(item) for item in items) or (len(items) > 1 and "*" in field):
             raise ConfigError(
-                f"--cron {expression!r}: Kubeflow does not read {field!r}; it takes numbers, names (MON, JAN), ranges "
-                "(1-5), steps (*/2, 1-9/2) and lists of those"
+                f"--cron {expression!r}: Kubeflow does not read {field!r}",
+                hint="it takes numbers, names (MON, JAN), ranges (1-5), steps (*/2, 1-9/2) and lists of those",
             )
     if re.search(r"(?<![0-9/])0*7(?![0-9])", fields[5]):
         raise ConfigError(f"--cron {expression!r}: for Kubeflow Sunday is 0, not 7")
@@ -72,5 +73,6 @@ def _check_pace(cron: str, expression: str) -> None:
         raise ConfigError(f"--cron {expression!r}: never comes")
     if any(later - earlier < SHORTEST for earlier, later in pairwise(times)):
         raise ConfigError(
-            f"--cron {expression!r}: comes every few seconds; of six fields the first are the seconds, so put 0 there"
+            f"--cron {expression!r}: comes every few seconds",
+            hint="of six fields the first are the seconds, so put 0 there",
         )

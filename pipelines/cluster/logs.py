@@ -37,7 +37,7 @@ def task_log(view: RunView, name: str | None) -> tuple[Task, str]:
     except WhenceError as error:
         where = _archive_place(view.workflow, task.node) or view.client.link(f"runs/details/{view.run_id}")
         raise PipelineError(
-            f"task {task.name}: its log cannot be read: {refused}; nor from the archive: {error}; see {where}"
+            f"task {task.name}: its log cannot be read: {refused}; nor from the archive: {error}", hint=f"see {where}"
         ) from error
 
 
@@ -46,7 +46,7 @@ def _choose(tasks: list[Task], name: str | None, run_id: str) -> Task:
         found = [task for task in tasks if task.name == name]
         if not found:
             known = ", ".join(task.name for task in tasks if task.node is not None) or "none yet"
-            raise PipelineError(f"run {run_id}: has no task {name}; tasks with a log: {known}")
+            raise PipelineError(f"run {run_id}: has no task {name}", hint=f"tasks with a log: {known}")
         return found[0]
     candidates = failed_tasks(tasks)[:1] or [task for task in tasks if task.node is not None and not task.group]
     if not candidates:

@@ -67,7 +67,7 @@ class Package:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise PipelineError(f"{file}: cannot be read as YAML: {error}") from error
         if not documents or not isinstance(documents[0], dict) or not {"pipelineInfo", "root"} <= documents[0].keys():
-            raise PipelineError(f"{file}: is not a compiled pipeline; make one with `whence compile -o {file}`")
+            raise PipelineError(f"{file}: is not a compiled pipeline", hint=f"make one with `whence compile -o {file}`")
         info, root = documents[0]["pipelineInfo"], documents[0]["root"]
         name = _slug(name or info.get("displayName") or info["name"])
         # The bytes of a compiled pipeline differ from one compilation to the next; what they say does not.
@@ -105,7 +105,7 @@ class Package:
         ]
         if missing:
             raise PipelineError(
-                f"pipeline {self.name}: has no default for {', '.join(missing)}; give --param NAME=VALUE"
+                f"pipeline {self.name}: has no default for {', '.join(missing)}", hint="give --param NAME=VALUE"
             )
         if self.settings is not None:  # as `prepare` will, but before the cluster is asked for anything
             form = {name: field["defaultValue"] for name, field in self.parameters.items() if "defaultValue" in field}
@@ -122,9 +122,11 @@ class Package:
         if field is None:
             near = difflib.get_close_matches(name, self.parameters, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(self.parameters)) or 'none'}"
-            raise PipelineError(f"--param {name}: pipeline {self.name} has no such parameter; {hint}")
+            raise PipelineError(f"--param {name}: pipeline {self.name} has no such parameter", hint=hint)
         if "{{" in text:
-            raise PipelineError(f"--param {name}: Kubeflow would replace what stands in {{{{ }}}}; give it with --set")
+            raise PipelineError(
+                f"--param {name}: Kubeflow would replace what stands in {{{{ }}}}", hint="give it with --set"
+            )
         kind = str(field["parameterType"])
         if kind == "STRING":
             return text
@@ -149,5 +151,7 @@ def _slug(name: str) -> str:
     """A name that Kubeflow also takes where it keeps pipelines as Kubernetes objects."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:NAME_LENGTH].rstrip("-")
     if not slug:
-        raise PipelineError(f"pipeline name {name!r}: has no letter or digit of a-z, 0-9; give --pipeline-name NAME")
+        raise PipelineError(
+            f"pipeline name {name!r}: has no letter or digit of a-z, 0-9", hint="give --pipeline-name NAME"
+        )
     return slug

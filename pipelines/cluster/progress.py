@@ -142,7 +142,7 @@ def raise_unless_succeeded(run: api.V2beta1Run, tasks: list[Task]) -> None:
     if state in ("SUCCEEDED", "SKIPPED"):
         return
     if state == "CANCELED":
-        raise PipelineError(f"run {run.run_id}: was cancelled; go on with it: whence retry {run.run_id}")
+        raise PipelineError(f"run {run.run_id}: was cancelled", hint=f"go on with it: whence retry {run.run_id}")
     failed = failed_tasks(tasks)
     named = "; ".join(f"task {task.name} failed{task.message and f' ({task.message})'}" for task in failed)
     raise PipelineError(

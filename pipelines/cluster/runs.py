@@ -115,7 +115,9 @@ def retry(client: Client, run_id: str) -> None:
     """
     state = state_of(get_run(client, run_id))
     if state not in ("FAILED", "CANCELED"):
-        raise PipelineError(f"run {run_id}: is {state.lower()}; only one that failed or was cancelled is tried again")
+        raise PipelineError(
+            f"run {run_id}: is {state.lower()}", hint="only one that failed or was cancelled is tried again"
+        )
     client.ask(f"run {run_id}", client.runs.run_service_retry_run, run_id)
 
 

@@ -48,8 +48,8 @@ def create_or_replace(
     foreign = [entry for entry in old if _pipeline_of(entry) != version.pipeline_id]
     if foreign:
         raise PipelineError(
-            f"schedule {name}: another pipeline has one of that name ({foreign[0].recurring_run_id}); give "
-            f"another --name, or delete it first: whence schedule delete {foreign[0].recurring_run_id}"
+            f"schedule {name}: another pipeline has one of that name ({foreign[0].recurring_run_id})",
+            hint=f"give another --name, or delete it first: whence schedule delete {foreign[0].recurring_run_id}",
         )
     for entry in old:
         _end_runs(client, entry, force)
@@ -135,7 +135,8 @@ def _end_runs(client: Client, schedule: api.V2beta1RecurringRun, force: bool) ->
         except TimeoutError as error:
             raise ClusterError(
                 f"run {run_id}: is cancelled but has not ended within {CANCELLED_WITHIN} s, so its schedule "
-                f"{schedule.display_name} is still there, paused; try again later"
+                f"{schedule.display_name} is still there, paused",
+                hint="try again later",
             ) from error
     return active
 

@@ -61,7 +61,8 @@ def check_size(pipeline: Sequence[Mapping[str, Any]], parallel_tasks: int) -> No
     raise PipelineError(
         f"general.parallel_tasks: {parallel_tasks} are too many for Argo: {tasks} make a Workflow of about "
         f"{size.workflow >> 10} KiB (of {WORKFLOW >> 10}) with arguments of {size.argument >> 10} KiB (of "
-        f"{ARGUMENT >> 10}); {fitting} fit"
+        f"{ARGUMENT >> 10})",
+        hint=f"{fitting} fit",
     )
 
 

@@ -151,7 +151,7 @@ def status(
 ) -> None:
     """Show a run's tasks and their states, or the last runs."""
     if follow and run is None:
-        raise PipelineError("--follow: which run? Give its id; `whence status` lists the last ones")
+        raise PipelineError("--follow: which run? Give its id", hint="`whence status` lists the last ones")
     client = kubeflow.connect()
     if run is None:
         _list_runs(client, last, experiment)

@@ -121,8 +121,8 @@ class Source(NamedTuple):
         if self.file is not None:
             if any(self[:4]):
                 raise ConfigError(
-                    f"--file {self.file}: is compiled already; give it without --pipeline, --profile, --config and "
-                    "--set"
+                    f"--file {self.file}: is compiled already",
+                    hint="give it without --pipeline, --profile, --config and --set",
                 )
             yield Package.read(self.file, self.pipeline_name)
             return

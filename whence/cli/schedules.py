@@ -174,10 +174,12 @@ def _only(client: Client, schedule: str) -> Any:
 
     found = schedules.find(client, schedule)
     if not found:
-        raise PipelineError(f"schedule {schedule}: there is none; `whence schedule list` shows those there are")
+        raise PipelineError(f"schedule {schedule}: there is none", hint="`whence schedule list` shows those there are")
     if len(found) > 1:
         ids = ", ".join(entry.recurring_run_id for entry in found)
-        raise PipelineError(f"schedule {schedule}: there are {len(found)} of that name; give the id of one: {ids}")
+        raise PipelineError(
+            f"schedule {schedule}: there are {len(found)} of that name", hint=f"give the id of one: {ids}"
+        )
     return found[0]
 
 
@@ -211,7 +213,9 @@ def _zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ConfigError(f"--time-zone {name}: is no time zone; give a name such as UTC or Europe/Berlin") from error
+        raise ConfigError(
+            f"--time-zone {name}: is no time zone", hint="give a name such as UTC or Europe/Berlin"
+        ) from error
 
 
 def _refuse_options_before(context: typer.Context) -> None:

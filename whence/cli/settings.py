@@ -198,4 +198,4 @@ def print_outcomes(found: Mapping[Outcome, Sequence[str]]) -> None:
         table.add_row(outcome.check, state, escape(where), escape(outcome.found))
     Console().print(table)
     if failed := list(dict.fromkeys(outcome.check for outcome in found if not outcome.passed)):
-        raise ClusterError(f"{', '.join(failed)} failed; the table says where, and the way out")
+        raise ClusterError(f"{', '.join(failed)} failed", hint="the table says where, and the way out")

@@ -114,7 +114,8 @@ class ChatTemplate:
                 return rendered, len(whole.ids) - len(rendered.ids)
         raise DataError(
             f"a conversation has {len(rendered.ids)} tokens in its last exchange, and {longest} have room: "
-            f"{messages[-1]['content'][:60]!r}; raise general.max_length"
+            f"{messages[-1]['content'][:60]!r}",
+            hint="raise general.max_length",
         )
 
     def _asked(self, messages: Sequence[Message]) -> Conversation:

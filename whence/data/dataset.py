@@ -111,11 +111,15 @@ class ExampleSet:
             frame = pd.read_parquet(folder / DATA)
             truth = pd.read_parquet(folder / TRUTH) if (folder / TRUTH).exists() else None
         except (OSError, ValueError) as error:  # pydantic's and pyarrow's errors are ValueErrors
-            raise DataError(f"{folder} is not a dataset of Whence ({error}); run `whence prepare` again") from error
+            raise DataError(
+                f"{folder} is not a dataset of Whence ({error})", hint="run `whence prepare` again"
+            ) from error
         if tuple(frame.columns) != COLUMNS or fingerprint(frame) != info.fingerprint:
-            raise DataError(f"{folder / DATA} is not what {INFO} describes: it was altered; run `whence prepare` again")
+            raise DataError(
+                f"{folder / DATA} is not what {INFO} describes: it was altered", hint="run `whence prepare` again"
+            )
         if truth is not None and list(truth["example_id"]) != list(frame["example_id"]):
-            raise DataError(f"{folder / TRUTH} is not about the rows of {DATA}; run `whence prepare` again")
+            raise DataError(f"{folder / TRUTH} is not about the rows of {DATA}", hint="run `whence prepare` again")
         return cls(frame, info, truth)
 
 

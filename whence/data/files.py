@@ -58,7 +58,7 @@ def expand(name: str, setting: str) -> list[str]:
     elif is_folder:
         names = sorted(str(file) for file in Path(name).iterdir() if file.is_file())
     else:
-        raise DataError(f"{setting}: {name} is of an unknown kind; use one of {', '.join(SUFFIXES)}")
+        raise DataError(f"{setting}: {name} is of an unknown kind", hint=f"use one of {', '.join(SUFFIXES)}")
     files = [file for file in names if file.lower().endswith(SUFFIXES)]
     if not files:
         raise DataError(f"{setting}: the folder {name} has no {', '.join(SUFFIXES)} file")
@@ -82,7 +82,9 @@ def read_table(name: str, selection: Sequence[str], setting: str) -> Table:
                 read = _csv if name.lower().endswith((".csv", ".csv.gz")) else _json_lines
                 table = read(stream, f"{setting}: {name}", selection)
     except UnicodeDecodeError as error:
-        raise DataError(f"{setting}: {name} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+        raise DataError(
+            f"{setting}: {name} is not UTF-8 ({error.reason} at byte {error.start})", hint="convert it"
+        ) from error
     except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
         raise DataError(f"{setting}: {name} cannot be read: {error}") from error
     if not table.lines:

@@ -59,8 +59,8 @@ def _commit(name: str, revision: str | None) -> str | None:
     except (HfHubHTTPError, HFValidationError) as error:
         dataset = f"{name} at revision {revision}" if revision else name
         raise DataError(
-            f"dataset.name: the Hugging Face hub refuses {dataset}: {str(error).splitlines()[0]}; check the "
-            "name and dataset.revision, and set HF_TOKEN if the dataset is private or gated"
+            f"dataset.name: the Hugging Face hub refuses {dataset}: {str(error).splitlines()[0]}",
+            hint="check the name and dataset.revision, and set HF_TOKEN if the dataset is private or gated",
         ) from error
 
 

@@ -50,7 +50,7 @@ def load_prompts(config: Config) -> list[Prompt]:
     prompts = [prompt for prompt, _ in _parsed(config)]
     (name, count), *_ = Counter(prompt.prompt_id for prompt in prompts).most_common(1)
     if count > 1:
-        raise DataError(f"{_items(config)[0]}: prompt_id {name!r} is used more than once; ids must differ")
+        raise DataError(f"{_items(config)[0]}: prompt_id {name!r} is used more than once", hint="ids must differ")
     return prompts
 
 
@@ -112,7 +112,8 @@ def check_prompts(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase,
         if not prompt.prompt.endswith(tail):
             raise DataError(
                 f"prompt {prompt.prompt_id!r} has {length} tokens and needs {room} more for its answer, but "
-                f"general.max_length is {longest}; shorten the prompt, or raise general.max_length"
+                f"general.max_length is {longest}",
+                hint="shorten the prompt, or raise general.max_length",
             )
         try:
             encoder.prompt(prompt.prompt, room)
@@ -159,7 +160,7 @@ def parse_prompt(item: Any, origin: str, number: int, settings: Dataset) -> tupl
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors())
         raise DataError(
-            f"{origin}: {problems}; known keys are prompt, input or messages, prompt_id, reference"
+            f"{origin}: {problems}", hint="known keys are prompt, input or messages, prompt_id, reference"
         ) from error
     if not prompt.prompt.strip():
         raise DataError(f"{origin}: the prompt is empty")

@@ -183,7 +183,9 @@ def _truth(outputs: list[str | None], truth: list[str | None], origin: str, line
     """The truth columns, where the right answer of every row is known beside ``outputs``."""
     for value, line in zip(truth, lines, strict=True):
         if value is None:
-            raise DataError(f"{origin}, row {line} has no right answer; fill it in, or set dataset.truth_column: null")
+            raise DataError(
+                f"{origin}, row {line} has no right answer", hint="fill it in, or set dataset.truth_column: null"
+            )
     flipped = [one is not None and look(one) != look(str(other)) for one, other in zip(outputs, truth, strict=True)]
     return {"planted": [""] * len(truth), "flipped": flipped, "true_output": truth}
 
@@ -216,6 +218,7 @@ def _named(values: list[str | None], names: dict[str, str] | None, lines: list[i
         if value is not None and value not in names:
             raise DataError(
                 f"dataset.label_names: {origin}, row {line} has the value {value!r}, but there are names only for "
-                f"{', '.join(names)}; add it, or remove dataset.label_names to use the values as they are"
+                f"{', '.join(names)}",
+                hint="add it, or remove dataset.label_names to use the values as they are",
             )
     return [names[value] if value is not None else None for value in stripped]

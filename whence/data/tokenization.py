@@ -231,7 +231,8 @@ def _shorten(tokenizer: PreTrainedTokenizerBase, prompt: str, room: int, tail: s
     if room <= head + question:
         raise DataError(
             f"no room for the text of a prompt: {max(room, 0)} tokens are left for it, the question after it takes "
-            f"{question}: {prompt[:60]!r}; raise general.max_length, or shorten dataset.template or the answer"
+            f"{question}: {prompt[:60]!r}",
+            hint="raise general.max_length, or shorten dataset.template or the answer",
         )
     if own_tail:
         start, stop = room - question, len(ids) - question

@@ -47,7 +47,7 @@ def symmetric_eigen(matrix: torch.Tensor, what: str) -> tuple[torch.Tensor, torc
         FactorError: naming ``what``.
     """
     if not torch.isfinite(matrix).all():
-        raise FactorError(f"the {what} holds NaN or Inf; check the model's weights, or fit in float32")
+        raise FactorError(f"the {what} holds NaN or Inf", hint="check the model's weights, or fit in float32")
     matrix = (matrix + matrix.T) / 2  # sums of products are symmetric only up to rounding
     mean = matrix.diagonal().mean().clamp(min=torch.finfo(matrix.dtype).tiny)
     for jitter in (0.0, *JITTERS):
@@ -63,6 +63,6 @@ def symmetric_eigen(matrix: torch.Tensor, what: str) -> tuple[torch.Tensor, torc
             return values, vectors
         logger.warning("eigendecomposition of the %s gave NaN or Inf; adding to its diagonal", what)
     raise FactorError(
-        f"the {what} cannot be decomposed, even regularised by {JITTERS[-1]:g} of its mean eigenvalue; "
-        "fit on more examples, or leave the module out of factors.modules"
+        f"the {what} cannot be decomposed, even regularised by {JITTERS[-1]:g} of its mean eigenvalue",
+        hint="fit on more examples, or leave the module out of factors.modules",
     )

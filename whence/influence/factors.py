@@ -85,7 +85,7 @@ def open_fit(trained: TrainedModel, work: Path, sources: Sequence[Path] = ()) ->
     modules = select_modules(trained.model, config.factors)
     analysed = examples.subset(range(min(len(examples), config.factors.num_samples or len(examples))))
     if not len(analysed):
-        raise DataError("there are no examples to fit factors on; check the training data")
+        raise DataError("there are no examples to fit factors on", hint="check the training data")
     trained = trained.with_examples(analysed)
     arguments = factor_arguments(config)
     shapes = module_shapes(trained.model, modules)

@@ -162,7 +162,8 @@ class Fit:
             if int(count) != expected:
                 raise FactorError(
                     f"module {module} has seen {int(count)} examples of {expected}: it is used more or less than once "
-                    "in a forward pass, so its gradients are not those of its weights; leave it out of factors.modules"
+                    "in a forward pass, so its gradients are not those of its weights",
+                    hint="leave it out of factors.modules",
                 )
 
     def _missing(

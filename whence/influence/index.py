@@ -116,12 +116,13 @@ class Index:
             tensors = load_file(folder / CODES)
         except (OSError, ValidationError, SafetensorError) as error:
             raise DataError(
-                f"{folder} has no whole index ({error}); run `whence score` and `whence index` with index.enabled"
+                f"{folder} has no whole index ({error})",
+                hint="run `whence score` and `whence index` with index.enabled",
             ) from error
         data = ExampleSet.read(folder / ROWS)
         found = data.info.fingerprint, len(data.frame), len(tensors["codes"])
         if found != (info.train_data, info.rows, info.rows):
-            raise DataError(f"the codes in {folder} are not those of the rows beside them; make the index again")
+            raise DataError(f"the codes in {folder} are not those of the rows beside them", hint="make the index again")
         return cls(info, tensors["codes"], tensors["self"], data)
 
     def nearest(self, sketch: np.ndarray, count: int, harmful: bool = False) -> Nearest:

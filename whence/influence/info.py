@@ -85,7 +85,7 @@ def load_factors_info(folder: Path) -> FactorsInfo:
         return FactorsInfo.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else "its content is not what this version writes"
-        raise FactorError(f"cannot read {path}: {reason}; fit the factors again") from error
+        raise FactorError(f"cannot read {path}: {reason}", hint="fit the factors again") from error
 
 
 def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, hint: str) -> None:

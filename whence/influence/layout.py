@@ -75,4 +75,6 @@ def opened(path: Path, framework: str) -> Iterator[Any]:
         with safe_open(path, framework=framework) as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise FactorError(f"the factor file {path} is missing or damaged ({error}); fit the factors again") from error
+        raise FactorError(
+            f"the factor file {path} is missing or damaged ({error})", hint="fit the factors again"
+        ) from error

@@ -87,8 +87,8 @@ def finite_check(modules: Iterable[FastLinear], factors: Sequence[str]) -> Calla
         module, factor = watched[int((~sums.isfinite()).nonzero()[0])]
         shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
         raise FactorError(
-            f"{factor} of module {module.name} holds NaN or Inf since batch {number} (examples {shown}); "
-            "check these examples and the model's weights, or fit in float32 (general.dtype)"
+            f"{factor} of module {module.name} holds NaN or Inf since batch {number} (examples {shown})",
+            hint="check these examples and the model's weights, or fit in float32 (general.dtype)",
         )
 
     return check
@@ -98,7 +98,7 @@ def _total(module: FastLinear, factor: str) -> torch.Tensor:
     value: torch.Tensor | None = module.storage[factor]
     if value is None:
         raise FactorError(
-            f"module {module.name} took no part in the model's forward pass, so it has no {factor}; "
-            "leave it out of factors.modules"
+            f"module {module.name} took no part in the model's forward pass, so it has no {factor}",
+            hint="leave it out of factors.modules",
         )
     return value.diagonal().sum() if factor.endswith("covariance") else value.sum()

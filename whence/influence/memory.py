@@ -243,7 +243,7 @@ def require_memory(phases: Sequence[Phase], room: int, hint: str) -> None:
         logger.info("memory of %s", phase)
     worst = max(phases, key=lambda phase: phase.total, default=None)
     if worst is not None and worst.total > room:
-        raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there; {hint}")
+        raise ResourceError(f"not enough memory for {worst}, but {readable(room)} are there", hint=hint)
 
 
 def room(model: PreTrainedModel, processes: int) -> int:

@@ -55,12 +55,13 @@ def select_modules(model: nn.Module, factors: Factors) -> list[str]:
         matched = mlp if factors.modules == MLP else named
         if not matched:
             what_exists = _what_exists(model, leaves, called)
-            raise ConfigError(f"factors.modules: {pattern!r} matches none of the model's modules; {what_exists}")
+            raise ConfigError(f"factors.modules: {pattern!r} matches none of the model's modules", hint=what_exists)
         kept = {name for name in matched if layers is None or layer_of(name) in layers}
         if not kept:
             raise ConfigError(
                 f"factors.modules: {pattern!r} matches {_some(matched)}, but none of them is in "
-                f"factors.layers {factors.layers}; add their layers, or set factors.layers to all"
+                f"factors.layers {factors.layers}",
+                hint="add their layers, or set factors.layers to all",
             )
         chosen |= kept
     _refuse_unsupported(model, leaves, called, chosen)
@@ -103,7 +104,8 @@ def require_examples(model: PreTrainedModel, modules: Sequence[str]) -> None:
     if wrong:
         raise ConfigError(
             f"factors.modules: {_some(wrong)} are not used once in a forward pass, so their gradients on an example "
-            "cannot be told; leave them out"
+            "cannot be told",
+            hint="leave them out",
         )
 
 
@@ -163,8 +165,8 @@ def _refuse_unsupported(
     if wrong:
         kinds = sorted({type(leaves[name]).__name__ for name in wrong})
         raise ConfigError(
-            f"factors.modules: {_some(wrong)} cannot be tracked, being of type {', '.join(kinds)}; only "
-            f"{', '.join(kind.__name__ for kind in SUPPORTED)} can. {_what_exists(model, leaves, called)}"
+            f"factors.modules: {_some(wrong)} cannot be tracked, being of type {', '.join(kinds)}",
+            hint=f"only {', '.join(kind.__name__ for kind in SUPPORTED)} can. {_what_exists(model, leaves, called)}",
         )
 
 
@@ -180,7 +182,8 @@ def _refuse_shared(model: nn.Module, chosen: set[str]) -> None:
             others = [user for user in users if user != tracked[0]]
             raise ConfigError(
                 f"factors.modules: {tracked[0]} shares its weight with {_some(set(others))}, so its gradient is "
-                "only a part of the weight's; leave it out, or use a model with untied weights"
+                "only a part of the weight's",
+                hint="leave it out, or use a model with untied weights",
             )
 
 

@@ -62,8 +62,8 @@ class Parts:
         if not self.has(name):
             places = ", ".join(map(str, (self.folder, *self.sources)))
             raise FactorError(
-                f"the part {name} is missing, damaged or made of other inputs or settings (looked in {places}); "
-                "run the task that makes it again"
+                f"the part {name} is missing, damaged or made of other inputs or settings (looked in {places})",
+                hint="run the task that makes it again",
             )
         return self._proven[name]
 

@@ -65,7 +65,8 @@ def by_example(values: torch.Tensor, shape: Sequence[int], module: str) -> torch
         return values.reshape(batch, tokens, -1)
     raise FactorError(
         f"module {module} works on values of shape {tuple(values.shape)} where the batch has {batch} examples of "
-        f"{tokens} tokens, so which of them belong to which example is not known; leave it out of factors.modules"
+        f"{tokens} tokens, so which of them belong to which example is not known",
+        hint="leave it out of factors.modules",
     )
 
 

@@ -128,7 +128,7 @@ class Scores:
         """
         if query_id not in set(self.queries["query_id"]):
             known = ", ".join(self.queries["query_id"].head(5))
-            raise DataError(f"no query {query_id!r} was scored in {self.folder}; there are {known}, ...")
+            raise DataError(f"no query {query_id!r} was scored in {self.folder}", hint=f"there are {known}, ...")
         listed = self.influences
         rows = listed[(listed["query_id"] == query_id) & (listed["direction"] == direction)]
         return rows.head(top_k or len(rows)).reset_index(drop=True)
@@ -140,14 +140,17 @@ class Scores:
             DataError: scores were not divided, or the example is not listed for the query.
         """
         if self.tokens is None or self.modules is None or self.turns is None:
-            raise DataError(f"the scores in {self.folder} were not divided; set scores.detail to true and score again")
+            raise DataError(
+                f"the scores in {self.folder} were not divided", hint="set scores.detail to true and score again"
+            )
         tokens, modules, turns = (
             table[(table["query_id"] == query_id) & (table["example_id"] == example_id)].reset_index(drop=True)
             for table in (self.tokens, self.modules, self.turns)
         )
         if tokens.empty:
             raise DataError(
-                f"example {example_id!r} is not listed for query {query_id!r} in {self.folder}; raise scores.top_k"
+                f"example {example_id!r} is not listed for query {query_id!r} in {self.folder}",
+                hint="raise scores.top_k",
             )
         row = tokens.iloc[0]
         pieces = pd.DataFrame({"piece": row["pieces"], "score": row["scores"]})
@@ -163,7 +166,8 @@ class Scores:
         if scored != wanted:
             raise DataError(
                 f"the scores in {self.folder} are of other training data ({scored[:12]}...) than these examples "
-                f"({wanted[:12]}...); score these examples first"
+                f"({wanted[:12]}...)",
+                hint="score these examples first",
             )
 
     def _table(self, name: str) -> pd.DataFrame | None:

@@ -264,7 +264,7 @@ def require_finite(scores: torch.Tensor) -> torch.Tensor:
         place = wrong[0].tolist()
         where = f"query {place[0]} and example {place[1]}" if len(place) == 2 else f"example {place[0]}"
         raise FactorError(
-            f"{len(wrong)} scores are NaN or Inf, the first that of {where}; score in float32 (general.dtype), "
-            "or raise scores.damping_factor"
+            f"{len(wrong)} scores are NaN or Inf, the first that of {where}",
+            hint="score in float32 (general.dtype), or raise scores.damping_factor",
         )
     return scores

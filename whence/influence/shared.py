@@ -49,8 +49,8 @@ class SharedInput:
         """
         if self._met and self._met[0][0] != place_of(inputs):
             raise FactorError(
-                f"module {module} sees another input than modules that it shared one with in a trial; "
-                "leave it out of factors.modules"
+                f"module {module} sees another input than modules that it shared one with in a trial",
+                hint="leave it out of factors.modules",
             )
         self._met.append((place_of(inputs), inputs))
         if len(self._met) == self.members:

@@ -97,12 +97,13 @@ def load_spectra(factors: Path, inspection: Inspection) -> list[Spectrum]:
     layers = sorted({layer for name in info.modules if (layer := layer_of(name)) is not None})
     inside = [name for name in info.modules if layer_of(name) == inspection.layer]
     if not inside:
-        raise ConfigError(f"inspection.layer: {inspection.layer} has no factors; layers with factors: {layers}")
+        raise ConfigError(f"inspection.layer: {inspection.layer} has no factors", hint=f"layers with factors: {layers}")
     chosen = [name for name in inside if inspection.module in (None, name, name.rsplit(".", 1)[-1])]
     if not chosen:
         names = ", ".join(name.rsplit(".", 1)[-1] for name in inside)
         raise ConfigError(
-            f"inspection.module: {inspection.module!r} has no factors in layer {inspection.layer}; it has {names}"
+            f"inspection.module: {inspection.module!r} has no factors in layer {inspection.layer}",
+            hint=f"it has {names}",
         )
     return list(_spectra(factors, info, chosen))
 
@@ -143,7 +144,9 @@ def _lambda_matrix(folder: Path, strategy: str, module: str) -> np.ndarray:
         activations = _load(folder, ACTIVATION_EIGENVALUES_NAME, module)
         gradients = _load(folder, GRADIENT_EIGENVALUES_NAME, module)
         return np.outer(gradients, activations).clip(min=0)
-    raise FactorError(f"factors of strategy {strategy} have no spectrum to inspect; fit with ekfac, kfac or diagonal")
+    raise FactorError(
+        f"factors of strategy {strategy} have no spectrum to inspect", hint="fit with ekfac, kfac or diagonal"
+    )
 
 
 def _load(folder: Path, factor: str, module: str) -> np.ndarray:

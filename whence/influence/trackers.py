@@ -86,8 +86,8 @@ class PairTracker(BaseTracker):
         def after_backward(gradients: torch.Tensor) -> None:
             if activations._version != version:
                 raise FactorError(
-                    f"the model changes the input of {self.module.name} in place, so its gradient cannot be had; "
-                    "leave it out of factors.modules"
+                    f"the model changes the input of {self.module.name} in place, so its gradient cannot be had",
+                    hint="leave it out of factors.modules",
                 )
             self.record(*self._pair(activations, gradients.detach()))
             if self.module.shared is not None:

@@ -188,12 +188,15 @@ def require_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, g
     if missing:
         raise ModelError(
             f"models.base.name: {kind} takes no {' and no '.join(missing)}: it reads a text as one state, not as "
-            "tokens that attend to one another, and padding would change it; take a model with attention"
+            "tokens that attend to one another, and padding would change it",
+            hint="take a model with attention",
         )
     if flags == {False}:
         raise ModelError(f"models.base.name: {kind} reads a text in both directions, so it cannot go on with one")
     if general.use_flash_attention and not model._supports_flash_attn:
-        raise ConfigError(f"general.use_flash_attention: {kind} has no FlashAttention in transformers; set it to false")
+        raise ConfigError(
+            f"general.use_flash_attention: {kind} has no FlashAttention in transformers", hint="set it to false"
+        )
     if not model._supports_sdpa and not general.use_flash_attention:
         logger.warning("%s has no fused attention; its own is used, which takes more time and memory", kind)
     _require_vocabulary(tokenizer, model.get_input_embeddings().get_parameter("weight").shape[0])
@@ -211,7 +214,8 @@ def _require_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
         named = ", ".join(f"{token!r} ({number})" for token, number in first)
         raise ModelError(
             f"models.base.name: the tokenizer has {len(wrong)} tokens beyond the model's {rows:,} embeddings, ids "
-            f"0 to {rows - 1}: {named}; take the model's own tokenizer, or enlarge it (resize_token_embeddings)"
+            f"0 to {rows - 1}: {named}",
+            hint="take the model's own tokenizer, or enlarge it (resize_token_embeddings)",
         )
 
 
@@ -223,7 +227,8 @@ def _require_positions(model: PreTrainedModel, longest: int) -> None:
     computed = table is None and hasattr(config, "max_position_embeddings")
     if most is not None and longest > most and not computed:
         raise ConfigError(
-            f"general.max_length {longest} is beyond the {most} positions that {type(model).__name__} has; lower it"
+            f"general.max_length {longest} is beyond the {most} positions that {type(model).__name__} has",
+            hint="lower it",
         )
 
 

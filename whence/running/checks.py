@@ -52,8 +52,8 @@ def check_references(config: Config) -> None:
     missing = [prompt.prompt_id for prompt in load_prompts(config) if not prompt.reference]
     if missing and config.scores.use_generated is not True:
         raise DataError(
-            f"prompts without a reference answer to score: {', '.join(missing[:5])}; add `reference` to them, or set "
-            "scores.use_generated to true to score the model's own answers"
+            f"prompts without a reference answer to score: {', '.join(missing[:5])}",
+            hint="add `reference` to them, or set scores.use_generated to true to score the model's own answers",
         )
 
 
@@ -106,14 +106,15 @@ def check_portable(config: Config) -> None:
     for key in dotted_keys():
         if not key.startswith("prompts.") and PASSWORD.search(str(get_dotted(config, key))):
             raise ConfigError(
-                f"{key}: holds a password, which all who see the pipeline would read; put it into a Secret of the "
-                "cluster, and name its variables in cluster.secrets"
+                f"{key}: holds a password, which all who see the pipeline would read",
+                hint="put it into a Secret of the cluster, and name its variables in cluster.secrets",
             )
     size, prompts = len(pack(config)), len(config.prompts.items or ())
     if size > SETTINGS:
         raise ConfigError(
             f"prompts.path: {prompts} prompts make the settings {size >> 10} KiB, compressed, and a run on Kubeflow "
-            f"carries {SETTINGS >> 10}; put the file at s3:// and name that in prompts.path: `prepare` reads it there"
+            f"carries {SETTINGS >> 10}",
+            hint="put the file at s3:// and name that in prompts.path: `prepare` reads it there",
         )
 
 
@@ -174,4 +175,6 @@ def check_base_model(config: Config, model: PreTrainedModel, tokenizer: PreTrain
         require_checkpoint_disk(model, config, config.dataset.num_samples or 0, Path(config.general.work_dir))
     layers = sorted({layer for name in modules if (layer := layer_of(name)) is not None})
     if config.inspection.layer not in layers:
-        raise ConfigError(f"inspection.layer: {config.inspection.layer} has no tracked module; the model has {layers}")
+        raise ConfigError(
+            f"inspection.layer: {config.inspection.layer} has no tracked module", hint=f"the model has {layers}"
+        )

@@ -76,7 +76,7 @@ def _image(place: Place) -> str:
         return ""
     held = os.environ.get("WHENCE_STAGE", place.stage.name)
     if held != place.stage.name:
-        raise ClusterError(f"image: is that of {held}, not of {place.stage.name}; build and push it again")
+        raise ClusterError(f"image: is that of {held}, not of {place.stage.name}", hint="build and push it again")
     return f"pulled; whence {__version__}, uid {os.getuid()}"
 
 
@@ -115,8 +115,9 @@ def _hub(place: Place) -> str:
             (api.model_info if key == "models.base.name" else api.dataset_info)(name, timeout=10)
         except Exception as error:  # httpx's, the hub's, and those of a wrong HF_ENDPOINT
             raise ClusterError(
-                f"{key}: {constants.ENDPOINT} does not give {name} ({type(error).__name__}); name a mirror in "
-                "HF_ENDPOINT or a proxy in HTTPS_PROXY, and a token in HF_TOKEN if it is private or gated"
+                f"{key}: {constants.ENDPOINT} does not give {name} ({type(error).__name__})",
+                hint="name a mirror in HF_ENDPOINT or a proxy in HTTPS_PROXY, and a token in HF_TOKEN if it is private "
+                "or gated",
             ) from error
     return f"{constants.ENDPOINT} has {', '.join(asked.values())}"
 
@@ -133,17 +134,17 @@ def _gpu(place: Place) -> str:
     driver = Path("/proc/driver/nvidia/version")
     version = driver.read_text(encoding="utf-8").partition("\n")[0] if driver.is_file() else "no NVIDIA driver seen"
     if torch.version.cuda is None:
-        raise ClusterError(f"GPU: torch {torch.__version__} here is for CPUs; build the images with TORCH=cuda")
+        raise ClusterError(f"GPU: torch {torch.__version__} here is for CPUs", hint="build the images with TORCH=cuda")
     if not torch.cuda.is_available():
         raise ClusterError(
-            f"GPU: torch for CUDA {torch.version.cuda} sees none ({version}); check cluster.accelerator, "
-            "gpu_node_selector and the node's driver"
+            f"GPU: torch for CUDA {torch.version.cuda} sees none ({version})",
+            hint="check cluster.accelerator, gpu_node_selector and the node's driver",
         )
     free, total = torch.cuda.mem_get_info()
     if free < total / 2:
         raise ClusterError(
-            f"GPU: {torch.cuda.get_device_name()} has {_size(free)} of {_size(total)} free; another process uses it: "
-            "give tasks whole accelerators"
+            f"GPU: {torch.cuda.get_device_name()} has {_size(free)} of {_size(total)} free",
+            hint="another process uses it: give tasks whole accelerators",
         )
     return f"{torch.cuda.get_device_name()}, {_size(free)} of {_size(total)} free; {version}"
 
@@ -156,8 +157,8 @@ def _shared_memory(place: Place) -> str:
     size = state.f_blocks * state.f_frsize
     if size < 0.9 * asked:
         raise ClusterError(
-            f"/dev/shm: has {_size(size)}, and cluster settings ask for {_size(asked)}; lower shm, or allow emptyDir "
-            "volumes of medium Memory"
+            f"/dev/shm: has {_size(size)}, and cluster settings ask for {_size(asked)}",
+            hint="lower shm, or allow emptyDir volumes of medium Memory",
         )
     return _size(size)
 
@@ -180,8 +181,8 @@ def _volumes(place: Place) -> str:
             state = os.statvfs(folder)
         except OSError as error:
             raise ClusterError(
-                f"{name}: uid {os.getuid()} cannot write {folder} ({error.strerror}); give the volume to that user, or "
-                "set cluster.user to its owner"
+                f"{name}: uid {os.getuid()} cannot write {folder} ({error.strerror})",
+                hint="give the volume to that user, or set cluster.user to its owner",
             ) from error
         words.append(f"uid {os.getuid()} writes {folder}, {_size(state.f_bavail * state.f_frsize)} free")
     return "; ".join(words)
@@ -207,13 +208,13 @@ def _rights(place: Place) -> str:
                 allowed = answer.json()["status"]["allowed"]
             except (requests.RequestException, ValueError, KeyError) as error:
                 raise ClusterError(
-                    f"rights: the Kubernetes API at {host}:{port} does not answer ({type(error).__name__}); network "
-                    "policies must let runs reach its port (`outside` in the overlay's reach.yaml)"
+                    f"rights: the Kubernetes API at {host}:{port} does not answer ({type(error).__name__})",
+                    hint="network policies must let runs reach its port (`outside` in the overlay's reach.yaml)",
                 ) from error
             if not allowed:
                 raise ClusterError(
-                    f"rights: the service account may not {right['verb']} {right['resource']} in {namespace}; give "
-                    "--service-account whence-runner, or that account the Role of k8s/base/runs"
+                    f"rights: the service account may not {right['verb']} {right['resource']} in {namespace}",
+                    hint="give --service-account whence-runner, or that account the Role of k8s/base/runs",
                 )
     return f"the service account may do in {namespace} what runs need"
 

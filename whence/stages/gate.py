@@ -43,7 +43,7 @@ def compute(work: Work) -> dict[str, float]:
 
     missing, rules = work.absent.get("benchmark"), work.config.retraining
     if missing is not None and missing.failed and rules.use_mmlu:
-        raise DataError(f"nothing can be decided on mmlu, because {missing.why}; mend that and run again")
+        raise DataError(f"nothing can be decided on mmlu, because {missing.why}", hint="mend that and run again")
     generations, version = work.inputs["generations"], work.parameters["champion_version"]
     config = with_model_names(work.config, generations)
     answers, eval_answers = (

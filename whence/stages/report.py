@@ -113,8 +113,8 @@ def record(work: Work) -> None:
     work.run.describe(_description(work))
     if _failures(work):
         raise PipelineError(
-            f"{'; '.join(_failures(work))}. The report of everything else is with this run in MLflow; mend that and "
-            "run again for the whole: what is finished in general.work_dir is reused"
+            f"{'; '.join(_failures(work))}. The report of everything else is with this run in MLflow",
+            hint="mend that and run again for the whole: what is finished in general.work_dir is reused",
         )
 
 

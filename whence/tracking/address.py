@@ -45,8 +45,8 @@ class Address:
             return cls(f"sqlite:///{path}", database)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise TrackingError(
-                f"tracking.uri: {urlunsplit(_bare(parts))!r} is not a tracking address; "
-                "use http(s)://host:port of an MLflow server, or sqlite:///file.db"
+                f"tracking.uri: {urlunsplit(_bare(parts))!r} is not a tracking address",
+                hint="use http(s)://host:port of an MLflow server, or sqlite:///file.db",
             )
         if parts.username:
             os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
@@ -83,14 +83,16 @@ def _probe_database(file: Path) -> None:
     hint = "correct tracking.uri or the permissions"
     folder = file.parent
     if not folder.is_dir():
-        raise TrackingError(f"tracking.uri: the folder {folder} of {file.name} does not exist; create it, or {hint}")
+        raise TrackingError(
+            f"tracking.uri: the folder {folder} of {file.name} does not exist", hint=f"create it, or {hint}"
+        )
     writable = [path for path in (file, folder) if path.exists()]
     if refused := [path for path in writable if not os.access(path, os.W_OK)]:
-        raise TrackingError(f"tracking.uri: {refused[0]} cannot be written; {hint}")
+        raise TrackingError(f"tracking.uri: {refused[0]} cannot be written", hint=hint)
     if not file.exists():
         return
     try:
         with closing(sqlite3.connect(file)) as connection:
             connection.execute("PRAGMA schema_version")
     except sqlite3.DatabaseError as error:
-        raise TrackingError(f"tracking.uri: {file} is not a usable sqlite file ({error}); {hint}") from error
+        raise TrackingError(f"tracking.uri: {file} is not a usable sqlite file ({error})", hint=hint) from error

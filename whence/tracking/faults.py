@@ -44,9 +44,10 @@ def explained(address: Address) -> Iterator[None]:
         if isinstance(error, WhenceError) or not is_mlflow_error(error):
             raise
         raise TrackingError(
-            f"tracking.uri: MLflow at {address.uri} refuses: {first_line(error)}; check the address, the credentials "
+            f"tracking.uri: MLflow at {address.uri} refuses: {first_line(error)}",
+            hint="check the address, the credentials "
             "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN) and the server's "
-            "--allowed-hosts"
+            "--allowed-hosts",
         ) from None
 
 

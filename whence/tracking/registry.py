@@ -121,7 +121,8 @@ class Registry:
         if not found:
             raise PromotionError(
                 f"registered model {self.name!r}: no version holds the model that was compared ({digest[:12]}...), "
-                "perhaps since MLflow was away when it was trained; run the retraining again"
+                "perhaps since MLflow was away when it was trained",
+                hint="run the retraining again",
             )
         return found[0]
 
@@ -184,8 +185,8 @@ class Registry:
             self._require_current(candidate, now.champion, over)
             if candidate.rolled_back or (promoter != BY_HAND and candidate.tags.get(PROMOTED_BY_TAG) == promoter):
                 raise PromotionError(
-                    f"version {candidate.number} of {self.name!r} was the champion already and is not any more; it is "
-                    f"not promoted again by itself: whence champion set {candidate.number}"
+                    f"version {candidate.number} of {self.name!r} was the champion already and is not any more",
+                    hint=f"it is not promoted again by itself: whence champion set {candidate.number}",
                 )
             self._move(candidate.number, now.champion, still_held)
             self._tag(candidate.number, PROMOTED_BY_TAG, promoter)
@@ -215,8 +216,8 @@ class Registry:
             now = self.aliases()
             if now.champion is None or now.previous is None:
                 raise PromotionError(
-                    f"registered model {self.name!r}: nothing to roll back to, the alias `{PREVIOUS}` is not set; any "
-                    "version can be made the champion with: whence champion set VERSION"
+                    f"registered model {self.name!r}: nothing to roll back to, the alias `{PREVIOUS}` is not set",
+                    hint="any version can be made the champion with: whence champion set VERSION",
                 )
             champion, previous = now.champion, now.previous
             if champion != previous:  # the same after a rollback that was killed before its last step
@@ -230,7 +231,8 @@ class Registry:
             then, now = (f"version {number}" if number else "no version" for number in (over, champion))
             raise PromotionError(
                 f"version {candidate.number} of {self.name!r} is not promoted: it was compared when {then} was the "
-                f"champion, and now {now} is. The comparison is stale; run the retraining again"
+                f"champion, and now {now} is. The comparison is stale",
+                hint="run the retraining again",
             )
 
     def _move(self, number: str, champion: str | None, still_held: Callable[[], None]) -> None:
@@ -260,7 +262,7 @@ class Registry:
             def still_held() -> None:
                 if not is_held():
                     raise PromotionError(
-                        f"registered model {self.name!r}: another promotion took over; run this one again"
+                        f"registered model {self.name!r}: another promotion took over", hint="run this one again"
                     )
 
             yield still_held

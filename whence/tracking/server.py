@@ -142,7 +142,7 @@ class MlflowServer:
         if found is None or found.info.lifecycle_stage == "deleted":
             state = "is not known" if found is None else "has been deleted"
             raise TrackingError(
-                f"MLFLOW_RUN_ID: the run {run_id} {state} at {self.address.uri}; unset it, or name another run"
+                f"MLFLOW_RUN_ID: the run {run_id} {state} at {self.address.uri}", hint="unset it, or name another run"
             )
         return found
 
@@ -258,8 +258,8 @@ class MlflowServer:
             experiment = self._client.get_experiment_by_name(name)
             if experiment is not None and experiment.lifecycle_stage == "deleted":
                 raise TrackingError(
-                    f"tracking.experiment: {name!r} at {self.address.uri} has been deleted; restore it there "
-                    "(mlflow experiments restore), or choose another name"
+                    f"tracking.experiment: {name!r} at {self.address.uri} has been deleted",
+                    hint="restore it there (mlflow experiments restore), or choose another name",
                 )
             if experiment is not None:
                 return str(experiment.experiment_id)
