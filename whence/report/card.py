@@ -93,6 +93,7 @@ class ModelCard(_Facts):
         settings: that differ from their defaults.
         training: what training measured: ``steps``, ``train_loss``, ``final_eval_loss``.
         evaluation: the measures as ``comparison.json`` has them; None before they are taken.
+        beside: the id of the model that was measured beside: the base model, or the champion.
         evidence: how far influences can be trusted; None before it is measured.
     """
 
@@ -111,16 +112,19 @@ class ModelCard(_Facts):
     training: dict[str, float]
     stated: Card
     evaluation: dict[str, Any] | None = None
+    beside: str = "base"
     evidence: dict[str, str] | None = None
 
-    def judged(self, config: Config, metrics: Mapping[str, Any], grade: Grade | None) -> ModelCard:
-        """The card once the model is measured, with what people state by now."""
+    def judged(self, config: Config, measured: Mapping[str, Any], grade: Grade | None) -> ModelCard:
+        """The card once the model is measured (``comparison.json``), with what people state by now."""
         evidence = None if grade is None else {"grade": grade.word, "sentence": grade.sentence}
-        return self.model_copy(update={"stated": config.card, "evaluation": dict(metrics), "evidence": evidence})
+        beside = measured["models"].get("base", self.beside)
+        found = {"evaluation": measured["metrics"], "beside": beside, "evidence": evidence, "stated": config.card}
+        return self.model_copy(update=found)
 
-    def write(self, folder: Path, readme: str = README) -> None:
+    def write(self, folder: Path) -> None:
         """Write both files."""
-        write_atomically(folder / readme, self.markdown())
+        write_atomically(folder / README, self.markdown())
         write_json(folder / JSON, self.model_dump(mode="json") | {"disclosures": self.disclosures})
 
     def markdown(self) -> str:

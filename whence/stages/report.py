@@ -49,7 +49,7 @@ def _write_card(work: Work, material: Material) -> None:
     if begun is None:  # a model that was trained elsewhere
         return
     grade = material.evidence.grade if material.evidence else None
-    card = ModelCard.model_validate(begun).judged(material.config, material.measured["metrics"], grade)
+    card = ModelCard.model_validate(begun).judged(material.config, material.measured, grade)
     card.write(work.outputs["tables"] / CARD_FOLDER)
     finetuned = work.config.models.finetuned.path
     if finetuned is not None and (Path(finetuned) / JSON).is_file():  # the copy that train has put there
