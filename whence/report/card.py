@@ -115,11 +115,11 @@ class ModelCard(_Facts):
     beside: str = "base"
     evidence: dict[str, str] | None = None
 
-    def judged(self, config: Config, measured: Mapping[str, Any], grade: Grade | None) -> ModelCard:
+    def judged(self, config: Config, comparison: Mapping[str, Any], grade: Grade | None) -> ModelCard:
         """The card once the model is measured (``comparison.json``), with what people state by now."""
         evidence = None if grade is None else {"grade": grade.word, "sentence": grade.sentence}
-        beside = measured["models"].get("base", self.beside)
-        found = {"evaluation": measured["metrics"], "beside": beside, "evidence": evidence, "stated": config.card}
+        beside = comparison["models"].get("base", self.beside)
+        found = {"evaluation": comparison["metrics"], "beside": beside, "evidence": evidence, "stated": config.card}
         return self.model_copy(update=found)
 
     def write(self, folder: Path) -> None:
