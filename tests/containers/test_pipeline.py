@@ -132,7 +132,7 @@ def test_the_answers_and_their_examples_are_found_as_without_containers(pipeline
     evidence = json.loads((pipeline.artifact("validate", "evidence") / "evidence.json").read_text())
     found = {measure["name"]: measure["methods"]["influence"]["value"] for measure in evidence["measures"]}
     assert found["planted_recall"] >= 0.95
-    assert found["mislabeled_auroc"] >= 0.9
+    assert found["mislabeled_auroc"] >= 0.75  # by 22 flipped labels, see tests/e2e/test_demo.py
     table = pd.read_parquet(pipeline.artifact("compare", "comparison") / "comparison.parquet")
     assert {"example_prompt", "z_score"} <= set(table.columns)
     assert list(pipeline.artifact("inspect", "spectra").glob("*.png"))
