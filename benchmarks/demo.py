@@ -33,12 +33,12 @@ from whence.data.preparation import prepare_datasets
 from whence.data.prompts import load_prompts
 from whence.data.tokenization import TokenizedExamples
 from whence.evaluation.generation import answer_examples, generate
+from whence.evaluation.outcomes import answer_logprobs
 from whence.influence.factors import fit_factors
 from whence.influence.scores import pairwise_scores, self_influence
 from whence.models.loading import load_base, load_base_tokenizer, write_base
 from whence.models.trained import TrainedModel
 from whence.training import TrainingResult, train
-from whence.validation.outcomes import answer_logprobs
 from whence.validation.truth import auroc_statistic
 
 PROFILE = Path(whence.__file__).resolve().parents[1] / "configs" / "demo.yaml"

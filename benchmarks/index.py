@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
+from whence.evaluation.outcomes import answer_logprobs
 from whence.influence.collectors import SKETCHES, WhitenedCollector, Whitening, collect
 from whence.influence.explain import Explainer
 from whence.influence.factors import open_fit, write_factors
@@ -36,7 +37,6 @@ from whence.influence.scoring import Scoring
 from whence.influence.sketch import Sketch
 from whence.models.trained import TrainedModel
 from whence.validation.lds import linear_datamodeling_scores, random_subsets
-from whence.validation.outcomes import answer_logprobs
 
 CANDIDATES = 50  # scored exactly
 BLOCK = 1000  # generated rows at a time

@@ -19,6 +19,7 @@ import torch
 from common import LLAMA, abstracts, patent_settings, processor_time, quiet
 
 from whence.config import Config
+from whence.evaluation.outcomes import answer_logprobs
 from whence.influence.factors import fit_factors
 from whence.influence.results import Scores
 from whence.influence.scores import pairwise_scores, score
@@ -26,7 +27,6 @@ from whence.models.loading import load_model
 from whence.models.trained import TrainedModel
 from whence.training import train
 from whence.validation.measures import Measures
-from whence.validation.outcomes import answer_logprobs
 from whence.validation.tail_patch import with_room
 
 TRAINING = {"training__per_device_train_batch_size": 8, "training__dataloader_num_workers": 0,

@@ -16,12 +16,12 @@ from torch.nn import functional
 from whence.config_file import parse_config
 from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.estimates import Bootstrap
+from whence.evaluation.outcomes import answer_logprobs
 from whence.models.builtin import tiny_llama as demo_llama
 from whence.models.builtin import train_tokenizer
 from whence.models.loading import load_base
 from whence.training import train
 from whence.validation.counterfactual import Change, harm, plan
-from whence.validation.outcomes import answer_logprobs
 from whence.validation.retraining import Retrainer
 from whence.validation.stability import scores_of_refits
 from whence.validation.tail_patch import tail_patch_changes, tail_patch_measure, with_room

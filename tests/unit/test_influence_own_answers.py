@@ -15,11 +15,11 @@ from whence.config import Config
 from whence.data.prompts import Prompt, query_frame
 from whence.data.tokenization import IGNORED, Encoded, TokenizedExamples
 from whence.evaluation.generation import generate
+from whence.evaluation.outcomes import answer_logprobs
 from whence.influence.factors import fit_factors
 from whence.influence.scores import score
 from whence.models.language import LanguageModel
 from whence.models.trained import TrainedModel
-from whence.validation.outcomes import answer_logprobs
 
 LONGEST = 4
 END = 3  # this model's answers to these prompts: one ends at once, one after some tokens, the others are cut off

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
 
 from whence.config import Generation
-from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.models.language import LanguageModel
 
 Completion = tuple[int, ...]
@@ -80,7 +78,7 @@ def read_prompts(language: LanguageModel, prompts: Sequence[Sequence[int]]) -> P
             input_ids=input_ids[:, :-1],
             attention_mask=mask[:, :-1],
             use_cache=True,
-            **_accepted(language.model, position_ids=_positions(mask)[:, :-1], logits_to_keep=1),
+            **accepted(language.model, position_ids=_positions(mask)[:, :-1], logits_to_keep=1),
         ).past_key_values
     return Prefix(input_ids, mask, cache)
 
@@ -104,20 +102,6 @@ def completion_logprobs(language: LanguageModel, prefix: Prefix, completions: Se
     return totals
 
 
-@torch.inference_mode()
-def example_losses(language: LanguageModel, examples: TokenizedExamples, indices: Sequence[int]) -> list[float]:
-    """The summed loss of the tokens of each of these examples that count, in nats."""
-    batch = {name: tensor.to(language.device) for name, tensor in examples.batch(indices).items()}
-    targets = batch["labels"][:, 1:]  # the token at t is predicted from those before it
-    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    kept = _accepted(language.model, logits_to_keep=columns)
-    taken = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    logits = language.model(**taken, use_cache=False, **kept).logits
-    logits = (logits if kept else logits[:, columns]).float()
-    losses = cross_entropy(logits.mT, targets[:, columns], ignore_index=IGNORED, reduction="none")
-    return [float(loss) for loss in losses.sum(dim=1)]
-
-
 def _logits_after(language: LanguageModel, prefix: Prefix, stem: Completion) -> torch.Tensor:
     """Logits at the prompt's last token and at each token of ``stem`` after it."""
     batch = len(prefix.input_ids)
@@ -130,7 +114,7 @@ def _logits_after(language: LanguageModel, prefix: Prefix, stem: Completion) -> 
         attention_mask=mask,
         past_key_values=copy.deepcopy(prefix.cache),
         use_cache=True,
-        **_accepted(language.model, position_ids=_positions(mask)[:, -input_ids.shape[1] :]),
+        **accepted(language.model, position_ids=_positions(mask)[:, -input_ids.shape[1] :]),
     ).logits
     return logits
 
@@ -197,7 +181,7 @@ class _TokenLogprobs(LogitsProcessor):
             self._steps.append(self._pending.gather(1, chosen[:, None])[:, 0])
 
 
-def _accepted(model: PreTrainedModel, **inputs: Any) -> dict[str, Any]:
+def accepted(model: PreTrainedModel, **inputs: Any) -> dict[str, Any]:
     """Those of ``inputs`` that the model takes: one without position ids (ALiBi) counts from the mask, or distances."""
     return {name: value for name, value in inputs.items() if name in inspect.signature(model.forward).parameters}
 

@@ -20,10 +20,10 @@ from whence.evaluation.decoding import (
     Generated,
     completion_logprobs,
     continue_prompts,
-    example_losses,
     read_prompts,
 )
 from whence.evaluation.metrics import can_be_ranked, same_text
+from whence.evaluation.outcomes import answer_logprobs
 from whence.models.language import LanguageModel
 from whence.progress import progress
 
@@ -138,21 +138,13 @@ def answer_examples(language: LanguageModel, frame: pd.DataFrame, labels: Sequen
     table["correct"] = table["correct"].astype(bool)
     table["ranked"] = ranked
     table["seconds"] = [answer.seconds for answer in answers]
-    table["tokens"], table["loss"] = _losses(language, frame)
-    return table
-
-
-def _losses(language: LanguageModel, frame: pd.DataFrame) -> tuple[list[int], list[float]]:
-    """The tokens that count in each example, and their summed loss."""
-    config, examples = language.config, language.tokenize(frame)
-    losses = dict.fromkeys(range(len(examples)), 0.0)
-    # Batches as in training, which has been through the same logits.
-    for batch in plan_batches(
-        examples.lengths, config.training.per_device_train_batch_size * config.general.max_length
-    ):
-        losses.update(zip(batch, example_losses(language, examples, batch), strict=True))
+    examples = language.tokenize(frame)
     # Nothing predicts the first token.
-    return [sum(place > 0 for place in examples.counted(index)) for index in losses], list(losses.values())
+    table["tokens"] = [sum(place > 0 for place in examples.counted(index)) for index in range(len(examples))]
+    # Batches as in training, which has been through the same logits.
+    size = config.training.per_device_train_batch_size * config.general.max_length
+    table["loss"] = -answer_logprobs(language.model, examples, plan_batches(examples.lengths, size))
+    return table
 
 
 def _answer(

@@ -14,6 +14,7 @@ from whence.config import ALL_MEASURES, Config, Validation
 from whence.data.prompts import load_prompts
 from whence.data.tokenization import TokenizedExamples
 from whence.estimates import Bootstrap
+from whence.evaluation.outcomes import answer_logprobs
 from whence.influence.info import load_factors_info, require_same
 from whence.influence.plan import share
 from whence.influence.ranking import best_first
@@ -25,7 +26,6 @@ from whence.validation.counterfactual import Change, Plan, counterfactual_measur
 from whence.validation.evidence import Evidence, Measure, Method, NotMeasured
 from whence.validation.grade import grade
 from whence.validation.lds import lds_measure, random_subsets
-from whence.validation.outcomes import answer_logprobs
 from whence.validation.retraining import Retrainer
 from whence.validation.stability import scores_of_refits, stability_measures
 from whence.validation.tail_patch import tail_patch_changes, tail_patch_measure, with_room

@@ -18,6 +18,7 @@ import torch
 
 from whence.config import Config
 from whence.data.tokenization import TokenizedExamples
+from whence.evaluation.outcomes import answer_logprobs
 from whence.files import digest_of, write_json
 from whence.models.loading import choose_device, load_trainable
 from whence.processes import pool
@@ -25,7 +26,6 @@ from whence.progress import progress
 from whence.threads import available_cpus
 from whence.training import train
 from whence.validation.counterfactual import Change
-from whence.validation.outcomes import answer_logprobs
 
 NEVER = 2**31
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from whence.data.tokenization import IGNORED, TokenizedExamples
 from whence.estimates import Bootstrap
+from whence.evaluation.outcomes import sequence_logprobs
 from whence.progress import progress
 from whence.validation.evidence import Measure, Method, NotMeasured
-from whence.validation.outcomes import sequence_logprobs
 
 NAME = "tail_patch"
 CERTAIN = 0.9  # probability of an answer that leaves next to nothing for a step to add
