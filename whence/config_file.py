@@ -162,20 +162,20 @@ def get_dotted(config: BaseModel, key: str) -> Any:
     return value
 
 
-_OUTPUT_PATHS = ("general.work_dir", "models.finetuned.path")
+OUTPUT_PATHS = ("general.work_dir", "models.finetuned.path")
 _INPUT_PATHS = ("prompts.path", "dataset.train_files", "dataset.eval_files")
 _NAMES_OR_PATHS = ("models.base.name", "evaluation.mmlu.source")  # anchored only where such a path exists
 
 
 def _anchor_paths(values: dict[str, Any], folder: Path | str) -> None:
-    for key in (*_OUTPUT_PATHS, *_INPUT_PATHS, *_NAMES_OR_PATHS):
+    for key in (*OUTPUT_PATHS, *_INPUT_PATHS, *_NAMES_OR_PATHS):
         *parents, last = key.split(".")
         section: Any = values
         for parent in parents:
             section = section.get(parent) if isinstance(section, dict) else None
         if not isinstance(section, dict) or not section.get(last):
             continue
-        start = Path.cwd() if key in _OUTPUT_PATHS else folder
+        start = Path.cwd() if key in OUTPUT_PATHS else folder
         value, must_exist = section[last], key in _NAMES_OR_PATHS
         anchored = [_anchor(item, start, must_exist) for item in (value if isinstance(value, list) else [value])]
         section[last] = anchored if isinstance(value, list) else anchored[0]

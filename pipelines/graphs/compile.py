@@ -10,7 +10,7 @@ from google.protobuf.json_format import MessageToDict
 from kfp.compiler import Compiler
 
 from whence.config import Config, is_address
-from whence.config_file import get_dotted, inline_prompts, load_config, parse_config, read_settings
+from whence.config_file import OUTPUT_PATHS, get_dotted, inline_prompts, load_config, parse_config, read_settings
 from whence.pipelines.graphs.catalog import PipelineKind, stages_of
 from whence.pipelines.graphs.check import HOURS, check_pipeline
 from whence.pipelines.graphs.placement import Placement
@@ -34,11 +34,7 @@ def portable_config(profile: str | Path, overrides: Mapping[str, Any] | None = N
     if is_address(profile):  # what lies beside it is at an address, too
         portable |= {f"dataset.{name}": getattr(config.dataset, name) for name in ("train_files", "eval_files")}
     config = parse_config(read_settings(profile), {**(overrides or {}), **portable}, origin=str(profile))
-    here = {
-        key: None
-        for key in ("general.work_dir", "models.finetuned.path")
-        if not Path(get_dotted(config, key) or "/").is_absolute()
-    }
+    here = {key: None for key in OUTPUT_PATHS if not Path(get_dotted(config, key) or "/").is_absolute()}
     return parse_config(config.to_yaml(), here) if here else config
 
 

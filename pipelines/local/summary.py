@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from whence.config import Config
+from whence.models import CARD_FILES
 from whence.pipelines.local.board import format_number
 from whence.pipelines.local.run import LocalRun
-from whence.running.artifacts import ANSWERS_FILE, COMPARISON_FILE, EVIDENCE_FILE
+from whence.running.artifacts import ANSWERS_FILE, CARD_FOLDER, COMPARISON_FILE, EVIDENCE_FILE
 from whence.tracking.address import Address
 from whence.validation.evidence import METHOD_NAMES, METHODS, Evidence
 from whence.validation.summary import wide_rows
@@ -115,7 +116,7 @@ def _print_places(console: Console, result: LocalRun, config: Config) -> None:
         for title, output in PAGES.items()
         if (result.artifacts / output).is_file()
     }
-    card = result.artifacts / "report" / "tables" / "model_card" / "README.md"
+    card = result.artifacts / "report" / "tables" / CARD_FOLDER / CARD_FILES[0]
     places |= {"The model card": _short(card)} if card.is_file() else {}
     places |= {
         "All artifacts": _short(result.artifacts),

@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard as HubCard
 
 from whence.config import Config
 from whence.data.dataset import ExampleSet
+from whence.models import CARD_FILES
 from whence.report.card import NO_PROOF, UNKNOWN, ModelCard, model_card
-from whence.running.artifacts import CARD_FILES
 from whence.running.lineage import content_digests
 from whence.running.provenance import model_digest
 from whence.validation.evidence import Grade

@@ -18,8 +18,9 @@ def push(
     """Push a run's model with its model card to the Hugging Face hub, in one commit; HF_TOKEN is the key."""
     from whence.models.publishing import push_model
     from whence.run_folder import load_run
+    from whence.running.artifacts import CARD_FOLDER
 
     folder = load_run(run)
-    card = folder.artifact("report", "tables") / "model_card"
+    card = folder.artifact("report", "tables") / CARD_FOLDER
     address = push_model(folder.artifact("train", "model"), card, repository, private=not public, revision=revision)
     typer.echo(address)

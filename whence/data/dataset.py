@@ -21,10 +21,9 @@ COLUMNS = ("example_id", "prompt", "completion", "label", "source_id", "source")
 DATA, INFO, TRUTH = "data.parquet", "dataset.json", "truth.parquet"
 
 
-class DatasetInfo(BaseModel):
-    """Facts about a dataset. Counts are rows, and ``rows_read`` is ``rows`` plus all that is in ``dropped``."""
+class DataFacts(BaseModel):
+    """What examples are, for whoever is told of them. ``rows_read`` is ``rows`` plus all that is in ``dropped``."""
 
-    split: str
     source: str
     rows: int
     rows_read: int
@@ -34,6 +33,15 @@ class DatasetInfo(BaseModel):
     """Rows among ``rows`` whose text was changed, by kind; a row may be in several."""
     truncated: int
     """Rows whose prompt or conversation is shortened to fit; their text in the data is whole."""
+    tokens: dict[str, float]
+    """Mean, 95th percentile and maximum of prompt and answer together."""
+    fingerprint: str
+
+
+class DatasetInfo(DataFacts):
+    """Facts about a dataset."""
+
+    split: str
     labels: dict[str, int]
     """Rows per answer, the most frequent first, of many the first thousand."""
     format: DataFormat
@@ -42,9 +50,6 @@ class DatasetInfo(BaseModel):
     """What of them is learned; see ``dataset.loss_on``."""
     template: str
     max_length: int
-    tokens: dict[str, float]
-    """Mean, 95th percentile and maximum of prompt and answer together."""
-    fingerprint: str
 
 
 @dataclass(frozen=True)

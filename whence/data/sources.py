@@ -123,6 +123,7 @@ def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset
     from.
     """
     format = recognised(table.columns, settings, origin)
+    paired = format == "prompt_completion"
     needed = {"question_answer": {"input_column": settings.input_column, "output_column": settings.output_column},
               "messages": {"format": MESSAGES}, "text": {"input_column": settings.input_column},
               "prompt_completion": {"format": PAIR[0], "format ": PAIR[1]}}[format]  # fmt: skip
@@ -136,13 +137,13 @@ def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset
     numbers = [f"{prefix}:{line}" for line in table.lines]
     ids = texts(settings.id_column) if settings.id_column else numbers
     sources = texts(settings.source_column) if settings.source_column else [None] * len(numbers)
-    if format == "prompt_completion" and any(isinstance(value, list) for value in table.values[PAIR[0]]):
+    if paired and any(isinstance(value, list) for value in table.values[PAIR[0]]):
         format = "messages"
     reasons: list[str | None] = [None] * len(numbers)
     inputs: list[str | None]
     outputs: list[str | None]
     if format == "messages":
-        whole = [table.values[name] for name in (PAIR if MESSAGES not in needed.values() else (MESSAGES,))]
+        whole = [table.values[name] for name in (PAIR if paired else (MESSAGES,))]
         found = [_conversation([*(message for part in parts for message in part or [])], f"{origin}, row {line}")
                  for *parts, line in zip(*whole, table.lines, strict=True)]  # fmt: skip
         inputs, outputs, reasons = ([one[place] for one in found] for place in range(3))
@@ -165,7 +166,7 @@ def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset
     frame = pd.DataFrame(rows, dtype=object)
     usable = np.array([reason is None for reason in reasons], dtype=bool)
     dropped = Counter(reason for reason in reasons if reason)
-    return RawRows(frame[usable], origin, format, dropped, last_alone=format == "messages" and "format " in needed)
+    return RawRows(frame[usable], origin, format, dropped, last_alone=paired and format == "messages")
 
 
 def _conversation(messages: list[Any], origin: str) -> tuple[str | None, str | None, str | None]:

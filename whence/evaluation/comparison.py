@@ -5,7 +5,7 @@ Needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def compare_models(
         metrics[name] = _measured(over, items, dict(zip(models, statistics, strict=True)), config)
 
     count = len(next(iter(rows.values())))
-    kind = _kind(rows.values())
+    kind = _kind(list(rows.values()))
     if kind == AnswerKind.CLASSES:
         measure("accuracy", ROWS, count, [mean_statistic(table["correct"]) for table in rows.values()])
         f1 = [macro_f1_statistic(table["label"].tolist(), table["predicted"].tolist()) for table in rows.values()]
@@ -189,9 +189,8 @@ def join_influences(
     return joined[[*leading, *_INFLUENCE_COLUMNS.values()]]
 
 
-def _kind(rows: Iterable[pd.DataFrame]) -> AnswerKind:
+def _kind(tables: Sequence[pd.DataFrame]) -> AnswerKind:
     """What kind of answers there are: classes where both models ranked them."""
-    tables = list(rows)
     if all(table["ranked"].all() for table in tables):
         return AnswerKind.CLASSES
     return AnswerKind.of_text(tables[0]["reference"].tolist())

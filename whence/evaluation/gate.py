@@ -133,9 +133,8 @@ def _check(name: str, rule: str, bound: float, measured: Mapping[str, Any]) -> C
     if "difference" not in measured:
         raise DataError(f"retraining: {name} was measured of one model only", hint="both must answer")
     difference = measured["difference"]
-    ends = [difference["low"], difference["high"]]
     sign = -1 if name in LESS_IS_BETTER else 1
-    low, high = sorted(sign * end for end in ends)
+    low, high = sorted(sign * difference[end] for end in ("low", "high"))
     return Check(
         measure=name,
         rule=rule,

@@ -1,3 +1,6 @@
 """Language models: loading them, the built-in one, and a trained one together with its training examples."""
 
-BASE = "lineage/base"  # in a fine-tuned model's folder: what it was trained from
+# In a fine-tuned model's folder
+LINEAGE = "lineage"  # what every artifact carries of its origin
+BASE = f"{LINEAGE}/base"  # what it was trained from
+CARD_FILES = ("README.md", "model_card.json")

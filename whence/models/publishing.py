@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 from whence.errors import ModelError
-from whence.models import BASE
-
-LINEAGE = Path(BASE).parts[0]
+from whence.models import LINEAGE
 
 
 def save_finetuned(model: Path, folder: Path) -> None:
     """Put a copy of a model where ``models.finetuned.path`` wants it, in place of an older one."""
-    for pattern in ("*.safetensors", "*.safetensors.index.json", "adapter_config.json"):
+    from whence.models.adapters import CONFIG_FILE  # with torch, which pushing does without
+
+    for pattern in ("*.safetensors", "*.safetensors.index.json", CONFIG_FILE):
         for file in folder.glob(pattern):
             file.unlink()
     shutil.copytree(model, folder, dirs_exist_ok=True)

@@ -19,19 +19,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from whence.report.words import LONGEST_NAME, bounds, measured, number, percent, shortened, signed, visible
+from whence.report.words import LONGEST_NAME, bounds, measured, number, percent, plain, shortened, signed, visible
 
 
 @cache
-def environment() -> Environment:
-    """The templates of this package; text is escaped, and an unknown name is an error."""
+def environment(markdown: bool = False) -> Environment:
+    """The templates of this package; text is escaped, for HTML or Markdown, and an unknown name is an error."""
+    escaped = plain if markdown else visible  # what HTML escapes besides is seen to by jinja2
     made = Environment(
         loader=PackageLoader("whence.report"),
-        autoescape=True,
+        autoescape=not markdown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=lambda value: escaped(value) if type(value) is str else value,
     )
     made.globals |= {"number": number, "percent": percent, "signed": signed, "measured": measured, "bounds": bounds,
                      "name": lambda text: shortened(str(text), LONGEST_NAME)}  # fmt: skip

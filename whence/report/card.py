@@ -10,26 +10,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
 from whence.config import Config, Dataset
 from whence.config.card import Card
-from whence.data.dataset import ExampleSet
+from whence.data.dataset import DataFacts, ExampleSet
 from whence.evaluation.metrics import LESS_IS_BETTER, PROMPT
 from whence.files import write_atomically, write_json
+from whence.models import CARD_FILES
+from whence.report.base import environment
 from whence.report.overview import NAMES
-from whence.report.words import measured, number, percent, plain
+from whence.report.words import counted, measured, number, percent
 from whence.validation.evidence import Grade
 
-README, JSON = "README.md", "model_card.json"
+README, JSON = CARD_FILES
 UNKNOWN = "Not stated."
 # Those that decide what a model is; not where files were.
 SETTINGS: Any = {
@@ -46,28 +46,18 @@ NO_PROOF = (
 )
 
 
-class _Facts(BaseModel):
+class SourcedFacts(DataFacts):
+    """A set of examples, and ``sources``, its rows by origin."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class DataFacts(_Facts):
-    """A set of examples: as :class:`whence.data.dataset.DatasetInfo`, and ``sources``, rows by origin."""
-
-    source: str
-    rows: int
-    rows_read: int
-    dropped: dict[str, int]
-    changed: dict[str, int]
-    truncated: int
-    tokens: dict[str, float]
-    fingerprint: str
     sources: dict[str, int]
 
     @classmethod
-    def of(cls, folder: Path) -> DataFacts:
+    def of(cls, folder: Path) -> SourcedFacts:
         """Of a data artifact."""
         examples = ExampleSet.read(folder)
-        shared = examples.info.model_dump(include=set(cls.model_fields))
+        shared = examples.info.model_dump(include=set(DataFacts.model_fields))
         sources = examples.frame["source"].dropna().value_counts().head(SOURCES)
         return cls(**shared, sources={str(name): int(count) for name, count in sources.items()})
 
@@ -77,14 +67,14 @@ class DataFacts(_Facts):
             "source": self.source,
             "examples": number(self.rows),
             "rows read": number(self.rows_read),
-            "left out": _counted(self.dropped) or "none",
-            "changed": _counted(self.changed) or "none",
+            "left out": counted(self.dropped) or "none",
+            "changed": counted(self.changed) or "none",
             "shortened to fit": number(self.truncated),
             "fingerprint": self.fingerprint,
         }
 
 
-class ModelCard(_Facts):
+class ModelCard(BaseModel):
     """The facts of the card.
 
     Attributes:
@@ -97,6 +87,8 @@ class ModelCard(_Facts):
         evidence: how far influences can be trusted; None before it is measured.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     name: str
     version: str = Field(description="Of Whence.")
     base_model: str
@@ -106,8 +98,8 @@ class ModelCard(_Facts):
     digest: str
     began: str
     finished: str
-    train_data: DataFacts
-    held_out_data: DataFacts
+    train_data: SourcedFacts
+    held_out_data: SourcedFacts
     settings: dict[str, Any]
     training: dict[str, float]
     stated: Card
@@ -131,38 +123,43 @@ class ModelCard(_Facts):
         """The page, its metadata first."""
         metadata = yaml.safe_dump(self.metadata, sort_keys=False, allow_unicode=True)
         settings = Markup(indent(yaml.safe_dump(self.settings, sort_keys=False, allow_unicode=True), "    "))
-        page = _template().render(
-            card=self,
-            measures=self._measures(),
-            data=self._data(),
-            origins=_counted(self.train_data.sources),
-            settings=settings,
-            no_proof=NO_PROOF,
+        page = (
+            environment(markdown=True)
+            .get_template("card.md")
+            .render(
+                card=self,
+                measures=self._measures(),
+                data=self._data(),
+                origins=counted(self.train_data.sources),
+                settings=settings,
+                no_proof=NO_PROOF,
+            )
         )
         return f"---\n{metadata}---\n\n{page}"
 
     @property
     def metadata(self) -> dict[str, Any]:
         """As the hub reads it: https://huggingface.co/docs/hub/model-cards."""
-        found: dict[str, Any] = {"library_name": "peft" if self.adapter else "transformers"}
         data = self.settings.get("dataset", {}).get("name")
-        found |= {"pipeline_tag": "text-generation", "tags": ["whence", "training-data-attribution"]}
-        found |= {"license": self.stated.license} if self.stated.license else {}
-        found |= {"language": self.stated.data.languages} if self.stated.data.languages else {}
-        found |= {"base_model": self.base_model} if _HUB_NAME.fullmatch(self.base_model) else {}
-        found |= {"datasets": [data]} if data and _HUB_NAME.fullmatch(data) else {}
-        results = [
+        task = "text-generation"
+        metrics = [
             {"type": name, "value": measure["finetuned"]["value"], "name": _title(name)}
             for name, measure in (self.evaluation or {}).items()
             if not name.startswith(PROMPT) and "finetuned" in measure
         ]
-        if results:
-            held_out = {"type": data or "custom", "name": self.held_out_data.source}
-            task = {"type": "text-generation"}
-            found["model-index"] = [
-                {"name": self.name, "results": [{"task": task, "dataset": held_out, "metrics": results}]}
-            ]
-        return found
+        held_out = {"type": data or "custom", "name": self.held_out_data.source}
+        results = [{"task": {"type": task}, "dataset": held_out, "metrics": metrics}]
+        found = {
+            "library_name": "peft" if self.adapter else "transformers",
+            "pipeline_tag": task,
+            "tags": ["whence", "training-data-attribution"],
+            "license": self.stated.license,
+            "language": self.stated.data.languages,
+            "base_model": self.base_model if _HUB_NAME.fullmatch(self.base_model) else None,
+            "datasets": [data] if data and _HUB_NAME.fullmatch(data) else None,
+            "model-index": [{"name": self.name, "results": results}] if metrics else None,
+        }
+        return {name: value for name, value in found.items() if value}
 
     @property
     def disclosures(self) -> dict[str, dict[str, str]]:
@@ -172,7 +169,7 @@ class ModelCard(_Facts):
         tokens = data.rows * data.tokens.get("mean", 0.0)
         size = f"{number(data.rows)} examples, about {number(float(f'{tokens:.2g}'))} tokens"
         scale = "less than 1 billion" if tokens < 1e9 else "1 billion to 10 trillion"
-        left_out = _counted({**data.dropped, **data.changed})
+        left_out = counted({**data.dropped, **data.changed})
         processing = f"{number(data.rows_read)} rows read; {left_out or 'none left out or changed'}"
         return {
             "EU AI Act, article 53(1)(d)": {
@@ -191,7 +188,7 @@ class ModelCard(_Facts):
                 "(1) Sources or owners": f"{data.source}; {told.owner or 'the owner is not stated'}",
                 "(2) How the data serves the purpose": stated.purpose or UNKNOWN,
                 "(3) Number of data points": size,
-                "(4) Types of data points": f"prompts with answers, as text; origins: {_counted(data.sources)}",
+                "(4) Types of data points": f"prompts with answers, as text; origins: {counted(data.sources)}",
                 "(5) Protected by copyright, trade mark or patent, or in the public domain": told.copyright or UNKNOWN,
                 "(6) Bought or licensed": "; ".join(filter(None, (told.acquired, told.license))) or UNKNOWN,
                 "(7) Personal information": told.personal or UNKNOWN,
@@ -239,6 +236,7 @@ def model_card(
         data: the artifacts ``train_data`` and ``eval_data``.
     """
     import whence
+    from whence.models.adapters import is_adapter  # with torch, which completing a card does without
 
     metrics = record["metrics"]
     return ModelCard(
@@ -246,13 +244,13 @@ def model_card(
         version=whence.__version__,
         base_model=config.models.base.name,
         base_revision=config.models.base.revision,
-        adapter=(model / "adapter_config.json").is_file(),
+        adapter=is_adapter(model),
         parameters=parameters,
         digest=digest,
         began=record["began"],
         finished=record["finished"],
-        train_data=DataFacts.of(data["train_data"]),
-        held_out_data=DataFacts.of(data["eval_data"]),
+        train_data=SourcedFacts.of(data["train_data"]),
+        held_out_data=SourcedFacts.of(data["eval_data"]),
         settings=config.model_dump(mode="json", exclude_defaults=True, include=SETTINGS),
         training={name: metrics[name] for name in ("steps", "train_loss", "final_eval_loss")},
         stated=config.card,
@@ -261,20 +259,3 @@ def model_card(
 
 def _title(name: str) -> str:
     return NAMES.get(name.removeprefix(PROMPT), name)
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{number(count)} {name.replace('_', ' ')}" for name, count in counts.items() if count)
-
-
-@cache
-def _template() -> Any:
-    made = Environment(  # of Markdown, where HTML's escapes would be shown; `plain` is the escape here
-        loader=PackageLoader("whence.report"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: plain(value) if type(value) is str else value,
-    )
-    made.globals |= {"number": number, "measured": measured}
-    return made.get_template("card.md")

@@ -15,6 +15,7 @@ import pandas as pd
 from whence.config import Config
 from whence.data.dataset import ExampleSet
 from whence.errors import DataError
+from whence.report.details import Details
 from whence.validation.bm25 import bm25_scores
 from whence.validation.evidence import Evidence
 
@@ -97,6 +98,11 @@ class Material:
     def places(self) -> dict[str, int]:
         """The column of ``scores`` by example_id."""
         return {example.example_id: place for place, example in enumerate(self.examples)}
+
+    @cached_property
+    def details(self) -> Details:
+        """The listed influences taken apart."""
+        return Details(self.tokens, self.modules, self.turns)
 
     @cached_property
     def texts(self) -> list[str]:

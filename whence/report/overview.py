@@ -14,7 +14,7 @@ from whence.estimates import Estimate
 from whence.evaluation.comparison import PROMPTS
 from whence.evaluation.metrics import LESS_IS_BETTER, PROMPT
 from whence.report.material import Material
-from whence.report.words import covered
+from whence.report.words import counted, covered
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -131,23 +131,23 @@ def facts(material: Material) -> list[tuple[str, str]]:
 def _asked(material: Material) -> str:
     """How many prompts, and which were changed, shortened or answered in part: nothing of that in silence either."""
     answers = material.answers
-    counted = prompt_changes(material.config) | {
+    counts = prompt_changes(material.config) | {
         "shortened": int(answers["shortened"].sum()),
         "answers cut off": int((answers["finetuned_ended"] == "cut off").sum()),
         "answers empty": int((answers["finetuned_ended"] == "empty").sum()),
     }
-    return f"{len(answers):,} prompts{_noted(counted)}, {len(material.queries):,} answers scored"
+    return f"{len(answers):,} prompts{_noted(counts)}, {len(material.queries):,} answers scored"
 
 
 def _data(info: DatasetInfo) -> str:
     """How many examples of what, and which rows were left out or changed: nothing of that in silence."""
-    counted = {**info.dropped, **info.changed, f"shortened to {info.max_length:,} tokens": info.truncated}
-    return f"{info.rows:,} examples of {info.source}{_noted(counted)}"
+    counts = {**info.dropped, **info.changed, f"shortened to {info.max_length:,} tokens": info.truncated}
+    return f"{info.rows:,} examples of {info.source}{_noted(counts)}"
 
 
-def _noted(counted: Mapping[str, int]) -> str:
-    others = [f"{count:,} {reason.replace('_', ' ')}" for reason, count in counted.items() if count]
-    return f" ({', '.join(others)})" if others else ""
+def _noted(counts: Mapping[str, int]) -> str:
+    others = counted(counts)
+    return f" ({others})" if others else ""
 
 
 def _last_part(name: str) -> str:

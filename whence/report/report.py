@@ -14,7 +14,6 @@ import pandas as pd
 from whence.report import data, overview
 from whence.report.answers import WITHOUT_SCRIPT, Entry, entries, script_data
 from whence.report.base import data_address, packed, render
-from whence.report.details import Details
 from whence.report.material import Material
 from whence.report.model import spectra_figures, spectra_numbers, training_figures
 from whence.validation.evidence import METHOD_NAMES
@@ -45,7 +44,7 @@ class Report:
 
 def report(material: Material, largest: int = LARGEST) -> Report:
     """The report of a run, smaller than ``largest`` bytes where that can be had by showing less."""
-    details = Details(material.tokens, material.modules, material.turns)
+    details = material.details
     answers = entries(material, details)
     fixed, pictures_left_out = _fixed(material)
 

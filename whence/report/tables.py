@@ -10,7 +10,6 @@ import pandas as pd
 from whence.estimates import Estimate
 from whence.report import data, overview
 from whence.report.answers import DIRECTIONS, entries
-from whence.report.details import Details
 from whence.report.material import Material
 from whence.report.words import Piece, bounds, measured, percent, plain
 
@@ -36,7 +35,7 @@ def write_tables(folder: Path, material: Material, left_out: Sequence[str] = ())
 def prompt_table(material: Material) -> pd.DataFrame:
     """One row per answer: what both models said, the ends of its ranking, and what word overlap shares with it."""
     rows = []
-    for entry in entries(material, Details(material.tokens, material.modules, material.turns)):
+    for entry in entries(material, material.details):
         row = {
             "query_id": entry.name,
             "prompt": entry.prompt,

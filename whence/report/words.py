@@ -90,6 +90,11 @@ def plain(text: str) -> str:
     return _MARKUP.sub(r"\\\1", " ".join(visible(text).split()))
 
 
+def counted(counts: Mapping[str, int]) -> str:
+    """``2 empty text, 1 duplicate``: those that there are, by reason or by name."""
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+
+
 def gap(characters: int) -> str:
     """What stands in place of left out text."""
     return f"[… {characters:,} characters …]"

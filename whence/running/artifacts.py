@@ -30,7 +30,6 @@ PROMOTION = Artifact("promotion", Kind.MARKDOWN, "Which version is the champion 
 
 # In base_model and model
 TRAINING_FILE = "training.json"
-CARD_FILES = ("README.md", "model_card.json")  # in model, as whence.report.card names them
 # In generations
 GENERATIONS_FILE = "generations.parquet"
 EVAL_ANSWERS_FILE = "eval_answers.parquet"
@@ -49,5 +48,7 @@ PREDICTIONS_FILE = "predictions.parquet"
 EVIDENCE_FILE = "evidence.json"
 EVIDENCE_TABLE_FILE = "evidence.parquet"
 EVIDENCE_PAGE_FILE = "evidence.md"
+# In tables
+CARD_FOLDER = "model_card"
 # In decision
 DECISION_FILE = "decision.json"

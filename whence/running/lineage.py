@@ -19,9 +19,9 @@ from whence.config_file import load_config
 from whence.errors import DataError
 from whence.files import digests, write_atomically, write_json
 from whence.models import BASE as BASE
-from whence.running.artifacts import CARD_FILES, TRAINING_FILE
+from whence.models import CARD_FILES, LINEAGE
+from whence.running.artifacts import TRAINING_FILE
 
-LINEAGE = "lineage"
 CONFIG_FILE = f"{LINEAGE}/config.yaml"
 TRAINING = f"{LINEAGE}/{TRAINING_FILE}"
 ABSENT = "absent.json"

@@ -10,9 +10,8 @@ from typing import Any
 from whence.config import Config
 from whence.config_file import dotted_keys, get_dotted
 from whence.files import digest_of, digests
-from whence.running.artifacts import CARD_FILES
+from whence.models import CARD_FILES, LINEAGE
 from whence.running.declaration import TOKENS
-from whence.running.lineage import LINEAGE
 
 DATA_TAG, BASE_TAG, SETTINGS_TAG = "whence.data_fingerprint", "whence.base_model", "whence.settings"
 # Where, how fast, how often saved or reported: these do not change the model; every other setting is assumed to.

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from whence.report.material import Links, Material
 
 SUMMARY_FILE = "summary.md"
-CARD_FOLDER = "model_card"
 COMPARABLE = ("prompts.csv", "examples.csv", "class_flow.csv", "sources.csv")  # tables that MLflow shows across runs
 
 
@@ -50,7 +49,7 @@ def _write_card(work: Work, material: Material) -> None:
         return
     grade = material.evidence.grade if material.evidence else None
     card = ModelCard.model_validate(begun).judged(material.config, material.measured, grade)
-    card.write(work.outputs["tables"] / CARD_FOLDER)
+    card.write(work.outputs["tables"] / artifacts.CARD_FOLDER)
     finetuned = work.config.models.finetuned.path
     if finetuned is not None and (Path(finetuned) / JSON).is_file():  # the copy that train has put there
         card.write(Path(finetuned))

@@ -59,7 +59,7 @@ def _write_card(work: Work) -> None:
 def record(work: Work) -> None:
     from whence.data.dataset import ExampleSet
     from whence.models.publishing import save_finetuned
-    from whence.running.provenance import model_digest, provenance
+    from whence.running.provenance import provenance
     from whence.tracking.registry import CONTENT_TAG
     from whence.tracking.server import ENDS_WITH_TAG, VERSION_TAG
 
@@ -71,7 +71,7 @@ def record(work: Work) -> None:
         if entry["step"] not in work.logged_steps:  # what an earlier, crashed or reused run computed belongs here, too
             work.run.log_metrics({key: value for key, value in entry.items() if key != "step"}, step=entry["step"])
     work.run.log_artifact(work.outputs["loss_curve"], "plots", name="loss_curve.html")
-    content = model_digest(model)
+    content = trained["card"]["digest"]
     origin = provenance(work.config, work.inputs["base_model"], work.inputs["train_data"])
     work.run.log_parent_metrics({key: trained["metrics"][key] for key in ("train_loss", "final_eval_loss")})
     info, run = ExampleSet.read(work.inputs["train_data"]).info, work.run.pipeline_path
