@@ -18,6 +18,7 @@ from whence.data.dataset import ExampleSet
 from whence.errors import TrackingError
 from whence.files import write_json
 from whence.running.declaration import Work
+from whence.running.lineage import TRAINING
 from whence.stages.train import STAGE
 from whence.tracking import stage_run
 from whence.tracking.server import ENDS_WITH_TAG
@@ -93,7 +94,7 @@ def test_training_fails_at_once_where_only_a_registered_model_can_be_promoted(
     server: MlflowProcess, config: Config, model: Path, folder: Path, ends_with: str
 ) -> None:
     metrics = {"train_loss": 2.0, "final_eval_loss": 1.0}
-    write_json(model / "lineage" / "training.json", {"history": [], "metrics": metrics})
+    write_json(model / TRAINING, {"history": [], "metrics": metrics, "card": {"digest": "c0ffee"}})
     ExampleSet.of(pd.DataFrame({"prompt": ["a"], "completion": ["b"]})).write(folder / "data")
     (folder / "curve").write_text("<p>loss</p>")
     inputs, outputs = (
