@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from influence_helpers import trained
+from kronfluence.analyzer import Analyzer, prepare_model
+from kronfluence.utils.dataset import DataLoaderKwargs
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -18,6 +22,7 @@ from whence.influence.factors import fit_factors
 from whence.influence.fit import COVARIANCE_STREAM, LAMBDA_STREAM
 from whence.influence.loader import uniforms_of
 from whence.influence.scores import pairwise_scores
+from whence.influence.task import LanguageModelingTask
 
 RELATIVE = 1e-4
 Gradients = dict[str, torch.Tensor]
@@ -118,3 +123,16 @@ def fit_and_score(
 ) -> torch.Tensor:
     fit_factors(trained(model, train, config), folder)
     return pairwise_scores(trained(model, train, config), folder, queries, folder)
+
+
+def stock_analyzer(model: PreTrainedModel, modules: list[str], folder: Path, **loading: Any) -> Analyzer:
+    """kronfluence as its documentation shows it, with nothing of Whence's engine, on the factors in ``folder``.
+
+    ``loading`` are settings of its data loaders.
+    """
+    gc.freeze()  # it collects garbage at every step, and the tests' imports alone are a million objects
+    task = LanguageModelingTask(model, modules)
+    prepared = prepare_model(model, task)
+    analyzer = Analyzer(folder.name, prepared, task, cpu=True, output_dir=str(folder.parent), disable_tqdm=True)
+    analyzer.set_dataloader_kwargs(DataLoaderKwargs(**loading))
+    return analyzer

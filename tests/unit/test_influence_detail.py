@@ -10,10 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from influence_helpers import MODULES, PAD, settings, tiny_examples, tiny_llama, trained
-from influence_reference import RELATIVE, Reference
-from kronfluence.analyzer import Analyzer, prepare_model
+from influence_reference import RELATIVE, Reference, stock_analyzer
 from kronfluence.arguments import ScoreArguments
-from kronfluence.utils.dataset import DataLoaderKwargs
 from torch.utils.data import Dataset
 from transformers import LlamaForCausalLM
 
@@ -23,7 +21,6 @@ from whence.influence.detail import Detail, Pair, divide_scores, module_table, t
 from whence.influence.factors import fit_factors
 from whence.influence.layout import short_names
 from whence.influence.scoring import Scoring
-from whence.influence.task import LanguageModelingTask
 
 TRAIN, QUERIES = tiny_examples(23, seed=1), tiny_examples(5, seed=2)
 # Some queries with the same examples, one example twice in a row's list of lengths, one query with none.
@@ -162,12 +159,7 @@ class Padded(Dataset[dict[str, torch.Tensor]]):
 
 def stock_scores(folder: Path, name: str, **arguments: Any) -> dict[str, torch.Tensor]:
     """Stock kronfluence's scores of every pair on the factors in ``folder``, with nothing of Whence's engine."""
-    model = tiny_llama(torch.float32)
-    task = LanguageModelingTask(model, MODULES)
-    analyzer = Analyzer(
-        folder.name, prepare_model(model, task), task, cpu=True, output_dir=str(folder.parent), disable_tqdm=True
-    )
-    analyzer.set_dataloader_kwargs(DataLoaderKwargs(num_workers=0))
+    analyzer = stock_analyzer(tiny_llama(torch.float32), MODULES, folder, num_workers=0)
     analyzer.compute_pairwise_scores(
         name, "ekfac", Padded(QUERIES), Padded(TRAIN), per_device_query_batch_size=len(QUERIES),
         per_device_train_batch_size=len(TRAIN), score_args=ScoreArguments(damping_factor=None, **arguments),

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from influence_helpers import MODULES, PAD, RARE, settings, tiny_examples, tiny_llama, trained
-from kronfluence.analyzer import Analyzer, prepare_model
+from influence_reference import stock_analyzer
+from kronfluence.analyzer import Analyzer
 from kronfluence.arguments import FactorArguments, ScoreArguments
-from kronfluence.utils.dataset import DataLoaderKwargs
+from transformers import LlamaForCausalLM
 
 from whence.data.tokenization import Encoded, TokenizedExamples
 from whence.errors import DataError, FactorError, ResourceError
@@ -17,17 +18,12 @@ from whence.influence import memory
 from whence.influence.factors import fit_factors, load_factors, load_factors_info
 from whence.influence.layout import factors_folder
 from whence.influence.scores import pairwise_scores
-from whence.influence.task import LanguageModelingTask
 
 STRATEGIES = ["ekfac", "kfac", "diagonal", "identity"]
 
 
-def plain_analyzer(model: torch.nn.Module, folder: Path) -> Analyzer:
-    """kronfluence as its documentation shows it, on the folder that Whence wrote."""
-    task = LanguageModelingTask(model, MODULES)
-    analyzer = Analyzer(folder.name, prepare_model(model, task), task, cpu=True, output_dir=str(folder.parent))
-    analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=tiny_examples(0, seed=0).collate))
-    return analyzer
+def plain_analyzer(model: LlamaForCausalLM, folder: Path) -> Analyzer:
+    return stock_analyzer(model, MODULES, folder, collate_fn=tiny_examples(0, seed=0).collate)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

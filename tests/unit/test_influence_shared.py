@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from influence_helpers import settings, tiny_examples, tiny_llama, trained
-from kronfluence.analyzer import Analyzer, prepare_model
+from influence_reference import stock_analyzer
 from kronfluence.arguments import FactorArguments
-from kronfluence.utils.dataset import DataLoaderKwargs
 from transformers import AutoModelForCausalLM, GPTJConfig, PreTrainedModel
 
 from whence.errors import FactorError
 from whence.influence import fit
 from whence.influence.factors import fit_factors, load_factors
 from whence.influence.shared import SharedInput
-from whence.influence.task import LanguageModelingTask
 
 TRAIN = tiny_examples(11, seed=1)
 EVERYWHERE = {"factors__modules": ["*layers.*_proj"], "factors__use_empirical_fisher": True, "factors__batch_size": 3}
@@ -45,10 +43,7 @@ def test_factors_are_those_of_stock_kronfluence_and_say_what_is_shared(tmp_path:
     assert found == set(shared.items())
     assert len(info.shared_inputs) == 2 * len(shared), "in each of two layers"
 
-    model = make()
-    task = LanguageModelingTask(model, info.modules)
-    stock = Analyzer("stock", prepare_model(model, task), task, cpu=True, output_dir=str(tmp_path))
-    stock.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=TRAIN.collate))
+    stock = stock_analyzer(make(), info.modules, tmp_path / "stock", collate_fn=TRAIN.collate)
     stock.fit_all_factors("ekfac", TRAIN, 5, factor_args=FactorArguments(use_empirical_fisher=True))
     ours, theirs = load_factors(tmp_path / "f"), stock.load_all_factors("ekfac")
     for name in ("activation_eigenvalues", "gradient_eigenvalues", "lambda_matrix"):
