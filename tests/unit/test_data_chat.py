@@ -125,11 +125,53 @@ def test_a_template_that_refuses_says_why(tokenizer, make_config) -> None:
         encoder(tokenizer, make_config, "mistral").example("[user] Who?\n[user] When?", "In May.")
 
 
+THOUGHT = "<think>\n\n</think>\n\n"
+
+
+def test_what_a_template_writes_before_the_last_answer_alone_is_part_of_it(tokenizer, make_config) -> None:
+    """Qwen 3 shows thoughts in the last answer alone, and an empty one where it has none."""
+    prompt = to_text(HELLO[:-1])
+    made = encoder(tokenizer, make_config, "qwen3")
+    assert counted(tokenizer, made.example(prompt, "In May.")) == ["Ada did.<|im_end|>", THOUGHT + "In May.<|im_end|>"]
+    thought = made.example(prompt, "<think>\nIt was spring.\n</think>\n\nIn May.")
+    assert counted(tokenizer, thought)[1] == "<think>\nIt was spring.\n</think>\n\nIn May.<|im_end|>"
+    earlier = to_text([HELLO[0], {"role": "assistant", "content": "<think>\nWho?\n</think>\n\nAda did."}, HELLO[2]])
+    assert counted(tokenizer, made.example(earlier, "In May.")) == counted(tokenizer, made.example(prompt, "In May."))
+
+
+def test_variables_of_the_template_are_those_of_the_settings_and_travel_with_it(tokenizer, make_config) -> None:
+    prompt, silent = to_text(HELLO[:-1]), {"dataset__chat_template_kwargs": {"enable_thinking": False}}
+    made = encoder(tokenizer, make_config, "qwen3", **silent)
+    encoded = made.example(prompt, "In May.")
+    assert counted(tokenizer, encoded) == ["Ada did.<|im_end|>", "In May.<|im_end|>"]
+    ids = made.prompt(prompt, 0)
+    assert encoded.input_ids[: len(ids)] == ids
+    assert tokenizer.decode(ids).endswith("<|im_start|>assistant\n" + THOUGHT)
+    assert made.chat is not None
+    asked = {"add_generation_prompt": True, "tokenize": False}
+    passed = tokenizer.apply_chat_template(HELLO[:-1], chat_template=template("qwen3"), enable_thinking=False, **asked)
+    assert tokenizer.apply_chat_template(HELLO[:-1], chat_template=made.chat.template, **asked) == passed
+    again = ChatTemplate(tokenizer, made.chat.template, {"enable_thinking": False})
+    assert again.template == made.chat.template, "set once, however often"
+
+
+def test_a_system_message_that_is_asked_with_and_not_learned_with_is_refused(tokenizer, make_config) -> None:
+    """Mistral 7B v0.3 shows it beside the last question, and not at all where an answer follows."""
+    made = encoder(tokenizer, make_config, "mistral")
+    assert "Be brief." in tokenizer.decode(made.prompt("[system] Be brief.\n[user] When?", 0))
+    with pytest.raises(ChatError, match="written in another way"):
+        made.example("[system] Be brief.\n[user] When?", "In May.")
+
+
 def test_turns_that_do_not_add_up_are_refused_with_the_way_out(tokenizer) -> None:
     said = "{% if m.role == 'assistant' and not loop.last %}...{% else %}{{ m.content }}{% endif %}"
     forgetful = "{% for m in messages %}[INST]" + said + "{% endfor %}"
     with pytest.raises(ChatError, match=r"turn 2 .*written in another way.*generation"):
         ChatTemplate(tokenizer, forgetful).conversation(HELLO)
+    asks_otherwise = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    asks_otherwise += "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
+    with pytest.raises(ChatError, match=r"turn 2 .*written in another way"):
+        ChatTemplate(tokenizer, asks_otherwise).conversation(HELLO)
 
 
 def test_a_tokenizer_without_a_template_is_refused_with_the_setting(tokenizer, make_config) -> None:

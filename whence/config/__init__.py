@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from whence.config.base import Fraction, Page, Positive, Section
+from whence.config.base import Fraction, Page, Positive, Section, Word
 from whence.config.card import Card
 from whence.config.cluster import Cluster
 from whence.config.serving import Serving
@@ -130,6 +130,9 @@ class Dataset(Section):
         None,
         description="Jinja template that prompts and answers go through as turns, or `tokenizer` for its own; null: "
         "the tokenizer's own for conversations, none for other rows.",
+    )
+    chat_template_kwargs: dict[Word, bool | int | float | str | None] = Field(
+        default_factory=dict, description="Variables for the chat template, as in TRL (`enable_thinking: false`)."
     )
     input_column: str = Field("text", description="Column with the text the question is about.")
     output_column: str = Field("label", description="Column with the answer; class labels become their names.")

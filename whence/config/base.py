@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[int, Field(gt=0)]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]
 Page = Annotated[str, Field(pattern=r"^https?://[^\s@]+$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 

@@ -6,8 +6,9 @@ turn is its text alone. Both ways are exact, so a conversation travels wherever 
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from whence.errors import ConfigError, DataError
@@ -20,6 +21,7 @@ ASSISTANT = "assistant"
 Message = dict[str, str]
 _ROLE = f"\\[(?:{'|'.join(ROLES)})\\] "
 _TURN = re.compile(rf"^\[({'|'.join(ROLES)})\] ", re.MULTILINE)
+_STAND_IN = "\ufdd0"  # for the content of a turn: a code point that no text has
 _MARKS_ANSWERS = re.compile(r"{%-?\s*generation\b")
 
 
@@ -65,10 +67,18 @@ class Conversation(NamedTuple):
 
 
 class ChatTemplate:
-    """A tokenizer's chat template, or one in its place; ``template`` is its text."""
+    """A tokenizer's chat template, or one in its place; ``template`` is its text, with its variables set."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
         """Take the tokenizer's own where ``template`` is None.
+
+        ``variables`` are set in the text of the template, so that it says all of what a model was trained with
+        wherever it travels: with the tokenizer, and into fingerprints.
 
         Raises:
             ConfigError: the tokenizer has none, or does not tell where its tokens stand in a text.
@@ -84,11 +94,14 @@ class ChatTemplate:
                 "its tokens are",
                 hint="use a model with a fast tokenizer",
             )
-        self._tokenizer, self.template = tokenizer, template or str(tokenizer.chat_template)
+        text = template or str(tokenizer.chat_template)
+        values = {name: "none" if value is None else json.dumps(value) for name, value in (variables or {}).items()}
+        set_here = "".join(f"{{%- set {name} = {value} %}}" for name, value in values.items())
+        self._tokenizer, self.template = tokenizer, set_here + text.removeprefix(set_here)
         self._marks = bool(_MARKS_ANSWERS.search(self.template))
         added = tokenizer.added_tokens_decoder.values()
         marks = "|".join(re.escape(str(token)) for token in added if token.special) or "(?!)"
-        self._ends, self._ends_after_space = re.compile(marks), re.compile(rf"\s*(?:{marks})")
+        self._ends = re.compile(marks)
 
     def conversation(self, messages: Sequence[Message], longest: int | None = None) -> tuple[Conversation, int]:
         """The tokens up to the end of the last assistant turn, and how many were left out to fit into ``longest``.
@@ -129,7 +142,8 @@ class ChatTemplate:
         if self._marks:
             turns = self._marked(messages, ids)
         else:
-            spans = self._spans(messages, text)
+            spans = [self._span(messages, place, text) for place, message in enumerate(messages)
+                     if message["role"] == ASSISTANT]  # fmt: skip
             turns = [next((turn for turn, (start, stop) in enumerate(spans) if start <= first < stop), -1)
                      for first, _ in offsets]  # fmt: skip
         end = max((place for place, turn in enumerate(turns) if turn >= 0), default=-1) + 1
@@ -156,31 +170,43 @@ class ChatTemplate:
             before = answered
         return turns
 
-    def _spans(self, messages: Sequence[Message], text: str) -> list[tuple[int, int]]:
-        """First character, and the one after the last, of each assistant turn with the token that ends it.
+    def _span(self, messages: Sequence[Message], place: int, text: str) -> tuple[int, int]:
+        """First character, and the one after the last, of an assistant turn with the token that ends it.
 
-        A turn begins where the text that asks for it ends, whatever the template writes there.
+        A turn begins where the text that asks for it ends, whatever the template writes there (as an empty thought).
+        Where the whole conversation does not begin like that, as with templates that write a thought into the last
+        answer alone, it begins with what the template writes between a question and its answer.
 
         Raises:
             ChatError: the turns rendered one by one do not add up to the whole.
         """
-        spans = []
-        for place in (place for place, message in enumerate(messages) if message["role"] == ASSISTANT):
-            before = self._render(messages[:place], ask=True)
-            if not text.startswith(before):  # a template that asks in other words than it shows answers
-                before = self._render(messages[:place])
-            content = messages[place]["content"]
-            said = content.strip()
-            begin = text.find(said, len(before))
-            if not text.startswith(before) or begin < 0 or text[len(before) : begin].strip():
-                raise ChatError(
-                    f"the chat template's turns do not add up to the whole: turn {place + 1} of "
-                    f"{messages[0]['content'][:60]!r} is written in another way by itself",
-                    hint="give a dataset.chat_template that marks answers by {% generation %}",
-                )
-            ended = (self._ends_after_space if said != content else self._ends).match(text, begin + len(said))
-            spans.append((len(before), ended.end() if ended else begin + len(said)))
-        return spans
+        before, shown, after = self._around(messages, place)
+        begin, end = self._begin(messages, place, text, before), len(text) - len(after)
+        if not shown or begin is None or not text.endswith(after) or end < begin:
+            raise ChatError(
+                f"the chat template's turns do not add up to the whole: turn {place + 1} of "
+                f"{messages[0]['content'][:60]!r} is written in another way by itself",
+                hint="give a dataset.chat_template that marks answers by {% generation %}",
+            )
+        ended = self._ends.match(text, end)
+        return begin, ended.end() if ended else end
+
+    def _begin(self, messages: Sequence[Message], place: int, text: str, before: str) -> int | None:
+        """Where an assistant turn begins in the ``text``, whose content follows ``before``; None: it does not show."""
+        asked = self._render(messages[:place], ask=True)
+        if text.startswith(asked):
+            return len(asked)
+        alone, _, _ = self._around(messages[: place + 1], place)
+        lead = alone[len(asked) :]
+        if text.startswith(before) and alone.startswith(asked) and before.endswith(lead):
+            return len(before) - len(lead)
+        shown = self._render(messages[:place])  # by a template that asks in words of its own
+        return len(shown) if before.startswith(shown) and not before[len(shown) :].strip() else None
+
+    def _around(self, messages: Sequence[Message], place: int) -> tuple[str, str, str]:
+        """What the template writes before the content of a turn, in its place (nothing, if it drops it) and behind."""
+        content = {**messages[place], "content": _STAND_IN}
+        return self._render([*messages[:place], content, *messages[place + 1 :]]).partition(_STAND_IN)
 
     def _render(self, messages: Sequence[Message], ask: bool = False) -> str:
         from jinja2 import TemplateError  # reading prompts does without

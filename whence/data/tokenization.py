@@ -126,7 +126,8 @@ class Encoder:
         settings = self.config.dataset
         if not settings.chats:
             return None
-        return ChatTemplate(self.tokenizer, None if settings.chat_template == OWN else settings.chat_template)
+        template = None if settings.chat_template == OWN else settings.chat_template
+        return ChatTemplate(self.tokenizer, template, settings.chat_template_kwargs)
 
     def example(self, prompt: str, completion: str, max_length: int | None = None) -> Encoded:
         """An example of at most ``max_length`` tokens, ``general.max_length`` where it is None; see :func:`encode`.

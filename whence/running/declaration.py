@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from whence.tracking import StageRun
 
 # Settings that decide how rows become tokens.
-TOKENS = ("dataset.format", "dataset.chat_template", "dataset.loss_on", "dataset.template")
+TOKENS = tuple(f"dataset.{name}" for name in ("format", "chat_template", "chat_template_kwargs", "loss_on", "template"))
 
 
 class Kind(StrEnum):
