@@ -220,3 +220,12 @@ def test_pictures_and_calls_of_tools_are_told_apart_from_errors() -> None:
     call = [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}]
     assert parse_messages(picture, "x") is parse_messages(call, "x") is None
     assert parse_messages([{"role": "developer", "content": "x"}], "x") == [{"role": "system", "content": "x"}]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
+def test_a_thought_comes_before_what_is_said(key: str) -> None:
+    said = {"role": "assistant", "content": "In May.", key: "It was spring."}
+    assert parse_messages([said], "x") == [
+        {"role": "assistant", "content": "<think>\nIt was spring.\n</think>\n\nIn May."}
+    ]
+    assert parse_messages([said | {key: None}], "x") == [{"role": "assistant", "content": "In May."}]

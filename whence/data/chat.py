@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant", "tool")
 ASSISTANT = "assistant"
+THOUGHTS = ("reasoning_content", "thinking")  # keys of a message whose text comes before its content, in <think> tags
 Message = dict[str, str]
 _ROLE = f"\\[(?:{'|'.join(ROLES)})\\] "
 _TURN = re.compile(rf"^\[({'|'.join(ROLES)})\] ", re.MULTILINE)
@@ -254,4 +255,6 @@ def _message(item: Any, origin: str) -> Message | None:
         raise DataError(f"{origin}: the role is {role!r}, and can be {', '.join(ROLES)}")
     if not isinstance(item["content"], str) or item.get("tool_calls"):  # pictures, or calls of tools
         return None
-    return {"role": role, "content": item["content"]}
+    thought = next((item[name] for name in THOUGHTS if item.get(name)), None)
+    content = f"<think>\n{thought.strip()}\n</think>\n\n{item['content']}" if thought else item["content"]
+    return {"role": role, "content": content}
