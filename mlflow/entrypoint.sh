@@ -59,7 +59,8 @@ INI
 exec_server() {
   exec mlflow server --host "${MLFLOW_HOST:-0.0.0.0}" --port "${MLFLOW_PORT:-5000}" --workers "${MLFLOW_WORKERS:-2}" \
     --serve-artifacts --artifacts-destination "$MLFLOW_ARTIFACTS_DESTINATION" \
-    --allowed-hosts "$MLFLOW_SERVER_ALLOWED_HOSTS" "$@"
+    --allowed-hosts "$MLFLOW_SERVER_ALLOWED_HOSTS${POD_IP:+,$POD_IP:${MLFLOW_PORT:-5000}}" \
+    --expose-prometheus "${TMPDIR:-/tmp}/metrics" "$@"
 }
 
 server() {

@@ -127,8 +127,10 @@ def selects(selector: Mapping[str, Any] | None, labels: Mapping[str, str]) -> bo
     if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
         return False
     for expression in selector.get("matchExpressions", []):
-        assert expression["operator"] == "Exists", f"teach selects() {expression['operator']}"
-        if expression["key"] not in labels:
+        value = labels.get(expression["key"])
+        holds = {"Exists": value is not None, "In": value in expression.get("values", [])}
+        assert expression["operator"] in holds, f"teach selects() {expression['operator']}"
+        if not holds[expression["operator"]]:
             return False
     return True
 

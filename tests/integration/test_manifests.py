@@ -321,6 +321,21 @@ def test_the_service_that_answers_questions_reaches_mlflow_and_who_may_ask_reach
     assert serve.listens_on() == {"http": 8750}
 
 
+def test_prometheus_reaches_what_has_metrics_and_nothing_else(tmp_path: Path) -> None:
+    items = with_components(copy(tmp_path / "k8s"), "seaweedfs", "serve", "metrics")
+    for item in items:
+        kubernetes_validate.validate(item, KUBERNETES[0], strict=True)
+    network, mlflow = Network(items), pod_of(items, "mlflow")
+    prometheus = replace(mlflow, namespace="monitoring", labels={})
+    assert network.allows(prometheus, mlflow, 5000)
+    assert network.allows(prometheus, pod_of(items, "serve"), 8750)
+    assert not network.allows(prometheus, pod_of(items, "postgres"), 5432)
+    assert not network.allows(replace(prometheus, namespace="elsewhere"), mlflow, 5000)
+    addresses = [entry["valueFrom"]["fieldRef"]["fieldPath"] for entry in mlflow.spec["containers"][0]["env"]
+                 if entry["name"] == "POD_IP"]  # fmt: skip
+    assert addresses == ["status.podIP"]
+
+
 def test_no_secret_has_a_value_in_the_repository() -> None:
     assert not [path for path in (ROOT / "k8s").rglob("*.yaml") if re.search(r"^kind: Secret", path.read_text(), re.M)]
     for example in (ROOT / "k8s").rglob("*.secret.env.example"):

@@ -172,6 +172,19 @@ def test_hosts_that_are_not_allowed_are_refused(server: Server) -> None:
     assert requests.get(f"{server.uri}{path}", headers={"Host": "evil.example"}, timeout=10).status_code == 403
 
 
+def test_prometheus_reads_how_many_requests_were_answered_and_with_a_login_not_everybody_does(
+    server: Server, guarded: Server
+) -> None:
+    requests.get(f"{server.uri}/api/2.0/mlflow/experiments/search?max_results=5", timeout=10).raise_for_status()
+    counted = requests.get(f"{server.uri}/metrics", timeout=10)
+    counted.raise_for_status()
+    [number] = re.findall(r'^mlflow_http_request_total\{method="GET",status="200"\} (\S+)$', counted.text, re.MULTILINE)
+    assert float(number) >= 1
+    assert requests.get(f"{guarded.uri}/metrics", timeout=10).status_code == 401
+    known = (ADMIN["MLFLOW_TRACKING_USERNAME"], ADMIN["MLFLOW_TRACKING_PASSWORD"])
+    assert requests.get(f"{guarded.uri}/metrics", auth=known, timeout=10).status_code == 200
+
+
 def test_no_secret_is_on_a_command_line(guarded: Server) -> None:
     lines = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
     port = guarded.uri.rpartition(":")[2].encode()

@@ -61,7 +61,7 @@ def test_the_address_of_the_server_and_telemetry_are_what_they_should_be(tmp_pat
     fake.chmod(0o755)
     done = subprocess.run(
         [str(FOLDER / "entrypoint.sh")],
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **DATABASE, **BUCKET, **HOSTS},
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **DATABASE, **BUCKET, **HOSTS, "POD_IP": "10.1.2.3"},
         capture_output=True,
         text=True,
         timeout=10,
@@ -69,6 +69,6 @@ def test_the_address_of_the_server_and_telemetry_are_what_they_should_be(tmp_pat
     )
     arguments, *lines = done.stdout.splitlines()
     assert "--host 0.0.0.0 --port 5000" in arguments
-    assert "--allowed-hosts mlflow:5000" in arguments
+    assert "--allowed-hosts mlflow:5000,10.1.2.3:5000 " in arguments
     assert "--serve-artifacts --artifacts-destination s3://bucket" in arguments
     assert {"MLFLOW_DISABLE_TELEMETRY=true", "DO_NOT_TRACK=true", "PGPASSWORD=x"} <= set(lines)
