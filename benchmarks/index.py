@@ -38,7 +38,7 @@ from whence.influence.sketch import Sketch
 from whence.models.trained import TrainedModel
 from whence.validation.lds import linear_datamodeling_scores, random_subsets
 
-CANDIDATES = 50  # scored exactly
+CANDIDATES, SHOWN = 50, 20  # scored exactly
 BLOCK = 1000  # generated rows at a time
 Line = tuple[str, str, str]  # what, found, goal
 
@@ -117,16 +117,23 @@ def of_questions(
         query = explainer.query(tokens.subset([row]))
         nearest = index.nearest(query.sketch, CANDIDATES)
         first = np.array([time.perf_counter(), time.process_time()]) - started
-        again = explainer.exact(query, nearest.rows)
-        waits.append([first, np.array([time.perf_counter(), time.process_time()]) - started])
-        order = nearest.rows[np.argsort(-again.scores)]
+        shown = explainer.exact(query, nearest.rows[:SHOWN])
+        then = np.array([time.perf_counter(), time.process_time()]) - started
+        rest = explainer.exact(query, nearest.rows[SHOWN:])
+        waits.append([first, then, np.array([time.perf_counter(), time.process_time()]) - started])
+        again = np.concatenate([shown.scores, rest.scores])
+        order = nearest.rows[np.argsort(-again)]
         found.append([np.isin(top[row], nearest.rows[:TOP]).mean(), np.isin(top[row], order[:TOP]).mean()])
-        scores[row, nearest.rows] = again.scores
+        scores[row, nearest.rows] = again
     from_codes, rescored = np.mean(found, axis=0)
     yield f"recall@10 from the codes, of {len(index.codes):,} rows", f"{from_codes:.3f}", ">= .85"
     yield f"recall@10 after {CANDIDATES} are scored exactly", f"{rescored:.3f}", ">= .99"
-    what = "first rows after the answer", f"{CANDIDATES} exact rows with tokens and layers"
-    for name, (clock, core), goal in zip(what, np.percentile(waits, 95, axis=0), ("<= 0.3 s", "<= 1 s"), strict=True):
+    goals = {
+        "first rows after the answer": "<= 0.3 s",
+        f"{SHOWN} exact rows with tokens and layers": "<= 1 s",
+        f"all {CANDIDATES}": "",
+    }
+    for (name, goal), (clock, core) in zip(goals.items(), np.percentile(waits, 95, axis=0), strict=True):
         yield f"{name}, p95 (of a core's time)", f"{clock:.2f} ({core:.2f}) s", goal
 
 

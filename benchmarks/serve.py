@@ -2,7 +2,7 @@
 
     python benchmarks/serve.py --run whence-output/latest --clients 20 --minutes 5
 
-Each client asks one of the run's own questions, and the next when it has the exact rows. Waiting is part of every time.
+Each client asks one of the run's own questions, and the next when it has all. Waiting is part of every time.
 In the end the service is killed in the middle of an answer and started again.
 """
 
@@ -40,8 +40,8 @@ def start(run: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 async def ask(client: httpx.AsyncClient, question: str) -> tuple[float, float, float]:
-    """Seconds from the answer to the first rows and to the exact ones, and of all of it."""
-    started, answered, first = time.monotonic(), 0.0, 0.0
+    """Seconds from the answer to the first rows and to exact ones, and of all of it."""
+    started, answered, first, exact = time.monotonic(), 0.0, 0.0, 0.0
     async with client.stream("POST", "/api/ask", json={"question": question}) as response:
         response.raise_for_status()
         async for line in response.aiter_lines():
@@ -51,8 +51,8 @@ async def ask(client: httpx.AsyncClient, question: str) -> tuple[float, float, f
             if event["event"] == "answer":
                 answered = now
             elif event["event"] == "rows":
-                first = first or now
-    return first - answered, now - answered, now - started
+                first, exact = first or now, exact or (now if event["exact"] else 0.0)
+    return first - answered, exact - answered, now - started
 
 
 async def load(port: int, questions: list[str], clients: int, seconds: float) -> np.ndarray:
@@ -89,7 +89,7 @@ def main() -> None:
     for name, times in (("one client", alone), (f"{options.clients} clients", together)):
         first, exact, whole = np.percentile(times, 95, axis=0)
         print(f"{name}: {len(times)} questions, p95 after the answer {first:.2f} s to the first rows, {exact:.2f} s to "
-              f"the exact ones, {whole:.2f} s in all")  # fmt: skip
+              f"exact ones, {whole:.2f} s in all")  # fmt: skip
     print(f"throughput {len(together) / (60 * options.minutes):.2f} questions a second, no error")
     print(f"memory {before / 2**20:.0f} MiB before, {memory().rss / 2**20:.0f} MiB after")
     process.send_signal(signal.SIGKILL)

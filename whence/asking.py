@@ -179,13 +179,20 @@ class Asking:
             spread=ends[0],
         )
 
-    def exact(self, explanation: Explanation) -> Explanation:
-        """The same examples by their own gradients, with what their scores are made of."""
-        before = explanation.table
-        scores, detail = self.explainer.exact(explanation.query, before["row"].tolist())
-        table = _ranked(before.assign(score=scores, place=np.arange(len(before))), explanation.spread)
-        order = table.pop("place").tolist()
-        return replace(explanation, table=table, detail=detail.of(order))
+    def exact(self, explanation: Explanation, shown: int | None = None) -> Iterator[Explanation]:
+        """The same examples by their own gradients, with what their scores are made of.
+
+        Where only the first ``shown`` of each end are looked at, these come first, by themselves; the last one has all.
+        """
+        table = explanation.table
+        early = table.groupby("direction").cumcount() < (len(table) if shown is None else shown)
+        scored, detail = table[:0], Detail.empty([], self.explainer.info.modules)
+        for part in (table[early], table[~early]):
+            if len(part):
+                scores, more = self.explainer.exact(explanation.query, part["row"].tolist())
+                scored, detail = pd.concat([scored, part.assign(score=scores)]), detail.and_then(more)
+                ranked = _ranked(scored.assign(place=range(len(scored))), explanation.spread)
+                yield replace(explanation, table=ranked, detail=detail.of(ranked.pop("place").tolist()))
 
     def _with_text(self, table: pd.DataFrame) -> pd.DataFrame:
         examples = self.index.data.frame.iloc[table["row"]].reset_index(drop=True)

@@ -24,7 +24,7 @@ def test_the_exact_rows_are_those_of_scoring_the_same_answer(asked_run, tmp_path
     answer = asking.answer("The lens is", given)
     assert (answer.own, answer.text) == (given is None, answer.text if given is None else given)
     estimated = asking.first(answer)
-    exact = asking.exact(estimated)
+    *_, exact = asking.exact(estimated)
 
     said = {"prompt": ["The lens is"], "completion": [answer.text]}
     if given is None:
@@ -49,6 +49,22 @@ def test_the_exact_rows_are_those_of_scoring_the_same_answer(asked_run, tmp_path
     assert (harmful["score"] <= 0).all()
 
 
+def test_what_is_shown_is_exact_first_and_the_last_has_all(asked_run) -> None:
+    asking = Asking(whence.load_run(asked_run))
+    estimated = asking.first(asking.answer("The lens is", "valve"))
+    [whole] = asking.exact(estimated)
+    shown, last = asking.exact(estimated, shown=2)
+    assert set(shown.table["row"]) == {*estimated.best("helpful", 2)["row"], *estimated.best("harmful", 2)["row"]}
+    for found in (shown, last):
+        scores = whole.table.set_index("row")["score"][found.table["row"]]
+        np.testing.assert_allclose(found.table["score"], scores, rtol=1e-5)
+        for number, shares in enumerate(found.detail.tokens):
+            assert shares.sum() == pytest.approx(found.table["score"][number], rel=1e-3, abs=1e-6)
+    assert last.table["row"].tolist() == whole.table["row"].tolist()
+    assert list(last.table) == list(estimated.table)
+    assert [found.table["rank"].max() for found in asking.exact(estimated, shown=100)] == [whole.table["rank"].max()]
+
+
 def test_word_overlap_stands_beside(asked_run) -> None:
     asking = Asking(whence.load_run(asked_run))
     found = asking.first(asking.answer("The lens is", "valve"))
@@ -61,7 +77,7 @@ def test_word_overlap_stands_beside(asked_run) -> None:
 
 def test_an_answer_whose_influences_do_not_stand_out_says_so(asked_run) -> None:
     asking = Asking(whence.load_run(asked_run))
-    found = asking.exact(asking.first(asking.answer("The lens is")))
+    *_, found = asking.exact(asking.first(asking.answer("The lens is")))
     assert found.stands_out == (found.table["z_score"].abs().max() > (2 * np.log(len(THINGS))) ** 0.5)
     assert ("No example stands out" in found.in_words) is not found.stands_out
     flat = found.table.assign(z_score=0.5)

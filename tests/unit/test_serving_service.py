@@ -56,11 +56,13 @@ def test_turns_before_the_question_are_the_prompt_of_a_model_that_chats(
 
 
 def test_rows_are_those_of_asking_with_words_that_add_up(service: Service, asked_run: Path) -> None:
-    *_, estimated, exact = events_of(service, answer="valve", rows=3)
+    *_, estimated, shown, exact = events_of(service, answer="valve", rows=3)
     asking = Asking(load_run(asked_run))
-    expected = asking.exact(asking.first(asking.answer("The lens is", "valve")))
+    *_, expected = asking.exact(asking.first(asking.answer("The lens is", "valve")))
+    assert isinstance(shown, Rows)
     assert isinstance(exact, Rows)
-    assert (estimated.exact, exact.exact) == (False, True)
+    assert (estimated.exact, shown.exact, exact.exact) == (False, True, True)
+    assert {row.id for row in shown.rows} == {row.id for row in estimated.rows}, "what is looked at is exact first"
     for end in ("helpful", "harmful"):
         rows = [row for row in exact.rows if row.end == end]
         best = expected.best(end, 3)

@@ -70,7 +70,7 @@ def ask(
     if not as_json:
         console.print(_table(found, rows), "[dim]Estimates by the index; exact scores follow.[/]\n")
     with console.status("scoring them exactly"):
-        found = asking.exact(found)
+        *_, found = asking.exact(found)
     if as_json:
         typer.echo(json.dumps(_plain(found, rows, grade), indent=1, ensure_ascii=False))
         return

@@ -60,6 +60,11 @@ class Detail:
         tokens, turns = ([shares[number] for number in numbers] for shares in (self.tokens, self.turns))
         return Detail(tokens, self.modules[numbers], self.module_names, turns)
 
+    def and_then(self, other: Detail) -> Detail:
+        """These pairs, and the others behind them."""
+        modules = np.concatenate([self.modules, other.modules])
+        return Detail([*self.tokens, *other.tokens], modules, self.module_names, [*self.turns, *other.turns])
+
 
 class TurnPairs:
     """Pairs of queries and turns of training examples, in place of pairs of queries and training examples.

@@ -139,7 +139,8 @@ def create_app(explainer: Callable[[], Answers | None], settings: Serving) -> Fa
         """Answer a question and explain the answer.
 
         With `Accept: application/x-ndjson` one JSON object a line, as soon as it is known: `queued`, `token`, `answer`,
-        `base`, `rows` (estimated, then exact), `done` or `error`. Otherwise all of it in the end.
+        `base`, `rows` (estimated, exact, and exact among all candidates), `done` or `error`. Otherwise all of it in the
+        end.
         """
         found = ready()
         try:

@@ -94,7 +94,10 @@ class BaseAnswer(BaseModel):
 
 
 class Rows(BaseModel):
-    """The training examples behind the answer; ``exact`` ones replace the estimated ones before them."""
+    """The training examples behind the answer, in place of those before: estimated, then ``exact``.
+
+    Exact ones come twice where the index has more candidates: ranked among themselves, and then among all of these.
+    """
 
     event: Literal["rows"] = "rows"
     exact: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from itertools import chain
 
 from whence.asking import Answer as Asked
 from whence.asking import Asking
@@ -47,7 +48,7 @@ class Service:
         self.example = data.frame["prompt"].iloc[0][:LONGEST_TEXT]
 
     def explain(self, question: Question) -> Generator[Event]:
-        """The answer piece by piece, then the rows behind it: estimated, and then exact.
+        """The answer piece by piece, then the rows behind it: estimated, exact, and last with all candidates exact.
 
         Raises:
             DataError: question and answer do not fit, the answer is empty, or has not the words asked about.
@@ -65,8 +66,8 @@ class Service:
         if question.about:
             answer = self._asking.about(answer, question.about)
         found = self._asking.first(answer)
-        yield self._writer.rows(found, question.rows, self._evidence)
-        yield self._writer.rows(self._asking.exact(found), question.rows, self._evidence)
+        for rows in chain([found], self._asking.exact(found, question.rows)):
+            yield self._writer.rows(rows, question.rows, self._evidence)
 
     def _prompt(self, question: Question) -> str:
         if not question.before:

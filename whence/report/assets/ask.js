@@ -84,7 +84,7 @@
     rows(event) {
       Object.assign(result, event);
       draw();
-      say(event.exact ? "" : "First rows; exact scores follow.");
+      say(event.exact ? "Exact scores; those of further candidates follow." : "First rows; exact scores follow.");
     },
     done: ({ seconds }) => say(`Done in ${seconds.toFixed(1)} s.`),
     error: ({ message }) => say(message),
