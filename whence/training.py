@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 import os
@@ -37,10 +36,11 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.training_args import OptimizerNames
 
 from whence.config import Config, Training
-from whence.data.tokenization import IGNORED, TokenizedExamples
+from whence.data.tokenization import TokenizedExamples
 from whence.errors import ConfigError, DataError, ModelError
 from whence.files import require_disk, write_json
 from whence.models.adapters import add_adapter, save_adapted
+from whence.models.forward import accepted, counted_columns
 from whence.models.language import LanguageModel
 from whence.models.loading import model_bytes, require_checkpoint_disk
 from whence.progress import progress
@@ -293,18 +293,15 @@ class _Trainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, from the logits of those tokens alone that the loss counts, where the model allows it.
 
-        Prompts are most of the tokens, and logits cost time and memory in proportion to the vocabulary. 0 for a batch
-        of absent examples alone, whose mean over no token is not a number; through the model all the same, since ranks
-        wait for each other's gradients.
+        0 for a batch of absent examples alone, whose mean over no token is not a number; through the model all the
+        same, since ranks wait for each other's gradients.
         """
-        targets = inputs["labels"][:, 1:]  # the token at t is predicted from those before it
-        counted = targets != IGNORED
-        if model.training and not counted.any():
+        columns, targets = counted_columns(inputs["labels"])
+        if model.training and not len(columns):
             taken = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             return model(**taken).logits.sum() * 0.0
         if self._keeps_logits:
-            columns = counted.any(dim=0).nonzero().squeeze(1)
-            inputs = inputs | {"logits_to_keep": columns, "shift_labels": targets[:, columns]}
+            inputs = inputs | {"logits_to_keep": columns, "shift_labels": targets}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     @cached_property
@@ -313,9 +310,7 @@ class _Trainer(Trainer):
         network: Any = self.model
         if isinstance(network, PeftModel):
             network = network.get_base_model()
-        return "logits_to_keep" in inspect.signature(network.forward).parameters and (
-            network.loss_function is ForCausalLMLoss
-        )
+        return bool(accepted(network, logits_to_keep=None)) and network.loss_function is ForCausalLMLoss
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedSampler:
         examples = cast(TokenizedExamples, train_dataset or self.train_dataset)

@@ -7,7 +7,6 @@ counted without it, which makes the result that of each prompt alone.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
 
 from whence.config import Generation
+from whence.models.forward import accepted
 from whence.models.language import LanguageModel
 
 Completion = tuple[int, ...]
@@ -179,11 +179,6 @@ class _TokenLogprobs(LogitsProcessor):
     def _settle(self, chosen: torch.Tensor) -> None:
         if self._pending is not None:
             self._steps.append(self._pending.gather(1, chosen[:, None])[:, 0])
-
-
-def accepted(model: PreTrainedModel, **inputs: Any) -> dict[str, Any]:
-    """Those of ``inputs`` that the model takes: one without position ids (ALiBi) counts from the mask, or distances."""
-    return {name: value for name, value in inputs.items() if name in inspect.signature(model.forward).parameters}
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from whence.data.batching import Batches, plan_batches
 from whence.data.tokenization import IGNORED, TokenizedExamples
-from whence.evaluation.decoding import accepted
+from whence.models.forward import counted_logits
 
 
 @torch.inference_mode()
@@ -29,10 +29,7 @@ def answer_logprobs(model: PreTrainedModel, examples: TokenizedExamples, batches
 def sequence_logprobs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Summed log-probability of the counted tokens of each row of a padded batch, ``[batch]`` fp32."""
     inputs = {name: values.to(model.device) for name, values in inputs.items()}
-    targets = inputs.pop("labels")[:, 1:]  # the token at t is predicted from those before it
-    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    kept = accepted(model, logits_to_keep=columns)  # logits take memory in proportion to the vocabulary
-    logits = model(**inputs, use_cache=False, **kept).logits
-    logits = (logits if kept else logits[:, columns]).float()
-    losses = functional.cross_entropy(logits.mT, targets[:, columns], ignore_index=IGNORED, reduction="none")
-    return -losses.sum(dim=1)
+    logits, labels = counted_logits(model, inputs)
+    losses = functional.cross_entropy(logits.float(), labels, reduction="none")
+    rows = (inputs["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
+    return losses.new_zeros(len(inputs["labels"])).index_add(0, rows, -losses)

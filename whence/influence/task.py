@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from kronfluence.task import Task
@@ -13,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from whence.data.tokenization import IGNORED
+from whence.models.forward import accepted, counted_logits
 
 
 class LanguageModelingTask(Task):
@@ -26,11 +25,11 @@ class LanguageModelingTask(Task):
     def __init__(self, model: PreTrainedModel, modules: Sequence[str]) -> None:
         """Track ``modules`` of ``model``, named as in ``model.named_modules()``, before they are wrapped."""
         self.modules = list(modules)
-        # Logits cost memory and time in proportion to the vocabulary; most models compute them only where asked. Not
-        # when the output layer is tracked itself: its activations then are those of all tokens, as for every module.
+        # Not of the counted tokens alone when the output layer is tracked itself: its activations then are those of all
+        # tokens, as for every module.
         head = model.get_output_embeddings()
         head_is_tracked = any(module is head and name in self.modules for name, module in model.named_modules())
-        self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters and not head_is_tracked
+        self.keeps_logits = bool(accepted(model, logits_to_keep=None)) and not head_is_tracked
 
     def get_influence_tracked_modules(self) -> list[str]:
         return self.modules
@@ -42,33 +41,15 @@ class LanguageModelingTask(Task):
         self, batch: dict[str, torch.Tensor], model: nn.Module, sample: bool = False
     ) -> torch.Tensor:
         """The batch's summed loss; with ``sample``, on labels drawn from the model's own distribution (true Fisher)."""
-        logits, labels, counted = self._counted_logits(batch, model)
+        logits, labels = counted_logits(model, batch, whole=not self.keeps_logits)
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         if sample:
-            labels = sample_labels(logits.detach(), batch["uniforms"][:, 1:][counted])
+            labels = sample_labels(logits.detach(), batch["uniforms"][:, 1:][batch["labels"][:, 1:] != IGNORED])
         return functional.cross_entropy(logits, labels, reduction="sum")
 
     def compute_measurement(self, batch: dict[str, torch.Tensor], model: nn.Module) -> torch.Tensor:
         """The query's own loss, so that a positive score means: this example lowers it."""
         return self.compute_train_loss(batch, model)
-
-    def _counted_logits(
-        self, batch: dict[str, torch.Tensor], model: nn.Module
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits ``[counted, vocabulary]``, labels ``[counted]`` and the mask ``[batch, longest - 1]`` of both."""
-        targets = batch["labels"][:, 1:]  # the token at t is predicted from those before it
-        counted = targets != IGNORED
-        columns = counted.any(dim=0).nonzero().squeeze(1)
-        inputs: dict[str, Any] = {
-            "input_ids": batch["input_ids"],
-            "attention_mask": batch["attention_mask"],
-            "use_cache": False,
-        }
-        if self.keeps_logits:
-            logits = model(**inputs, logits_to_keep=columns).logits
-        else:
-            logits = model(**inputs).logits[:, columns]
-        logits = logits[counted[:, columns]]
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits, targets[counted], counted
 
 
 def sample_labels(logits: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
