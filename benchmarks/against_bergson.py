@@ -6,6 +6,7 @@ with. bergson declares torchvision, torchaudio and bitsandbytes and imports none
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import LONGEST, Shape, make_model, quiet
+from common import LONGEST, quiet
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from environments import programs
+from transformers import PreTrainedModel
 
 from whence.data.tokenization import TokenizedExamples
 from whence.models.builtin import train_tokenizer
@@ -41,12 +43,14 @@ def interpreter() -> Path:
 
 
 class Bergson:
-    """A process of bergson's, on a model of ``shape`` and on examples, all written to ``folder``."""
+    """A process of bergson's, on a model and on examples, all written to ``folder``."""
 
-    def __init__(self, shape: Shape, folder: Path, train: TokenizedExamples, queries: TokenizedExamples) -> None:
+    def __init__(
+        self, model: PreTrainedModel, folder: Path, train: TokenizedExamples, queries: TokenizedExamples
+    ) -> None:
         self.folder = folder
         with quiet():
-            self._write(shape, train, queries)
+            self._write(model, train, queries)
         # -P: the worker's folder is not searched for modules
         command = [interpreter(), "-P", Path(__file__).with_name("bergson_worker.py"), str(torch.get_num_threads())]
         inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -73,7 +77,23 @@ class Bergson:
 
     def score(self) -> tuple[float, torch.Tensor]:
         """Seconds of query gradients and scores with the last fit's factors, and the scores, a row for each query."""
-        seconds = self._ask("score", False)
+        return self._scores("score")
+
+    def store(self) -> tuple[float, int]:
+        """Seconds of making the store of projected gradients that ``bergson query`` searches, and its bytes."""
+        seconds = self._ask("store", False)
+        return seconds, sum(file.stat().st_size for file in (self.folder / "store").rglob("*.bin"))
+
+    def query(self) -> torch.Tensor:
+        """The scores of ``bergson query``."""
+        return self._scores("query")[1]
+
+    def trackstar(self) -> tuple[float, torch.Tensor]:
+        """Seconds of ``bergson trackstar``, and its scores."""
+        return self._scores("trackstar")
+
+    def _scores(self, work: str) -> tuple[float, torch.Tensor]:
+        seconds = self._ask(work, False)
         return seconds, torch.load(self.folder / "scores.pt").T
 
     def _ask(self, work: str, empirical: bool) -> float:
@@ -91,9 +111,9 @@ class Bergson:
         log = (self.folder / "bergson.log").read_text(encoding="utf-8")
         raise RuntimeError(f"bergson stopped:\n{log[-2000:]}")
 
-    def _write(self, shape: Shape, train: TokenizedExamples, queries: TokenizedExamples) -> None:
+    def _write(self, model: PreTrainedModel, train: TokenizedExamples, queries: TokenizedExamples) -> None:
         disable_progress_bar()
-        model = make_model(shape)
+        model = copy.deepcopy(model)
         # bergson refuses batches of more tokens than the model has positions; rotary ones have no weights.
         model.config.max_position_embeddings = BUDGET
         model.save_pretrained(self.folder / "model")

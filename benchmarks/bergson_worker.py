@@ -18,11 +18,21 @@ from typing import Any
 
 import torch
 from bergson import build as build_module
-from bergson.config.config import DataConfig, HessianConfig, IndexConfig, PreprocessConfig, ScoreConfig
+from bergson.cli.trackstar import trackstar as trackstar_pipeline
+from bergson.config.config import (
+    DataConfig,
+    HessianConfig,
+    IndexConfig,
+    PreprocessConfig,
+    QuerySetConfig,
+    ScoreConfig,
+    TrackstarConfig,
+)
 from bergson.data import load_scores
 from bergson.hessians import hessian_approximations as hessian_module
 from bergson.score import score as score_module
 
+PROJECTION = 16  # of each side of a module's gradient: bergson's default for trackstar
 # What loads the model and the data; the other side has both in memory when its clock starts.
 LOADING = [
     (module, name)
@@ -33,7 +43,7 @@ LOADING = [
 
 @dataclass(frozen=True)
 class Job:
-    """One request: ``fit`` or ``score``, on what lies in ``folder``."""
+    """One request: the name of a function below, on what lies in ``folder``."""
 
     work: str
     folder: Path
@@ -41,8 +51,9 @@ class Job:
     batch_tokens: int
     empirical: bool
 
-    def index(self, run: str, data: str) -> IndexConfig:
+    def index(self, run: str, data: str, **more: Any) -> IndexConfig:
         return IndexConfig(
+            **more,
             run_path=str(self.folder / run),
             overwrite=True,
             model=str(self.folder / "model"),
@@ -69,6 +80,37 @@ def score(job: Job) -> None:
     fresh(index)
     preprocess = PreprocessConfig(hessian_path=str(job.folder / "factors"), ev_correction=True)
     score_module.score_dataset(index, ScoreConfig(query_path=queries.run_path), preprocess)
+
+
+def store(job: Job) -> None:
+    """``bergson build``: the training set's gradients, projected on both sides, for ``bergson query`` to search."""
+    index = job.index("store", "train", projection_dim=PROJECTION)
+    fresh(index)
+    build_module.build(index, PreprocessConfig())
+
+
+def query(job: Job) -> None:
+    """What ``bergson query`` ranks by, for all queries: products of projected gradients."""
+    queries = job.index("queries_index", "queries", projection_dim=PROJECTION)
+    fresh(queries)
+    build_module.build(queries, PreprocessConfig())
+    index = job.index("scores", "train", projection_dim=PROJECTION)
+    fresh(index)
+    score_module.score_dataset(index, ScoreConfig(query_path=queries.run_path), PreprocessConfig())
+
+
+def trackstar(job: Job) -> None:
+    """``bergson trackstar`` as it is by default, of gradients of length 1 (Chang et al., 2024)."""
+    index = job.index("trackstar", "train", projection_dim=PROJECTION)
+    fresh(index)
+    settings = TrackstarConfig(
+        query=QuerySetConfig(dataset=str(job.folder / "queries")),
+        preprocess_cfg=PreprocessConfig(unit_normalize=True),
+        stats_sample_size=None,
+    )
+    trackstar_pipeline(index, settings)
+    shutil.rmtree(job.folder / "scores", ignore_errors=True)
+    shutil.move(job.folder / "trackstar" / "scores", job.folder / "scores")
 
 
 def fresh(index: IndexConfig) -> None:
@@ -106,9 +148,9 @@ def run(request: dict[str, Any]) -> dict[str, float]:
     loading: list[float] = []
     with loading_timed(loading), contextlib.redirect_stdout(sys.stderr):
         started = time.perf_counter()
-        {"fit": fit, "score": score}[job.work](job)
+        {"fit": fit, "score": score, "store": store, "query": query, "trackstar": trackstar}[job.work](job)
         taken = time.perf_counter() - started
-    if job.work == "score":
+    if job.work in ("score", "query", "trackstar"):
         scores = torch.from_numpy(load_scores(job.folder / "scores")[:].copy())
         torch.save(scores, job.folder / "scores.pt")
     return {"seconds": taken - sum(loading), "loading": sum(loading)}

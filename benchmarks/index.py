@@ -2,9 +2,10 @@
 
 ``python benchmarks/index.py --rows 1600`` fits, scores and indexes real patent abstracts under the small pretrained
 Llama, after an epoch of training on them, and prints one line per figure; ``--loss-on all`` with the loss on every
-token. ``--lds 16`` also trains on so many random halves of the rows, to see what the two-step ranking predicts of them.
-``--scan 16000 100000 1000000`` searches so many generated codes, ``--inverted 16000 100000`` generated rows in inverted
-lists; ``--rows 0`` does these alone. Real data are looked for where ``WHENCE_SHARED`` says.
+token. ``--lds 16`` also trains on so many random halves of the rows, to see what the two-step ranking predicts of
+them; ``--bergson`` adds bergson's indexes. ``--scan 16000 100000 1000000`` searches so many generated codes,
+``--inverted 16000 100000`` generated rows in inverted lists; ``--rows 0`` does these alone. Real data are looked for
+where ``WHENCE_SHARED`` says.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from against_bergson import Bergson
 from common import LLAMA, abstracts, patent_settings, processor_time, quiet
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -67,7 +69,7 @@ def fine_tuned(rows: int, config: Config, folder: Path | None) -> TrainedModel:
 
 
 def of_patents(
-    rows: int, queries: int, subsets: int, config: Config, folder: Path, model: Path | None
+    rows: int, queries: int, subsets: int, bergson: bool, config: Config, folder: Path, model: Path | None
 ) -> Iterator[Line]:
     """What is found among real abstracts."""
     trained = fine_tuned(rows, config, model)
@@ -99,10 +101,11 @@ def of_patents(
         known = collect(network, passes[1].task, loader, [collector])[SKETCHES].numpy()
     order = [place for batch in passes[1].batches for place in batch]
     yield from of_lists(known[np.argsort(order)], sketches, top)
+    rankings = {"exact": exact, "two steps": two_steps, "codes": estimates}
+    if bergson:
+        yield from of_bergson(trained, tokens, top, rankings, folder)
     if subsets:
-        yield from of_retrainings(
-            trained, tokens, subsets, {"exact": exact, "two steps": two_steps, "codes": estimates}
-        )
+        yield from of_retrainings(trained, tokens, subsets, rankings)
 
 
 def of_questions(
@@ -151,6 +154,27 @@ def of_precision(
     found = np.stack([explainer.exact(explainer.query(tokens.subset([row])), rows).scores for row in asked])
     off = np.abs(found - exact[: len(asked), : len(rows)]) / exact[: len(asked)].std(axis=1, keepdims=True)
     yield "factors in bfloat16: scores off by, over their spread", f"{off.mean():.1e} ({off.max():.1e})", "mean (most)"
+
+
+def of_bergson(
+    trained: TrainedModel, tokens: TokenizedExamples, top: np.ndarray, rankings: dict[str, np.ndarray], folder: Path
+) -> Iterator[Line]:
+    """What bergson's stores of projected gradients find, and take; adds their scores to ``rankings``."""
+    with Bergson(trained.model, folder, trained.examples, tokens) as other:
+        seconds, size = other.store()
+        rankings["bergson query"] = other.query().numpy()
+        rankings["bergson trackstar"] = (of_trackstar := other.trackstar())[1].numpy()
+    yield (
+        "bergson query: seconds of its store, bytes an example",
+        f"{seconds:.1f} s, {size // len(trained.examples):,}",
+        "",
+    )
+    yield "bergson trackstar: seconds of everything", f"{of_trackstar[0]:.1f} s", ""
+    for name in ("bergson query", "bergson trackstar"):
+        first, more = (best_first(rankings[name], count) for count in (TOP, CANDIDATES))
+        shares = [np.mean([np.isin(one, row).mean() for one, row in zip(top, rows, strict=True)])
+                  for rows in (first, more)]  # fmt: skip
+        yield f"{name}: exact first 10 among its first 10, {CANDIDATES}", " / ".join(f"{it:.3f}" for it in shares), ""
 
 
 def of_lists(known: np.ndarray, asked: np.ndarray, top: np.ndarray) -> Iterator[Line]:
@@ -254,6 +278,7 @@ def main() -> None:
     parser.add_argument("--loss-on", choices=("answer", "all"), default="answer")
     parser.add_argument("--dimensions", type=int, default=16384)
     parser.add_argument("--model", type=Path, help="folder that keeps the fine-tuned model")
+    parser.add_argument("--bergson", action="store_true", help="also what bergson's indexes find (installs 1.6 GB)")
     parser.add_argument("--lds", type=int, default=0, help="random halves of the rows to train on, 3 or more")
     parser.add_argument("--scan", type=int, nargs="*", default=[], help="numbers of generated codes to search")
     parser.add_argument("--inverted", type=int, nargs="*", default=[], help="numbers of generated rows in lists")
@@ -277,7 +302,9 @@ def main() -> None:
                 tell(*line)
         if given.rows:
             with quiet():
-                for line in of_patents(given.rows, given.queries, given.lds, config, Path(name), given.model):
+                for line in of_patents(
+                    given.rows, given.queries, given.lds, given.bergson, config, Path(name), given.model
+                ):
                     tell(*line)
     print(f"loss on {given.loss_on}, {given.threads} threads, {time.monotonic() - started:.0f} s in all")
 

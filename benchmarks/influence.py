@@ -185,7 +185,7 @@ def memory(bench: Bench) -> Iterator[Row]:
 def bergson_fit(bench: Bench) -> Iterator[Row]:
     """Whole calls, writing the factors included; bergson's loading of model and data is taken off its time."""
     train, queries = bench.data(NARROW, 128, 16)
-    with Bergson(NARROW, bench.folder, train, queries) as other:
+    with Bergson(make_model(NARROW), bench.folder, train, queries) as other:
         for empirical, labels in ((False, "sampled labels"), (True, "the data's labels")):
             ours, theirs = bench.turns(
                 lambda empirical=empirical: timed(lambda: bench.fit(NARROW, train, empirical=empirical))[0],
@@ -200,7 +200,7 @@ def bergson_scores(bench: Bench) -> Iterator[Row]:
     train, queries = bench.data(NARROW, 128, 16)
     bench.fit(NARROW, train, "both", empirical=True)
     found: dict[str, torch.Tensor] = {}
-    with Bergson(NARROW, bench.folder, train, queries) as other:
+    with Bergson(make_model(NARROW), bench.folder, train, queries) as other:
         other.fit(empirical=True)
 
         def ours() -> float:
