@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HOLDER_TAG = "whence.holder"
 ABANDONED_SECONDS = 15.0  # what is done under a lock takes a tenth of a second
 POLL_SECONDS = 0.2
+# That a name is taken; the second where its holder gave it up while MLflow looked up what it is taken by.
+TAKEN = ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
 
 class Lock:
@@ -66,7 +68,7 @@ class Lock:
             try:
                 self._client.create_registered_model(self._name, {HOLDER_TAG: self._own}, self._about)
             except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                if error.error_code not in TAKEN:
                     raise
                 return False
             return True
