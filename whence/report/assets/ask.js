@@ -82,8 +82,11 @@
       byId("base-answer").textContent = text;
     },
     rows(event) {
+      // Whoever reads already is not disturbed where further candidates change nothing.
+      const order = ({ exact, rows }) => JSON.stringify([exact, ...(rows || []).map((row) => [row.end, row.id, row.influence_rank])]);
+      const changed = order(result) !== order(event);
       Object.assign(result, event);
-      draw();
+      if (changed) draw();
       say(event.exact ? "Exact scores; those of further candidates follow." : "First rows; exact scores follow.");
     },
     done: ({ seconds }) => say(`Done in ${seconds.toFixed(1)} s.`),
