@@ -139,6 +139,19 @@ def test_what_a_template_writes_before_the_last_answer_alone_is_part_of_it(token
     assert counted(tokenizer, made.example(earlier, "In May.")) == counted(tokenizer, made.example(prompt, "In May."))
 
 
+def test_a_thought_that_the_question_begins_is_in_the_last_answer_alone(tokenizer) -> None:
+    """Qwen 3.5 asks with an opened thought; of earlier answers it shows what was said."""
+    asks = "{{- '<|im_start|>assistant\\n' }}{%- if enable_thinking"
+    assert asks in template("qwen3")
+    thinks = ChatTemplate(tokenizer, template("qwen3").replace(asks, asks.replace("\\n'", "\\n<think>\\n'")))
+    found, _ = thinks.conversation(HELLO)
+    said = [tokenizer.decode([token for token, turn in zip(found.ids, found.turns, strict=True) if turn == number])
+            for number in (0, 1)]  # fmt: skip
+    assert said == ["Ada did.<|im_end|>", "\n</think>\n\nIn May.<|im_end|>"]
+    asked, _ = thinks.prompt(HELLO[:-1])
+    assert found.ids[: len(asked)] == asked
+
+
 def test_variables_of_the_template_are_those_of_the_settings_and_travel_with_it(tokenizer, make_config) -> None:
     prompt, silent = to_text(HELLO[:-1]), {"dataset__chat_template_kwargs": {"enable_thinking": False}}
     made = encoder(tokenizer, make_config, "qwen3", **silent)
@@ -166,11 +179,11 @@ def test_a_system_message_that_is_asked_with_and_not_learned_with_is_refused(tok
 def test_turns_that_do_not_add_up_are_refused_with_the_way_out(tokenizer) -> None:
     said = "{% if m.role == 'assistant' and not loop.last %}...{% else %}{{ m.content }}{% endif %}"
     forgetful = "{% for m in messages %}[INST]" + said + "{% endfor %}"
-    with pytest.raises(ChatError, match=r"turn 2 .*written in another way.*generation"):
+    with pytest.raises(ChatError, match=r"turn 2 .*written in another way.*enable_thinking.*generation"):
         ChatTemplate(tokenizer, forgetful).conversation(HELLO)
     asks_otherwise = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     asks_otherwise += "{% if add_generation_prompt %}<|assistant|><think>{% endif %}"
-    with pytest.raises(ChatError, match=r"turn 2 .*written in another way"):
+    with pytest.raises(ChatError, match=r"turn 4 .*written in another way"):  # the answer that is asked for last
         ChatTemplate(tokenizer, asks_otherwise).conversation(HELLO)
 
 

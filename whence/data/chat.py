@@ -187,7 +187,9 @@ class ChatTemplate:
             raise ChatError(
                 f"the chat template's turns do not add up to the whole: turn {place + 1} of "
                 f"{messages[0]['content'][:60]!r} is written in another way by itself",
-                hint="give a dataset.chat_template that marks answers by {% generation %}",
+                hint="set the template's variables so that it asks for answers as it writes them "
+                "(dataset.chat_template_kwargs, as `enable_thinking: false`), "
+                "or give a dataset.chat_template that marks answers by {% generation %}",
             )
         ended = self._ends.match(text, end)
         return begin, ended.end() if ended else end
@@ -199,8 +201,11 @@ class ChatTemplate:
             return len(asked)
         alone, _, _ = self._around(messages[: place + 1], place)
         lead = alone[len(asked) :]
-        if text.startswith(before) and alone.startswith(asked) and before.endswith(lead):
-            return len(before) - len(lead)
+        if text.startswith(before):
+            if alone.startswith(asked) and before.endswith(lead):
+                return len(before) - len(lead)
+            if asked.startswith(before) and any(later["role"] == ASSISTANT for later in messages[place + 1 :]):
+                return len(before)  # a thought that was asked for is not shown any more
         shown = self._render(messages[:place])  # by a template that asks in words of its own
         return len(shown) if before.startswith(shown) and not before[len(shown) :].strip() else None
 
