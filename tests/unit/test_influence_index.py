@@ -100,6 +100,26 @@ def test_the_spread_of_scores_is_told_from_that_of_their_estimates(bits: int) ->
     assert found.scores.std() > 1.5 * scores.std()
 
 
+def test_codes_that_are_dealt_out_to_processors_are_found_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    sketch, generator = Sketch(512, 1, 0), torch.Generator().manual_seed(0)
+    codes = sketch.encode(torch.randn(1001, 512, generator=generator)).numpy()
+    info = IndexInfo(dimensions=512, bits=1, seed=0, rows=1001, model="", tokenizer="", factors="", train_data="",
+                     loss_on="", template="", max_length=1, damping_factor=None)  # fmt: skip
+    query = torch.randn(512, generator=generator).numpy()
+
+    def found() -> tuple[list[int], np.ndarray]:
+        index = Index(info, codes, np.ones(1001, np.float32), data=None)  # type: ignore[arg-type]
+        both = [index.nearest(query, 60, harmful) for harmful in (False, True)]
+        return [row for one in both for row in one.rows], np.concatenate([one.scores for one in both])
+
+    together = found()
+    monkeypatch.setattr("whence.influence.index.available_cpus", lambda: 3)
+    monkeypatch.setattr("whence.influence.index.SHARD_ROWS", 100)
+    apart = found()
+    assert apart[0] == together[0]
+    np.testing.assert_array_equal(apart[1], together[1])
+
+
 @pytest.mark.parametrize("strategy", ["ekfac", "kfac", "diagonal", "identity"])
 def test_exact_rows_are_those_of_the_scores_and_the_ranking_is_near_them(tmp_path: Path, strategy: str) -> None:
     config = settings(factors__strategy=strategy, **SMALL)

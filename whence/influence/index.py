@@ -20,6 +20,7 @@ from whence.data.dataset import ExampleSet
 from whence.errors import DataError
 from whence.files import write_json
 from whence.influence.ranking import best_first
+from whence.threads import available_cpus
 
 if TYPE_CHECKING:
     from whence.models.language import LanguageModel
@@ -28,6 +29,7 @@ INFO, CODES, ROWS = "index.json", "codes.safetensors", "train_data"
 FILES = (INFO, CODES, ROWS)
 TOP = 10
 SPREAD_ROWS = 4096  # that the spread of the estimates is taken of
+SHARD_ROWS = 20_000  # at least: fewer are searched in less time than it takes to begin
 
 
 class IndexInfo(BaseModel):
@@ -144,7 +146,15 @@ class Index:
 
     @cached_property
     def _search(self) -> Any:
-        return searchable(self.info.dimensions, self.info.bits, self.codes)
+        """The codes, dealt out to the processors: faiss searches for one query with one of them."""
+        import faiss
+
+        count = max(1, min(available_cpus(), len(self.codes) // SHARD_ROWS))
+        shards: Any = faiss.IndexShards  # its types know no arguments
+        whole = shards(self.info.dimensions, True, True)  # by threads, numbered on from one to the next
+        for codes in np.array_split(self.codes, count):
+            whole.add_shard(searchable(self.info.dimensions, self.info.bits, codes))
+        return whole
 
     @cached_property
     def _sample(self) -> Any:
