@@ -73,12 +73,21 @@ def fit(job: Job) -> None:
 
 def score(job: Job) -> None:
     """``bergson build`` on the queries, then ``bergson score`` with the factors: query gradients preconditioned."""
-    queries = job.index("queries_index", "queries")
+    scored(job, PreprocessConfig(hessian_path=str(job.folder / "factors"), ev_correction=True))
+
+
+def query(job: Job) -> None:
+    """What ``bergson query`` ranks by, for all queries: products of projected gradients."""
+    scored(job, PreprocessConfig(), projection_dim=PROJECTION)
+
+
+def scored(job: Job, preprocess: PreprocessConfig, **more: Any) -> None:
+    """Scores of the training set on the queries, whose gradients are collected first."""
+    queries = job.index("queries_index", "queries", **more)
     fresh(queries)
     build_module.build(queries, PreprocessConfig())
-    index = job.index("scores", "train")
+    index = job.index("scores", "train", **more)
     fresh(index)
-    preprocess = PreprocessConfig(hessian_path=str(job.folder / "factors"), ev_correction=True)
     score_module.score_dataset(index, ScoreConfig(query_path=queries.run_path), preprocess)
 
 
@@ -87,16 +96,6 @@ def store(job: Job) -> None:
     index = job.index("store", "train", projection_dim=PROJECTION)
     fresh(index)
     build_module.build(index, PreprocessConfig())
-
-
-def query(job: Job) -> None:
-    """What ``bergson query`` ranks by, for all queries: products of projected gradients."""
-    queries = job.index("queries_index", "queries", projection_dim=PROJECTION)
-    fresh(queries)
-    build_module.build(queries, PreprocessConfig())
-    index = job.index("scores", "train", projection_dim=PROJECTION)
-    fresh(index)
-    score_module.score_dataset(index, ScoreConfig(query_path=queries.run_path), PreprocessConfig())
 
 
 def trackstar(job: Job) -> None:

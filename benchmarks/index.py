@@ -116,14 +116,14 @@ def of_questions(
     explainer.exact(explainer.query(tokens.subset([0])), [0])  # factors are read
     waits, found = [], []
     for row in range(len(tokens)):
-        started = np.array([time.perf_counter(), time.process_time()])
+        started = clocks()
         query = explainer.query(tokens.subset([row]))
         nearest = index.nearest(query.sketch, CANDIDATES)
-        first = np.array([time.perf_counter(), time.process_time()]) - started
+        first = clocks() - started
         shown = explainer.exact(query, nearest.rows[:SHOWN])
-        then = np.array([time.perf_counter(), time.process_time()]) - started
+        then = clocks() - started
         rest = explainer.exact(query, nearest.rows[SHOWN:])
-        waits.append([first, then, np.array([time.perf_counter(), time.process_time()]) - started])
+        waits.append([first, then, clocks() - started])
         again = np.concatenate([shown.scores, rest.scores])
         order = nearest.rows[np.argsort(-again)]
         found.append([np.isin(top[row], nearest.rows[:TOP]).mean(), np.isin(top[row], order[:TOP]).mean()])
@@ -163,17 +163,16 @@ def of_bergson(
     with Bergson(trained.model, folder, trained.examples, tokens) as other:
         seconds, size = other.store()
         rankings["bergson query"] = other.query().numpy()
-        rankings["bergson trackstar"] = (of_trackstar := other.trackstar())[1].numpy()
+        of_trackstar, scores = other.trackstar()
+        rankings["bergson trackstar"] = scores.numpy()
     yield (
         "bergson query: seconds of its store, bytes an example",
         f"{seconds:.1f} s, {size // len(trained.examples):,}",
         "",
     )
-    yield "bergson trackstar: seconds of everything", f"{of_trackstar[0]:.1f} s", ""
+    yield "bergson trackstar: seconds of everything", f"{of_trackstar:.1f} s", ""
     for name in ("bergson query", "bergson trackstar"):
-        first, more = (best_first(rankings[name], count) for count in (TOP, CANDIDATES))
-        shares = [np.mean([np.isin(one, row).mean() for one, row in zip(top, rows, strict=True)])
-                  for rows in (first, more)]  # fmt: skip
+        shares = [share_found(top, best_first(rankings[name], count)) for count in (TOP, CANDIDATES)]
         yield f"{name}: exact first 10 among its first 10, {CANDIDATES}", " / ".join(f"{it:.3f}" for it in shares), ""
 
 
@@ -186,7 +185,7 @@ def of_lists(known: np.ndarray, asked: np.ndarray, top: np.ndarray) -> Iterator[
     for probed in sorted({max(1, lists // 8), max(1, lists // 2), lists}):
         index.nprobe = probed
         rows = index.search(asked, TOP)[1]
-        share = np.mean([np.isin(first, row).mean() for first, row in zip(top, rows, strict=True)])
+        share = share_found(top, rows)
         yield f"recall@10 of inverted lists, {probed} of {lists} searched", f"{share:.3f}", ""
     del quantizer
 
@@ -226,10 +225,10 @@ def of_generated(rows: int, config: Config) -> Line:
     index.nearest(query, CANDIDATES)
     waits = []
     for _ in range(20):
-        started = time.perf_counter()
-        core = processor_time(lambda: index.nearest(query, CANDIDATES))
-        waits.append([time.perf_counter() - started, core])
-    clock, of_core = (in_milliseconds(column) for column in zip(*waits, strict=True))
+        started = clocks()
+        index.nearest(query, CANDIDATES)
+        waits.append(clocks() - started)
+    clock, of_core = map(in_milliseconds, np.transpose(waits))
     goal = "p95 <= 300 ms" if rows == 1_000_000 else ""
     return f"search of {rows:,} generated codes, p50 / p95 (of a core's time)", f"{clock} ({of_core})", goal
 
@@ -268,6 +267,16 @@ def of_generated_lists(rows: int, config: Config) -> Iterator[Line]:
         first, candidates = np.mean(found, axis=0)
         what = f"{rows:,} generated rows, {probed} of {lists} lists: p50 / p95, recall@10 ({CANDIDATES})"
         yield what, f"{in_milliseconds(waits)}, {first:.2f} ({candidates:.2f})", ""
+
+
+def clocks() -> np.ndarray:
+    """Seconds by the clock, and of a core's time."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def share_found(top: np.ndarray, rows: np.ndarray) -> float:
+    """How much of each query's ``top`` examples is among its ``rows``, on average."""
+    return float(np.mean([np.isin(first, row).mean() for first, row in zip(top, rows, strict=True)]))
 
 
 def in_milliseconds(seconds: Sequence[float]) -> str:

@@ -46,6 +46,13 @@ def lettered(config: Config, rows: int = 23, **model: object) -> TrainedModel:
     return TrainedModel.of(tiny_llama(torch.float32, **model), letters(), worded(rows, 1), config)
 
 
+def codes_alone(sketch: Sketch, known: torch.Tensor, own: np.ndarray) -> Index:
+    """The index of sketches ``known`` and self-influences ``own``, of no model's examples."""
+    info = IndexInfo(dimensions=sketch.dimensions, bits=sketch.bits, seed=0, rows=len(known), model="", tokenizer="",
+                     factors="", train_data="", loss_on="", template="", max_length=1, damping_factor=None)  # fmt: skip
+    return Index(info, sketch.encode(known).numpy(), own, data=None)  # type: ignore[arg-type]
+
+
 SMALL = {"index__dimensions": 4096}
 
 
@@ -92,9 +99,7 @@ def test_the_spread_of_scores_is_told_from_that_of_their_estimates(bits: int) ->
         sketches.append(torch.zeros(len(vectors), 512))
         sketch.add(sketches[-1], vectors * signs, "m")
     asked, known = (sketch.turned(one) for one in sketches)
-    info = IndexInfo(dimensions=512, bits=bits, seed=0, rows=3000, model="", tokenizer="", factors="", train_data="",
-                     loss_on="", template="", max_length=1, damping_factor=None)  # fmt: skip
-    index = Index(info, sketch.encode(known).numpy(), rows.square().sum(1).numpy(), data=None)  # type: ignore[arg-type]
+    index = codes_alone(sketch, known, rows.square().sum(1).numpy())
     found, scores = index.nearest(asked[0].numpy(), 3000), (rows @ query[0]).numpy()
     assert found.deviation == pytest.approx(scores.std(), rel=0.2)
     assert found.scores.std() > 1.5 * scores.std()
@@ -102,13 +107,11 @@ def test_the_spread_of_scores_is_told_from_that_of_their_estimates(bits: int) ->
 
 def test_codes_that_are_dealt_out_to_processors_are_found_as_together(monkeypatch: pytest.MonkeyPatch) -> None:
     sketch, generator = Sketch(512, 1, 0), torch.Generator().manual_seed(0)
-    codes = sketch.encode(torch.randn(1001, 512, generator=generator)).numpy()
-    info = IndexInfo(dimensions=512, bits=1, seed=0, rows=1001, model="", tokenizer="", factors="", train_data="",
-                     loss_on="", template="", max_length=1, damping_factor=None)  # fmt: skip
+    known = torch.randn(1001, 512, generator=generator)
     query = torch.randn(512, generator=generator).numpy()
 
     def found() -> tuple[list[int], np.ndarray]:
-        index = Index(info, codes, np.ones(1001, np.float32), data=None)  # type: ignore[arg-type]
+        index = codes_alone(sketch, known, np.ones(1001, np.float32))
         both = [index.nearest(query, 60, harmful) for harmful in (False, True)]
         return [row for one in both for row in one.rows], np.concatenate([one.scores for one in both])
 

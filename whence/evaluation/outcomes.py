@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from whence.data.batching import Batches, plan_batches
-from whence.data.tokenization import IGNORED, TokenizedExamples
+from whence.data.tokenization import TokenizedExamples
 from whence.models.forward import counted_logits
 
 
@@ -29,7 +29,6 @@ def answer_logprobs(model: PreTrainedModel, examples: TokenizedExamples, batches
 def sequence_logprobs(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Summed log-probability of the counted tokens of each row of a padded batch, ``[batch]`` fp32."""
     inputs = {name: values.to(model.device) for name, values in inputs.items()}
-    logits, labels = counted_logits(model, inputs)
+    logits, labels, counted = counted_logits(model, inputs)
     losses = functional.cross_entropy(logits.float(), labels, reduction="none")
-    rows = (inputs["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
-    return losses.new_zeros(len(inputs["labels"])).index_add(0, rows, -losses)
+    return losses.new_zeros(len(counted)).index_add(0, counted.nonzero()[:, 0], -losses)

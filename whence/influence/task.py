@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from whence.data.tokenization import IGNORED
 from whence.models.forward import accepted, counted_logits
 
 
@@ -41,10 +40,10 @@ class LanguageModelingTask(Task):
         self, batch: dict[str, torch.Tensor], model: nn.Module, sample: bool = False
     ) -> torch.Tensor:
         """The batch's summed loss; with ``sample``, on labels drawn from the model's own distribution (true Fisher)."""
-        logits, labels = counted_logits(model, batch, whole=not self.keeps_logits)
+        logits, labels, counted = counted_logits(model, batch, whole=not self.keeps_logits)
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         if sample:
-            labels = sample_labels(logits.detach(), batch["uniforms"][:, 1:][batch["labels"][:, 1:] != IGNORED])
+            labels = sample_labels(logits.detach(), batch["uniforms"][:, 1:][counted])
         return functional.cross_entropy(logits, labels, reduction="sum")
 
     def compute_measurement(self, batch: dict[str, torch.Tensor], model: nn.Module) -> torch.Tensor:

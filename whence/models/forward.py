@@ -13,7 +13,8 @@ from whence.data.tokenization import IGNORED
 
 def accepted(model: nn.Module, **inputs: Any) -> dict[str, Any]:
     """Those of ``inputs`` that the model takes: one without position ids (ALiBi) counts from the mask, or distances."""
-    return {name: value for name, value in inputs.items() if name in inspect.signature(model.forward).parameters}
+    taken = inspect.signature(model.forward).parameters
+    return {name: value for name, value in inputs.items() if name in taken}
 
 
 def counted_columns(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,14 +29,15 @@ def counted_columns(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def counted_logits(
     model: nn.Module, batch: dict[str, torch.Tensor], whole: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits ``[counted, vocabulary]`` of the tokens whose loss counts, and these tokens ``[counted]``, row by row.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits ``[counted, vocabulary]`` of the tokens whose loss counts, row by row, and these tokens ``[counted]``.
 
     Prompts are most of the tokens, and logits cost time and memory in proportion to the vocabulary, so a model that can
-    (``logits_to_keep``) is asked for no others; ``whole`` asks for those of all tokens.
+    (``logits_to_keep``) is asked for no others; ``whole`` asks for those of all tokens. The third is the mask
+    ``[batch, tokens - 1]`` of both.
     """
-    columns, targets = counted_columns(batch["labels"])
+    columns, _ = counted_columns(batch["labels"])
     kept = {} if whole else accepted(model, logits_to_keep=columns)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **kept).logits
-    counted = targets != IGNORED
-    return (logits if kept else logits[:, columns])[counted], targets[counted]
+    counted = batch["labels"][:, 1:] != IGNORED
+    return (logits if kept else logits[:, columns])[counted[:, columns]], batch["labels"][:, 1:][counted], counted
