@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from whence.errors import DataError
 from whence.estimates import Bootstrap
 from whence.validation.evidence import NotMeasured
-from whence.validation.truth import mislabeled_measures, planted_measures
+from whence.validation.truth import auroc_statistic, mislabeled_measures, planted_measures
 
 IDS = [f"train-{number:02d}" for number in range(20)]
 BOOTSTRAP = Bootstrap(samples=50, confidence=0.95, seed=0)
@@ -72,6 +72,19 @@ def test_the_auroc_is_scikit_learn_s_also_with_ties(truth):
     measures = mislabeled_measures({"influence": own}, IDS, truth, BOOTSTRAP)
     expected = roc_auc_score([number in (6, 7) for number in range(20)], own)
     assert values(measures)["mislabeled_auroc"] == pytest.approx(expected)
+
+
+def test_the_auroc_of_resamples_is_scikit_learn_s_with_weights():
+    rng = np.random.default_rng(4)
+    positive, scores = rng.random(12) < 0.3, rng.integers(0, 5, size=12).astype(float)
+    weights = rng.multinomial(12, np.full(12, 1 / 12), size=300).astype(float)
+    both = [0 < row[positive].sum() < row.sum() for row in weights]
+    assert 0 < sum(both) < len(both)
+    expected = [
+        roc_auc_score(positive, scores, sample_weight=row) if has else 0.5
+        for row, has in zip(weights, both, strict=True)
+    ]
+    np.testing.assert_allclose(auroc_statistic(positive, scores)(weights), expected, atol=1e-12)
 
 
 def test_precision_looks_at_as_many_examples_as_there_are_wrong_labels(truth):

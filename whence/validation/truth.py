@@ -133,16 +133,25 @@ def mislabeled_measures(
 
 
 def auroc_statistic(positive: np.ndarray, scores: np.ndarray) -> Statistic:
-    """scikit-learn's ``roc_auc_score`` as a function of weights; a resample without one of the classes counts 0.5."""
-    from sklearn.metrics import roc_auc_score  # only where it is measured
+    """Area under the ROC curve as a function of weights; a resample without one of the classes counts 0.5.
+
+    The share of weighted pairs of a positive and a negative item in which the positive one has the higher score, ties
+    counting half (Mann-Whitney); all resamples at once, since scikit-learn takes 3 ms for each.
+
+    Args:
+        positive: ``[items]`` bool.
+        scores: ``[items]``, of which more is more positive.
+    """
+    order = np.argsort(scores)
+    ties = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))  # where a new score begins
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        return np.array(
-            [
-                roc_auc_score(positive, scores, sample_weight=row) if 0 < row[positive].sum() < row.sum() else 0.5
-                for row in weights
-            ]
+        right, wrong = (
+            np.add.reduceat(np.where(positive == kind, weights, 0)[:, order], ties, axis=1) for kind in (True, False)
         )
+        won = (right * (wrong.cumsum(axis=1) - wrong / 2)).sum(axis=1)
+        pairs = right.sum(axis=1) * wrong.sum(axis=1)
+        return np.divide(won, pairs, out=np.full(len(weights), 0.5), where=pairs > 0)
 
     return statistic
 
