@@ -6,6 +6,8 @@ The library's names are loaded when they are first used, so that ``import whence
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from importlib import import_module
 from typing import Any
@@ -15,6 +17,10 @@ __version__ = "0.1.0"
 # Threads without work sleep: spinning, as is OpenMP's default, they take the processor from the one they wait for where
 # another process computes, too. OpenMP reads this when torch is loaded, so it stands before all imports of torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A process that ends looks once more for cycles among all its objects, of which torch and transformers bring a million:
+# two seconds, after every command and every task of a run.
+atexit.register(gc.freeze)
 
 _HOMES = {
     "Scores": "whence.influence.results",
