@@ -14,7 +14,7 @@ RUN = Path("whence-output/latest").resolve()
 FOLDER = Path(__file__).parent
 WIDTH, HEIGHT = 1280, 800  # pixels
 CARDS = 2  # of each end of the ranking
-MODULE = "model.layers.2.mlp.gate_proj"
+MODULE = "model.layers.1.mlp.gate_proj"
 QUESTION = "Question: Can you tell me the kind of matter in the Bolwen6?\nAnswer:"
 
 

@@ -129,7 +129,7 @@ def test_the_tokens_and_the_modules_of_every_listed_example_sum_to_its_score(dem
     listed = pd.read_parquet(folder / "influences.parquet")[pair]
     tokens, modules = (pd.read_parquet(folder / f"{name}.parquet") for name in ("tokens", "modules"))
     pd.testing.assert_frame_equal(tokens[pair], listed)
-    assert len(modules) == 12 * len(listed)
+    assert len(modules) == 6 * len(listed)
     expected = np.array([scores.loc[query, example] for query, example in listed.itertuples(index=False)])
     by_module = modules.groupby(pair, sort=False)["score"].sum()
     assert list(by_module.index) == list(listed.itertuples(index=False, name=None))

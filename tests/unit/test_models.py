@@ -91,7 +91,7 @@ def test_a_base_that_is_not_builtin_is_kept_as_a_reference(builtin: Path, tmp_pa
     assert [file.name for file in tmp_path.iterdir()] == ["base.json"]
     model = load_base(tmp_path, settings()).model
     assert torch.equal(model.lm_head.weight, load_base(builtin, settings()).model.lm_head.weight)
-    assert empty_model(str(builtin)).get_submodule("model.layers.3.mlp.up_proj").weight.is_meta
+    assert empty_model(str(builtin)).get_submodule("model.layers.1.mlp.up_proj").weight.is_meta
 
 
 def test_precision_follows_the_settings_unless_the_caller_knows_better(builtin: Path) -> None:

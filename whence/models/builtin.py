@@ -1,4 +1,4 @@
-"""The demo's built-in model: a Llama of about a million parameters, and a tokenizer learned of the texts at hand."""
+"""The demo's built-in model: a Llama of about 650,000 parameters, and a tokenizer learned of the texts at hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 TINY_LLAMA: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 352,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "rms_norm_eps": 1e-5,
@@ -41,7 +41,7 @@ def train_tokenizer(texts: list[str], vocabulary: int = TINY_LLAMA_VOCABULARY) -
 
 
 def tiny_llama(vocabulary: int, max_length: int, seed: int) -> LlamaForCausalLM:
-    """The demo's base model: a Llama of about a million parameters with seeded random weights."""
+    """The demo's base model: a Llama of about 650,000 parameters with seeded random weights."""
     settings = LlamaConfig(
         vocab_size=vocabulary,
         max_position_embeddings=max_length,
