@@ -25,7 +25,7 @@ from whence.influence.sketch import Sketch
 from whence.influence.tracked import module_shapes
 
 TOLERANCE = 0.25
-QUERIES, RANK = 64, 16
+RANK = 16
 
 
 class Work(NamedTuple):
@@ -48,6 +48,10 @@ LOGITS = Work(16000, 128, 256, 2, 128, 16, 127)  # mostly logits, as where the l
 FIT, FULL_RANK, LOW_RANK, DETAIL, SELF = "fit", "pairwise", "pairwise, low rank", "detail", "self-influence"
 EVERYTHING = "scores, self-influence, codes and baselines"
 
+
+# The gradients of many queries are a good part of what these take; elsewhere more of them would only take time.
+QUERIES = {FULL_RANK: 64, EVERYTHING: 64}
+FEW = 16
 
 CASES = [
     (FIT, LONG), (FIT, WIDE), (FIT, LOGITS), (FULL_RANK, LONG), (LOW_RANK, LONG), (LOW_RANK, WIDE), (DETAIL, LONG),
@@ -72,18 +76,18 @@ def peak_resident() -> int:
 
 def run(what: str, work: Work, factors: Path, scratch: Path) -> int:
     """Make a model and do the work; returns the bytes planned for its worst phase."""
-    model = make_llama(work.vocabulary, work.width, work.inner, work.layers)
+    model, count = make_llama(work.vocabulary, work.width, work.inner, work.layers), QUERIES.get(what, FEW)
     config = settings(
         general__max_length=work.length,
         factors__batch_size=work.batch,
         scores__train_batch_size=work.batch,
         scores__query_batch_size=work.batch,
-        scores__query_gradient_accumulation_steps=QUERIES // work.batch,
+        scores__query_gradient_accumulation_steps=count // work.batch,
         **({"scores__query_gradient_low_rank": RANK} if what == LOW_RANK else {}),
     )
     train, queries = (
-        make_examples(count, work.vocabulary, work.length, work.length, seed, work.counted)
-        for count, seed in ((2 * work.batch, 1), (QUERIES, 2))
+        make_examples(number, work.vocabulary, work.length, work.length, seed, work.counted)
+        for number, seed in ((2 * work.batch, 1), (count, 2))
     )
     if what == FIT:
         fit_factors(trained(model, train, config), factors)
@@ -109,9 +113,9 @@ def plan(what: str, work: Work, model: LlamaForCausalLM, config: Config) -> int:
         return max(phase.total for phase in found if phase is not None)
     if what == SELF:
         return memory.score_phase(model, shapes, tokens, 0, None, 0, logit_tokens, strategy="ekfac").total
-    rank, held, more = config.scores.query_gradient_low_rank, QUERIES, {}
+    rank, held, more = config.scores.query_gradient_low_rank, QUERIES.get(what, FEW), {}
     if what == EVERYTHING:
-        held = 2 * QUERIES  # plain gradients beside the preconditioned ones
+        held *= 2  # plain gradients beside the preconditioned ones
         more = {"strategy": "ekfac", "sketches": work.batch * config.index.dimensions}
     return memory.score_phase(model, shapes, tokens, held, rank, work.batch, logit_tokens, **more).total
 
