@@ -62,7 +62,7 @@ def test_the_hub_s_library_reads_the_metadata_back(make: Callable[..., ModelCard
     results = [(one.metric_type, one.metric_value, one.dataset_type) for one in read.data.eval_results or []]
     assert results == [("accuracy", 0.9, "org/patents"), ("perplexity", 12.345, "org/patents")]
     assert "| measure | over | champion | this model |" in read.text
-    assert "| Accuracy | evaluation rows | 20.0 % (10.0 % to 30.0 %) | 90.0 % (80.0 % to 95.0 %) |" in read.text
+    assert "| Accuracy | evaluation rows | 20.0 % (10.0 to 30.0) | 90.0 % (80.0 to 95.0) |" in read.text
     assert "| Perplexity | evaluation rows |  | 12.3 (11 to 13) |" in read.text
     assert "**Evidence: strong.** It holds." in read.text
     assert NO_PROOF in read.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
@@ -28,6 +27,7 @@ from whence.errors import ConfigError, ModelError, ResourceError
 from whence.files import require_disk
 from whence.models import adapters
 from whence.models.builtin import tiny_llama, train_tokenizer
+from whence.models.forward import accepted
 from whence.models.language import LanguageModel, make_usable
 from whence.threads import use_threads
 
@@ -184,7 +184,7 @@ def require_usable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, g
     """
     kind = type(model).__name__
     flags = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
-    missing = [name for name in TAKES if name not in inspect.signature(model.forward).parameters]
+    missing = [name for name in TAKES if not accepted(model, **{name: None})]
     if missing:
         raise ModelError(
             f"models.base.name: {kind} takes no {' and no '.join(missing)}: it reads a text as one state, not as "

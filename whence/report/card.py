@@ -26,7 +26,7 @@ from whence.files import write_atomically, write_json
 from whence.models import CARD_FILES
 from whence.report.base import environment
 from whence.report.overview import NAMES
-from whence.report.words import counted, measured, number, percent
+from whence.report.words import at_revision, counted, estimated, number
 from whence.validation.evidence import Grade
 
 README, JSON = CARD_FILES
@@ -202,7 +202,7 @@ class ModelCard(BaseModel):
 
     @property
     def _base(self) -> str:
-        return self.base_model + (f" @ {self.base_revision}" if self.base_revision else "")
+        return at_revision(self.base_model, self.base_revision)
 
     def _data(self) -> list[tuple[str, str, str]]:
         """Rows of the table: what, of the training examples, of those held out."""
@@ -215,8 +215,8 @@ class ModelCard(BaseModel):
         def shown(name: str, found: Mapping[str, float] | None) -> str:
             if found is None:
                 return ""
-            as_text = measured if name.removeprefix(PROMPT) in LESS_IS_BETTER else percent
-            return f"{as_text(found['value'])} ({as_text(found['low'])} to {as_text(found['high'])})"
+            is_share = name.removeprefix(PROMPT) not in LESS_IS_BETTER
+            return estimated(found["value"], found["low"], found["high"], is_share)
 
         return [
             (_title(name), measure["over"], *(shown(name, measure.get(role)) for role in ("base", "finetuned")))

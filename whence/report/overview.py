@@ -14,7 +14,7 @@ from whence.estimates import Estimate
 from whence.evaluation.comparison import PROMPTS
 from whence.evaluation.metrics import LESS_IS_BETTER, PROMPT
 from whence.report.material import Material
-from whence.report.words import counted, covered
+from whence.report.words import at_revision, counted, covered
 
 NAMES = {
     "accuracy": "Accuracy",
@@ -117,10 +117,7 @@ def facts(material: Material) -> list[tuple[str, str]]:
     kinds = ", ".join(coverage["kinds"])
     layers = "all layers" if config.factors.layers == "all" else f"{len(config.factors.layers)} layers"
     return [
-        (
-            "Base model",
-            config.models.base.name + (f" @ {config.models.base.revision}" if config.models.base.revision else ""),
-        ),
+        ("Base model", at_revision(config.models.base.name, config.models.base.revision)),
         ("Fine-tuned on", _data(info)),
         ("Training", training),
         ("Influence", f"{config.factors.strategy.upper()} over {kinds} of {layers}: {covered(coverage)}"),

@@ -11,7 +11,7 @@ from whence.estimates import Estimate
 from whence.report import data, overview
 from whence.report.answers import DIRECTIONS, entries
 from whence.report.material import Material
-from whence.report.words import Piece, bounds, measured, percent, plain
+from whence.report.words import Piece, estimated, plain
 
 IN = "This run in "
 
@@ -113,10 +113,4 @@ def _table(rows: Sequence[overview.Row]) -> list[str]:
 
 
 def _estimate(found: Estimate | None, is_share: bool) -> str:
-    if found is None:
-        return ""
-    value = percent(found.value) if is_share else measured(found.value)
-    if found.low is None or found.high is None:
-        return value
-    interval = bounds(found.low, found.high) if is_share else f"{measured(found.low)} to {measured(found.high)}"
-    return f"{value} ({interval})"
+    return "" if found is None else estimated(found.value, found.low, found.high, is_share)

@@ -105,9 +105,21 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %".replace("-", "−")
 
 
-def bounds(low: float, high: float) -> str:
-    """The interval of a share, in percent."""
-    return f"{100 * low:.1f} to {100 * high:.1f}".replace("-", "−")
+def bounds(low: float, high: float, is_share: bool = True) -> str:
+    """An interval: of a share in percent, without the sign, or of another measure."""
+    text = f"{100 * low:.1f} to {100 * high:.1f}" if is_share else f"{measured(low)} to {measured(high)}"
+    return text.replace("-", "−")
+
+
+def estimated(value: float, low: float | None, high: float | None, is_share: bool) -> str:
+    """A value with its interval, where it has one: ``97.8 % (96.1 to 100.0)``."""
+    text = percent(value) if is_share else measured(value)
+    return text if low is None or high is None else f"{text} ({bounds(low, high, is_share)})"
+
+
+def at_revision(name: str, revision: str | None) -> str:
+    """A model of the hub, as pinned."""
+    return f"{name} @ {revision}" if revision else name
 
 
 def signed(value: float) -> str:

@@ -151,7 +151,9 @@ def auroc_statistic(positive: np.ndarray, scores: np.ndarray) -> Statistic:
         )
         won = (right * (wrong.cumsum(axis=1) - wrong / 2)).sum(axis=1)
         pairs = right.sum(axis=1) * wrong.sum(axis=1)
-        return np.divide(won, pairs, out=np.full(len(weights), 0.5), where=pairs > 0)
+        share = np.full(len(weights), 0.5)
+        np.divide(won, pairs, out=share, where=pairs > 0)
+        return share
 
     return statistic
 
