@@ -29,7 +29,7 @@ class Echo:
     def __init__(self) -> None:
         self.facts = {"Model": "<b>echo</b>"}
         self.inside, self.most, self.lock = 0, 0, threading.Lock()
-        self.go_on = threading.Event()
+        self.longest, self.go_on = 30.0, threading.Event()  # seconds
         self.go_on.set()
 
     def explain(self, question: Question) -> Generator[Event]:
@@ -42,7 +42,7 @@ class Echo:
             if question.question == "break":
                 raise RuntimeError("token hf_secret")
             yield Token(text=question.question)
-            self.go_on.wait(30)
+            self.go_on.wait(self.longest)
             yield Answer(text=question.question, ended="end of text")
             if question.base:
                 yield BaseAnswer(text="base")
@@ -118,7 +118,7 @@ def test_questions_take_turns_and_too_many_are_told_when_to_come_back(echo: Echo
 
 def test_a_question_that_takes_too_long_ends(echo: Echo) -> None:
     echo.go_on.clear()
-    threading.Timer(0.2, echo.go_on.set).start()
+    echo.longest = 0.2
     last = events_of(client_of(echo, seconds=0.1), "slow")[-1]
     assert last["event"] == "error"
     assert "serving.seconds" in last["message"]
