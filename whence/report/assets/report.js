@@ -101,10 +101,10 @@
   }
 
   startTheme();
+  const isPrinting = startPrint(); // before the data are unpacked, for who prints at once
   const data = await unpacked();
   const draw = cards(data);
   const entries = [...document.querySelectorAll(".entry")];
-  const isPrinting = startPrint();
   entries.forEach((details) => details.addEventListener("toggle", () => { if (details.open && !isPrinting()) drawEntry(details); }));
   entries.filter((details) => details.open).forEach(drawEntry); // opened while the data was unpacked
   startTools(entries);
