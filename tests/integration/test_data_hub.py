@@ -76,7 +76,8 @@ def test_the_parquet_copy_of_a_configuration_is_read_with_class_names_and_commit
 
 
 def test_a_stream_is_read_as_far_as_is_wanted_in_an_order_of_the_seed(hub: str, read: Callable[..., RawRows]) -> None:
-    found = {seed: read(revision=EXPORT, streaming=1, seed=seed) for seed in range(6)}
+    # Few reads: datasets sleeps for 5 s at the end of each. The rows of these two seeds differ.
+    found = {seed: read(revision=EXPORT, streaming=1, seed=seed) for seed in (0, 3)}
     assert {rows.frame["input"][0] for rows in found.values()} == {"a lens", "a loom"}
     assert read(revision=EXPORT, streaming=1, seed=3).frame.equals(found[3].frame)
     assert found[0].frame["output"].isin(["Physics", "Textiles; Paper"]).all(), "class names as ever"

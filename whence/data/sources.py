@@ -124,11 +124,15 @@ def _rows(table: Table, origin: str, prefix: str, source: str, settings: Dataset
     """
     format = recognised(table.columns, settings, origin)
     paired = format == "prompt_completion"
-    needed = {"question_answer": {"input_column": settings.input_column, "output_column": settings.output_column},
-              "messages": {"format": MESSAGES}, "text": {"input_column": settings.input_column},
-              "prompt_completion": {"format": PAIR[0], "format ": PAIR[1]}}[format]  # fmt: skip
-    for key, name in (needed | _columns(settings, split)).items():
-        _check_column(key.strip(), name, table.columns, origin)
+    text, answer = ("input_column", settings.input_column), ("output_column", settings.output_column)
+    needed = {
+        "question_answer": [text, answer],
+        "messages": [("format", MESSAGES)],
+        "prompt_completion": [("format", name) for name in PAIR],
+        "text": [text],
+    }[format]
+    for key, name in (*needed, *_columns(settings, split).items()):
+        _check_column(key, name, table.columns, origin)
 
     def texts(column: str) -> list[str | None]:
         pairs = zip(table.values[column], table.lines, strict=True)
