@@ -8,9 +8,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from mlflow import MlflowClient
 from playwright.sync_api import Error, Page, sync_playwright
 
-RUN = Path("whence-output/latest").resolve()
+RUN, DATABASE = Path("whence-output/latest").resolve(), Path("mlflow.db").resolve()
 FOLDER = Path(__file__).parent
 WIDTH, HEIGHT = 1280, 800  # pixels
 CARDS = 2  # of each end of the ranking
@@ -19,7 +20,8 @@ QUESTION = "Question: Can you tell me the kind of matter in the Bolwen6?\nAnswer
 
 
 def main() -> None:
-    """Write ``report.png`` (first screen), ``answer.png`` (an answer, its examples), ``spectra.png``, ``ask.png``."""
+    """Write ``report.png`` (first screen), ``answer.png`` (an answer, its examples), ``spectra.png``, ``ask.png``,
+    ``mlflow.png`` (the run's page)."""
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     if executable is None:
         sys.exit("no chromium or google-chrome on the PATH")
@@ -32,6 +34,7 @@ def main() -> None:
             path=FOLDER / "spectra.png"
         )
         _ask(tab)
+        _mlflow(tab)
         browser.close()
 
 
@@ -57,6 +60,27 @@ def _ask(tab: Page) -> None:
     assert card is not None
     box = {"x": 0, "y": top["y"] - 14, "width": WIDTH, "height": card["y"] + card["height"] + 28 - top["y"]}
     tab.screenshot(path=FOLDER / "ask.png", full_page=True, clip=box)
+
+
+def _mlflow(tab: Page) -> None:
+    """The page of the newest pipeline run in MLflow's UI, without the assistant that opens beside it."""
+    client = MlflowClient(f"sqlite:///{DATABASE}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    run = client.search_runs(experiments, "tags.`whence.stage` = 'pipeline'", max_results=1)[0].info
+    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", f"sqlite:///{DATABASE}"]
+    server = subprocess.Popen([*command, "--port", "5055"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    tab.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    page = f"#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
+    for _ in range(100):  # it listens some seconds after its start
+        with suppress(Error):
+            tab.goto(f"http://127.0.0.1:5055/{page}")
+            break
+        tab.wait_for_timeout(500)
+    tab.get_by_text("Evidence:").first.wait_for()
+    tab.get_by_role("button", name="Close", exact=True).click()
+    tab.wait_for_timeout(1000)  # until it has slid away
+    tab.screenshot(path=FOLDER / "mlflow.png")
+    server.terminate()
 
 
 def _report(tab: Page) -> None:
