@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlflow import MlflowClient
 from playwright.sync_api import Error, Page, sync_playwright
+
+from whence.tracking.settle import PIPELINE, STAGE_TAG
 
 RUN, DATABASE = Path("whence-output/latest").resolve(), Path("mlflow.db").resolve()
 FOLDER = Path(__file__).parent
@@ -40,22 +43,13 @@ def main() -> None:
 
 def _ask(tab: Page) -> None:
     """The page of ``whence serve`` with an answer, from the question on."""
-    command = [Path(sys.executable).parent / "whence", "serve", "--run", RUN, "--port", "8750"]
-    service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert service.stdout is not None
-    service.stdout.readline()  # that it is ready
     tab.set_viewport_size({"width": WIDTH, "height": 1500})
-    for _ in range(50):  # it says so a moment before it listens
-        with suppress(Error):
-            tab.goto("http://127.0.0.1:8750/")
-            break
-        tab.wait_for_timeout(200)
-    tab.get_by_label("Question").fill(QUESTION)
-    tab.get_by_role("button", name="Ask").click()
-    tab.get_by_text("Done in").wait_for()
+    with _opened(tab, ["whence", "serve", "--run", RUN, "--port", "8750"], "http://127.0.0.1:8750/"):
+        tab.get_by_label("Question").fill(QUESTION)
+        tab.get_by_role("button", name="Ask").click()
+        tab.get_by_text("Done in").wait_for()
     tab.evaluate("scrollTo(0, 0)")
     top, card = tab.locator("#ask").bounding_box(), tab.locator(".card.helpful").first.bounding_box()
-    service.terminate()
     assert top is not None
     assert card is not None
     box = {"x": 0, "y": top["y"] - 14, "width": WIDTH, "height": card["y"] + card["height"] + 28 - top["y"]}
@@ -64,23 +58,35 @@ def _ask(tab: Page) -> None:
 
 def _mlflow(tab: Page) -> None:
     """The page of the newest pipeline run in MLflow's UI, without the assistant that opens beside it."""
-    client = MlflowClient(f"sqlite:///{DATABASE}")
+    store = f"sqlite:///{DATABASE}"
+    client = MlflowClient(store)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    run = client.search_runs(experiments, "tags.`whence.stage` = 'pipeline'", max_results=1)[0].info
-    command = [Path(sys.executable).parent / "mlflow", "ui", "--backend-store-uri", f"sqlite:///{DATABASE}"]
-    server = subprocess.Popen([*command, "--port", "5055"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    tab.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    run = client.search_runs(experiments, f"tags.`{STAGE_TAG}` = '{PIPELINE}'", max_results=1)[0].info
     page = f"#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning"
-    for _ in range(100):  # it listens some seconds after its start
-        with suppress(Error):
-            tab.goto(f"http://127.0.0.1:5055/{page}")
-            break
-        tab.wait_for_timeout(500)
-    tab.get_by_text("Evidence:").first.wait_for()
-    tab.get_by_role("button", name="Close", exact=True).click()
-    tab.wait_for_timeout(1000)  # until it has slid away
-    tab.screenshot(path=FOLDER / "mlflow.png")
-    server.terminate()
+    tab.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+    command = ["mlflow", "ui", "--backend-store-uri", store, "--port", "5055"]
+    with _opened(tab, command, f"http://127.0.0.1:5055/{page}"):
+        tab.get_by_text("Evidence:").first.wait_for()
+        tab.get_by_role("button", name="Close", exact=True).click()
+        tab.wait_for_timeout(1000)  # until it has slid away
+        tab.screenshot(path=FOLDER / "mlflow.png")
+
+
+@contextmanager
+def _opened(tab: Page, command: Sequence[str | Path], address: str) -> Iterator[None]:
+    """A page of the server that ``command`` starts, as soon as it listens; the server ends with it."""
+    program, *arguments = command
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    server = subprocess.Popen([Path(sys.executable).parent / program, *arguments], **silent)
+    try:
+        for _ in range(120):
+            with suppress(Error):
+                tab.goto(address)
+                break
+            tab.wait_for_timeout(500)
+        yield
+    finally:
+        server.terminate()
 
 
 def _report(tab: Page) -> None:
