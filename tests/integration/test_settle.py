@@ -20,10 +20,13 @@ from whence.tracking import StageRun, stage_run
 from whence.tracking import settle as module
 
 # As the image runs it, which has MLflow and not Whence.
-JOB = (
-    "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); "
-    "sys.exit(any(name.partition('.')[0] == 'whence' for name in sys.modules))"
-)
+JOB = """
+import runpy, sys
+try:
+    runpy.run_path(sys.argv[1], run_name="__main__")
+finally:
+    assert not any(name.partition(".")[0] == "whence" for name in sys.modules)
+"""
 
 
 @pytest.fixture
@@ -35,11 +38,11 @@ def config(
     return make_config({"tracking.uri": server.uri, "tracking.experiment": request.node.name})
 
 
-def settle(server: MlflowProcess, address: str) -> str:
+def settle(server: MlflowProcess, address: str, code: int = 0) -> str:
     environment = os.environ | {"MLFLOW_TRACKING_URI": server.uri, "KF_PIPELINES_ENDPOINT": f"{address}/"}
     command = [sys.executable, "-c", JOB, str(module.__file__)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return done.stderr
 
 
@@ -113,6 +116,23 @@ def test_a_kubeflow_that_wants_a_token_gets_the_projected_one(
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(folder / "token"))
     with serving(state) as address:
         assert ": finished" in settle(server, address)
+
+
+def test_one_run_that_kubeflow_does_not_show_holds_up_no_other(
+    server: MlflowProcess, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = KubeflowState()
+    hidden, shown = "5c0b-of-another-namespace", state.record("demo-finished")
+    for run_id in (shown, hidden):  # MLflow lists the newest first
+        monkeypatch.setenv("KFP_RUN_ID", run_id)
+        with stage_run(config, "prepare"):
+            pass
+    state.faults = lambda call: 403 if call.path.endswith(hidden) else None
+    with serving(state) as address:
+        said = settle(server, address, code=1)
+    assert "Kubeflow does not say how it stands: 403" in said
+    states = {run_id: runs_by_stage(server, config, run_id)["pipeline"].info.status for run_id in (shown, hidden)}
+    assert states == {shown: "FINISHED", hidden: "RUNNING"}
 
 
 def test_the_description_keeps_what_people_wrote_and_one_text_of_each_section() -> None:

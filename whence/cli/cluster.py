@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from datetime import datetime
 from pathlib import Path
@@ -30,8 +31,6 @@ from whence.pipelines.graphs.catalog import KindOption, PipelineKind
 if TYPE_CHECKING:
     from whence.pipelines.cluster.client import Client
     from whence.pipelines.cluster.progress import RunView
-
-INTERRUPTED = 130
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run; `whence status` lists the last ones.")]
 FollowOption = Annotated[
@@ -246,7 +245,7 @@ def _follow(view: RunView) -> None:
         progress.follow(view, Console())
     except KeyboardInterrupt:
         typer.echo(f"Interrupted; {again}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(128 + signal.SIGINT) from None
     except PipelineError:
         raise
     except WhenceError as error:

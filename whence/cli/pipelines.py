@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,6 @@ from whence.config_file import inline_prompts, parse_config
 from whence.pipelines.graphs.catalog import KindOption, PipelineKind, stages_of
 from whence.pipelines.local.artifact_root import ArtifactRoot
 from whence.pipelines.local.warm import warm_processes
-
-INTERRUPTED = 130
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +51,7 @@ def run(
             _run(kind, config, ArtifactRoot.parse(artifact_root), console, verbose)
     except KeyboardInterrupt:
         console.print("Interrupted. " + _how_to_go_on(config))
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def _without_password(config: Config) -> Config:

@@ -106,20 +106,33 @@ def with_section(note: str, section: str, text: str) -> str:
 
 
 def main() -> None:
-    """Settle every run at ``MLFLOW_TRACKING_URI`` that still runs there and has ended at ``KF_PIPELINES_ENDPOINT``."""
+    """Settle every run at ``MLFLOW_TRACKING_URI`` that still runs there and has ended at ``KF_PIPELINES_ENDPOINT``.
+
+    Exit code 1 when Kubeflow would not say how one of them stands, which holds up no other.
+    """
     from mlflow import MlflowClient
 
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     query = f"attributes.status = 'RUNNING' and tags.`{STAGE_TAG}` = '{PIPELINE}'"
-    for parent in client.search_runs(experiments, query, max_results=1000):
+    known = [_settle_as_in_kubeflow(client, run) for run in client.search_runs(experiments, query, max_results=1000)]
+    sys.exit(0 if all(known) else 1)
+
+
+def _settle_as_in_kubeflow(client: MlflowClient, parent: Run) -> bool:
+    """Settle a run that has ended in Kubeflow, and say whether Kubeflow would tell."""
+    try:
         run = _kubeflow_run(parent.data.tags[PIPELINE_TAG])
-        states = [entry["state"] for entry in run.get("state_history", [])]
-        status = ENDED.get("CANCELED" if states[-2:] == TERMINATED else run.get("state", ""))
-        if status is not None:
-            ended = round(datetime.fromisoformat(run["finished_at"]).timestamp() * 1000)
-            settle(client, parent, status, ended, _failed_tasks(run))
-            print(f"{parent.info.run_name}: {status.lower()}", file=sys.stderr)
+    except requests.RequestException as error:
+        print(f"{parent.info.run_name}: Kubeflow does not say how it stands: {error}", file=sys.stderr)
+        return False
+    states = [entry["state"] for entry in run.get("state_history", [])]
+    status = ENDED.get("CANCELED" if states[-2:] == TERMINATED else run.get("state", ""))
+    if status is not None:
+        ended = round(datetime.fromisoformat(run["finished_at"]).timestamp() * 1000)
+        settle(client, parent, status, ended, _failed_tasks(run))
+        print(f"{parent.info.run_name}: {status.lower()}", file=sys.stderr)
+    return True
 
 
 def _kubeflow_run(run_id: str) -> dict[str, Any]:
