@@ -39,9 +39,9 @@ ROWS = pd.DataFrame([{"prompt": f"{'see ' * more}the {thing} is", "completion": 
 
 
 def settings(**lora: Any) -> Config:
-    own = {"general.max_length": 32, "generation.max_new_tokens": 4, "training.num_train_epochs": 16,
-           "training.per_device_train_batch_size": 4, "training.learning_rate": 5e-3, "training.save_steps": 24,
-           "training.dataloader_num_workers": 0, "training.logging_steps": 6, "training.lora.enabled": True,
+    own = {"general.max_length": 32, "generation.max_new_tokens": 4, "training.num_train_epochs": 4,
+           "training.per_device_train_batch_size": 4, "training.learning_rate": 5e-3, "training.save_steps": 6,
+           "training.dataloader_num_workers": 0, "training.logging_steps": 3, "training.lora.enabled": True,
            "training.lora.r": 8, "factors.use_empirical_fisher": True}  # fmt: skip
     return own_config(own | {name.replace("__", "."): value for name, value in lora.items()})
 
@@ -54,7 +54,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     builtin_llama(len(tokenizer), 32, seed=0).save_pretrained(folder / "random")
     tokenizer.save_pretrained(folder / "random")
     others = ROWS.assign(completion=ROWS["completion"].map(WRONG))
-    run(folder / "random", folder, settings(training__lora__enabled=False, training__learning_rate=2e-3), rows=others)
+    whole = settings(training__lora__enabled=False, training__learning_rate=2e-3, training__num_train_epochs=16)
+    run(folder / "random", folder, whole, rows=others)
     return folder / "model"
 
 
@@ -141,8 +142,8 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint_to_the_same_adapter(
     base: Path, adapted: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run(base, tmp_path, settings(), stop_at=60)
-    assert run(base, tmp_path, settings()).resumed_from == 48
+        run(base, tmp_path, settings(), stop_at=15)
+    assert run(base, tmp_path, settings()).resumed_from == 12
     found, expected = (load_file(folder / "adapter_model.safetensors") for folder in (tmp_path / "model", adapted))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
