@@ -75,8 +75,7 @@ def _probe(model: PreTrainedModel, modules: tuple[str, ...]) -> Kept:
         for module in tracked_modules(network).values():
             module.register_forward_pre_hook(see)
         with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-            loss = task.compute_train_loss(batch, network)
+            loss = task.compute_train_loss({"input_ids": ids, "labels": labels}, network)
     others = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in inputs}
     del loss  # which has kept all that was saved, so that no address was given twice
     for address in weights:

@@ -91,7 +91,7 @@ def require_examples(model: PreTrainedModel, modules: Sequence[str]) -> None:
     ids = torch.zeros(shape, dtype=torch.int64, device=model.device)
     try:
         with torch.no_grad():
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+            model(input_ids=ids, use_cache=False)
     except FactorError as error:
         raise ConfigError(f"factors.modules: {error}") from error
     except (RuntimeError, NotImplementedError) as error:

@@ -35,9 +35,11 @@ def counted_logits(
     Prompts are most of the tokens, and logits cost time and memory in proportion to the vocabulary, so a model that can
     (``logits_to_keep``) is asked for no others; ``whole`` asks for those of all tokens. The third is the mask
     ``[batch, tokens - 1]`` of both.
+
+    Padding is on the right, where no token of a causal model looks: without a mask, attention takes its fast way.
     """
     columns, _ = counted_columns(batch["labels"])
     kept = {} if whole else accepted(model, logits_to_keep=columns)
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **kept).logits
+    logits = model(input_ids=batch["input_ids"], use_cache=False, **kept).logits
     counted = batch["labels"][:, 1:] != IGNORED
     return (logits if kept else logits[:, columns])[counted[:, columns]], batch["labels"][:, 1:][counted], counted
